@@ -1,0 +1,42 @@
+# BM-DETR: two commands set everything up on a machine with Python 3.11 and make: `make quickstart` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Nothing here needs a network once installed; loopback servers in the tests are not affected.
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help install quickstart test test-slow check format clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(INSTALLED)
+
+install: $(INSTALLED)  ## create the environment
+
+quickstart: $(INSTALLED)  ## render videos, train, evaluate and answer questions, offline on a CPU
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED)  ## the default test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## apply the format and the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what the commands wrote
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
