@@ -1,0 +1,347 @@
+"""Decoding: frames by time stamp, odd containers, and one clear error for every file that is no video."""
+
+import itertools
+import os
+import re
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_bmdetr.video_bmdetr import clip_count, clip_times, iter_frames, probe_video
+
+needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
+
+WIDTH, HEIGHT = 64, 48
+CODE_BITS = 8
+
+
+def coded_frame(number: int) -> np.ndarray:
+    """A frame that carries `number` as eight black or white columns, which survive compression."""
+    columns = [255 * (number >> bit & 1) for bit in range(CODE_BITS)]
+    return np.repeat(np.array(columns, np.uint8), WIDTH // CODE_BITS)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+
+
+def number_of(frame: np.ndarray) -> int:
+    means = frame.reshape(frame.shape[0], CODE_BITS, -1).mean(axis=(0, 2))
+    return sum(int(mean > 127) << bit for bit, mean in enumerate(means))
+
+
+def write_video(
+    path: Path,
+    starts_s: list[float],
+    *,
+    codec: str = "libx264",
+    frames: list[np.ndarray] | None = None,
+    sound_s: float = 0.0,
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Writes one coded frame per start, with exactly these time stamps (to the millisecond)."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.gop_size = 20
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = container.add_stream("aac", rate=8000, layout="mono") if sound_s else None
+        for number, start_s in enumerate(starts_s):
+            picture = frames[number] if frames else coded_frame(number)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = round(start_s * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            for block in range(int(sound_s * 8)):
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+                samples.sample_rate, samples.pts, samples.time_base = 8000, block * 1000, Fraction(1, 8000)
+                container.mux(sound.encode(samples))
+            container.mux(sound.encode(None))
+    return path
+
+
+def regular(seconds: float, fps: float = 10.0, start_s: float = 0.0) -> list[float]:
+    return [start_s + i / fps for i in range(round(seconds * fps))]
+
+
+def numbers_at(path: Path, times_s: list[float], **options) -> list[int]:
+    return [number_of(frame) for _, frame in iter_frames(path, times_s, **options)]
+
+
+# Clips
+
+
+def test_clip_rule_on_worked_examples() -> None:
+    assert clip_count(30.7, 1.0) == 31
+    assert clip_count(30.7, 2.0) == 16
+    assert clip_count(150.05, 2.0) == 75
+    assert clip_count(0.2, 2.0) == 1
+    assert clip_count(30.0, 1.0) == 30
+    np.testing.assert_allclose(clip_times(5.0, 2.0, 2), [[0.5, 1.5], [2.5, 3.5], [4.25, 4.75]])
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    duration_s=st.floats(0.01, 5000),
+    clip_length_s=st.floats(0.05, 100),
+    frames_per_clip=st.integers(1, 8),
+)
+def test_clip_times_lie_in_order_inside_their_clips(duration_s, clip_length_s, frames_per_clip) -> None:
+    times_s = clip_times(duration_s, clip_length_s, frames_per_clip)
+    assert times_s.shape == (clip_count(duration_s, clip_length_s), frames_per_clip)
+    flat = times_s.ravel()
+    assert (np.diff(flat) > 0).all()
+    assert flat[0] > 0
+    assert flat[-1] < duration_s
+    starts_s = np.arange(len(times_s)) * clip_length_s
+    assert (times_s > starts_s[:, None]).all()
+    assert (times_s < starts_s[:, None] + clip_length_s).all()
+    # What is left over is shorter than a tenth of a clip.
+    assert duration_s - len(times_s) * clip_length_s <= 0.1 * clip_length_s * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_clip_lengths_must_be_positive(bad: float) -> None:
+    with pytest.raises(ValueError, match="duration_s"):
+        clip_times(bad, 1.0)
+    with pytest.raises(ValueError, match="clip_length_s"):
+        clip_times(1.0, bad)
+    with pytest.raises(ValueError, match="frames_per_clip"):
+        clip_times(1.0, 1.0, 0)
+
+
+# Sampling
+
+
+def test_frames_follow_time_stamps_at_a_variable_frame_rate(tmp_path: Path) -> None:
+    starts_s = [0.0, 0.1, 0.2, 1.5, 1.6, 4.0, 4.05, 7.0, 7.1]
+    path = write_video(tmp_path / "vfr.mp4", starts_s)
+    times_s = [0.0, 0.05, 0.15, 0.9, 1.49, 1.55, 3.99, 4.01, 5.5, 6.99, 7.05, 7.15]
+    expected = [max(i for i, start_s in enumerate(starts_s) if start_s <= time_s) for time_s in times_s]
+    assert numbers_at(path, times_s) == expected
+    assert probe_video(path).num_frames == len(starts_s)
+    assert probe_video(path).duration_s == pytest.approx(7.2, abs=0.11)
+    # Sampling by index at the average rate would be far off: the middle frame is shown from 1.6 s, not 3.6 s.
+    assert expected[6] != round(3.99 * len(starts_s) / 7.2)
+
+
+def test_time_zero_is_the_first_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "late.ts", regular(4.0, start_s=5.0))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].start_time * container.streams.video[0].time_base > 4
+    assert numbers_at(path, [0.05, 1.05, 3.95]) == [0, 10, 39]
+    assert probe_video(path).duration_s == pytest.approx(4.0, abs=0.11)
+
+
+def test_b_frames_come_in_presentation_order(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "b.mp4", regular(6.0))
+    assert numbers_at(path, [i / 10 + 0.05 for i in range(60)]) == list(range(60))
+
+
+def test_one_frame_answers_several_times(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(2.0, fps=2.0))
+    answers = list(iter_frames(path, [0.0, 0.1, 0.1, 0.4, 0.6]))
+    assert [time_s for time_s, _ in answers] == [0.0, 0.1, 0.1, 0.4, 0.6]
+    assert [number_of(frame) for _, frame in answers] == [0, 0, 0, 0, 1]
+
+
+def test_starting_late_seeks_and_gives_the_same_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "long.mp4", regular(25.0))
+    late = [14.85, 15.05, 24.95]
+    assert numbers_at(path, late) == [148, 150, 249]
+    for (_, sought), (_, read) in zip(iter_frames(path, late), list(iter_frames(path, [0.0, *late]))[1:], strict=True):
+        np.testing.assert_array_equal(sought, read)
+
+
+def test_regular_rate_runs_to_the_end(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(3.0))
+    answers = list(iter_frames(path, fps=4.0))
+    assert [time_s for time_s, _ in answers] == [i / 4 for i in range(12)]
+    assert [number_of(frame) for _, frame in answers] == [int(i / 4 * 10 + 1e-6) for i in range(12)]
+
+
+def test_no_times_give_no_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(1.0))
+    assert list(iter_frames(path, [])) == []
+
+
+def test_sizes(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(1.0))
+    shapes = {size: next(iter(iter_frames(path, [0.5], size=size)))[1].shape for size in (None, 24, (30, 10))}
+    assert shapes == {None: (HEIGHT, WIDTH, 3), 24: (24, 32, 3), (30, 10): (10, 30, 3)}
+    _, frame = next(iter_frames(path, [0.5], size=(CODE_BITS, 4), interpolation="area"))
+    assert frame.dtype == np.uint8
+    assert number_of(frame) == 5
+
+
+def test_stored_rotation_is_applied(tmp_path: Path) -> None:
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    picture[:, : WIDTH // 2] = (250, 10, 10)  # red on the left
+    path = write_video(tmp_path / "phone.mp4", regular(1.0), frames=[picture] * 10, rotation=90)
+    info = probe_video(path)
+    assert (info.width, info.height) == (HEIGHT, WIDTH)
+    _, frame = next(iter_frames(path, [0.5], size=(24, 32)))
+    assert frame.shape == (32, 24, 3)
+    top, bottom = frame[:12].mean(axis=(0, 1)), frame[20:].mean(axis=(0, 1))
+    assert bottom[0] > 200 > 50 > top[0]  # turned counter-clockwise, the left side lies at the bottom
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    peaks = []
+    for seconds in (2, 20):
+        path = write_video(tmp_path / f"{seconds}.mp4", regular(seconds))
+        frames = iter_frames(path, [i / 10 for i in range(seconds * 10)])
+        next(frames)
+        tracemalloc.start()
+        for _ in frames:
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 20 * WIDTH * HEIGHT * 3  # a tenth of the 200 frames
+
+
+# Containers
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
+def test_duration_is_the_pictures_not_the_sounds(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, regular(3.0), sound_s=6.0)
+    info = probe_video(path)
+    assert info.duration_s == pytest.approx(3.0, abs=0.11)
+    assert (info.width, info.height) == (WIDTH, HEIGHT)
+    assert info.fps == pytest.approx(10.0, rel=0.05)
+    assert numbers_at(path, [0.05, 2.95]) == [0, 29]
+
+
+@pytest.mark.parametrize("name", ["stream.webm", "stream.mkv"])
+def test_missing_duration_is_measured(tmp_path: Path, name: str) -> None:
+    codec = "libvpx" if name.endswith("webm") else "libx264"
+    path = write_video(tmp_path / name, regular(3.0), codec=codec, options={"live": "1"})
+    with av.open(str(path)) as container:
+        assert container.duration is None
+        assert container.streams.video[0].duration is None
+    info = probe_video(path)
+    assert info.duration_s == pytest.approx(3.0, abs=0.11)
+    assert info.num_frames == 30
+    assert numbers_at(path, [1.05, 2.95]) == [10, 29]
+
+
+def test_raw_stream_without_time_stamps_is_decoded(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "raw.h264", regular(3.0))
+    info = probe_video(path)
+    assert info.duration_s == pytest.approx(30 / info.fps, rel=0.1)
+    assert numbers_at(path, [(i + 0.5) / info.fps for i in (0, 12, 29)]) == [0, 12, 29]
+
+
+# Files that cannot be read
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for function in (probe_video, lambda path: iter_frames(path, [0.0])):
+        with pytest.raises(FileNotFoundError, match=r"nothing\.mp4 not found \(no such file\)"):
+            function(tmp_path / "nothing.mp4")
+        with pytest.raises(FileNotFoundError, match="it is a folder"):
+            function(tmp_path)
+
+
+def broken_file(tmp_path: Path, fault: str) -> Path:
+    path = tmp_path / f"{fault}.mp4"
+    if fault == "sound":
+        with av.open(str(path), "w") as container:
+            sound = container.add_stream("aac", rate=8000, layout="mono")
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            samples.sample_rate = 8000
+            container.mux(sound.encode(samples))
+            container.mux(sound.encode(None))
+    elif fault == "empty":
+        path.touch()
+    elif fault == "text":
+        path.write_text("this is not a video\n" * 100)
+    elif fault == "noise":
+        path.write_bytes(np.random.default_rng(0).bytes(20_000))
+    else:
+        index_first = {"movflags": "faststart"} if fault in ("half", "no_data") else {}
+        data = write_video(path, regular(20.0), options=index_first).read_bytes()
+        if fault == "no_index":  # the index of an mp4 comes last unless asked otherwise
+            path.write_bytes(data[: len(data) // 2])
+        elif fault == "half":
+            path.write_bytes(data[: data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2])
+        elif fault == "no_data":
+            path.write_bytes(data[: data.index(b"mdat") + 8])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("sound", r"no video stream \(found: audio\)"),
+        ("empty", "libav says"),
+        ("text", "libav says"),
+        ("noise", "libav says"),
+        ("no_index", "libav says"),
+        ("half", "cut off|libav says"),
+        ("no_data", "no frame|libav says"),
+    ],
+)
+def test_unreadable_files_give_one_clear_error(tmp_path: Path, fault: str, reason: str) -> None:
+    path = broken_file(tmp_path, fault)
+    for read in (lambda: iter_frames(path, clip_times(20.0, 1.0).ravel()), lambda: iter_frames(path, fps=1.0)):
+        with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+            list(read())
+        assert type(caught.value) is ValueError
+        assert re.search(reason, str(caught.value))
+        assert "re-encode" in str(caught.value)
+    if fault != "half":  # the header of a file that is cut off is whole
+        with pytest.raises(ValueError, match=reason):
+            probe_video(path)
+
+
+def test_time_past_the_end_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(3.0))
+    assert numbers_at(path, [3.5]) == [29]  # stated durations are a little longer than the frames now and then
+    with pytest.raises(ValueError, match=r"times_s must lie inside the video, got 9\.00 s"):
+        numbers_at(path, [0.5, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either times_s or fps"),
+        ({"times_s": [0.0], "fps": 1.0}, "either times_s or fps"),
+        ({"fps": 0.0}, "fps must be"),
+        ({"times_s": [[0.0]]}, "one-dimensional"),
+        ({"times_s": [1.0, 0.5]}, "non-decreasing"),
+        ({"times_s": [-1.0]}, "non-negative"),
+        ({"times_s": [float("nan")]}, "finite"),
+        ({"times_s": [0.0], "size": 0}, "size must be"),
+        ({"times_s": [0.0], "size": (3, 4, 5)}, "size must be"),
+        ({"times_s": [0.0], "interpolation": "magic"}, "interpolation must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(tmp_path: Path, arguments: dict, message: str) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(1.0))
+    with pytest.raises(ValueError, match=message):
+        iter_frames(path, **arguments)
+
+
+# Real files
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["charades_example.mp4", "v_GGSY1Qvo990.mp4"])
+def test_real_videos(name: str) -> None:
+    path = Path(os.environ["BMDETR_SHARED"]) / "videos" / name
+    info = probe_video(path)
+    assert info.num_frames is not None
+    assert info.duration_s == pytest.approx(info.num_frames / info.fps, rel=0.01)
+    times_s = clip_times(info.duration_s, 2.0, 2)
+    frames = [frame for _, frame in iter_frames(path, times_s.ravel(), size=32)]
+    assert len(frames) == times_s.size
+    assert {frame.shape for frame in frames} == {(32, round(info.width * 32 / info.height), 3)}
+    assert all((a != b).any() for a, b in itertools.pairwise(frames))
