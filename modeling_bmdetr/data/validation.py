@@ -1,0 +1,215 @@
+"""Validation of rows against the schema: every problem in one report, never only the first."""
+
+import difflib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ..video_bmdetr import clip_count
+from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, RowFile, ValidationReport, is_integer
+
+Finding = tuple[Literal["error", "warning"], str, str]  # severity, field, message
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def validate_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    line_numbers: Sequence[int] | None = None,
+    require_windows: bool = True,
+    clip_length_s: float | None = None,
+    source: str | None = None,
+) -> ValidationReport:
+    """Check rows against the schema and report every problem, not only the first.
+
+    Errors: a required field absent, of the wrong type or empty; a qid used twice; two durations for one video; a window
+    that is not two times, that is reversed or begins before 0; saliency scores that do not fit the clips; negative
+    queries that are not in these rows. Warnings, for what training and evaluation handle by rule: a window of zero
+    length or past the end of the video, a row or a window given twice, blanks at the ends of a query, unknown fields.
+
+    Args:
+        rows: the rows; a `RowFile` brings its own line numbers and name.
+        line_numbers: the 1-based line of each row; by default the rows are counted from 1.
+        require_windows: whether a row without `relevant_windows` is an error. False for unlabelled queries.
+        clip_length_s: seconds per clip; if given, `relevant_clip_ids` must lie inside the video.
+        source: what to call the rows in the report.
+    """
+    numbers: Sequence[int] | None = line_numbers
+    if isinstance(rows, RowFile):
+        numbers = rows.line_numbers if numbers is None else numbers
+        source = rows.source if source is None else source
+    records = list(rows)
+    if numbers is not None and len(numbers) != len(records):
+        raise ValueError(f"line_numbers has {len(numbers)} entries for {len(records)} rows; give one for each row.")
+    lines = list(numbers) if numbers is not None else list(range(1, len(records) + 1))
+    report = ValidationReport(rows=len(records), source=source or "rows")
+    if not records:
+        report.problems.append(Problem("error", None, "", "there are no rows"))
+
+    for line, row in zip(lines, records, strict=True):
+        if not isinstance(row, Mapping):
+            report.problems.append(Problem("error", line, "", f"expected an object, got {type(row).__name__}"))
+            continue
+        qid = _qid_or_none(row)
+        findings = list(_check_fields(row))
+        findings += _check_windows(row, require_windows)
+        findings += _check_saliency(row, clip_length_s)
+        report.problems += [Problem(severity, line, name, text, qid) for severity, name, text in findings]
+    mappings = [(line, row) for line, row in zip(lines, records, strict=True) if isinstance(row, Mapping)]
+    report.problems += _check_across_rows(mappings)
+    report.problems += _check_unknown_fields(mappings)
+    return report
+
+
+def _qid_or_none(row: Mapping[str, Any]) -> str | None:
+    qid = row.get("qid")
+    return str(qid) if isinstance(qid, str) or is_integer(qid) else None
+
+
+def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
+    """`qid`, `vid`, `query`, `duration`, `video`, each by itself."""
+    if "qid" not in row:
+        yield "error", "qid", "is missing; give every query its own identifier"
+    elif _qid_or_none(row) is None:
+        yield "error", "qid", f"expected a string or an integer, got {row['qid']!r}"
+    elif not str(row["qid"]).strip() or set(str(row["qid"])) & set("/\\\0"):
+        yield "error", "qid", f"{row['qid']!r} cannot name a file; use letters, digits, '-' and '_'"
+    for name in ("vid", "query"):
+        value = row.get(name)
+        if value is None:
+            yield "error", name, "is missing"
+        elif not isinstance(value, str):
+            yield "error", name, f"expected a string, got {value!r}"
+        elif not value.strip():
+            yield "error", name, "is empty"
+    query = row.get("query")
+    if isinstance(query, str) and query.strip() and query != " ".join(query.split()):
+        yield "warning", "query", f"has extra white space: {query!r}"
+    duration = row.get("duration")
+    if duration is None:
+        yield "error", "duration", "is missing; give the length of the video in seconds"
+    elif not _is_number(duration) or duration <= 0:
+        yield "error", "duration", f"expected a number of seconds above 0, got {duration!r}"
+    video = row.get("video")
+    if video is not None and (not isinstance(video, str) or not video.strip()):
+        yield "error", "video", f"expected a path, got {video!r}"
+
+
+def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Finding]:
+    windows = row.get("relevant_windows")
+    if windows is None or windows == []:
+        if require_windows:
+            yield "error", "relevant_windows", "is missing or empty; expected [[start, end], ...] in seconds"
+        return
+    if not isinstance(windows, (list, tuple)):
+        yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, got {windows!r}"
+        return
+    if len(windows) == 2 and all(_is_number(value) for value in windows):
+        yield "error", "relevant_windows", f"expected a list of windows; write [{list(windows)}], not {list(windows)}"
+        return
+    duration = row["duration"] if _is_number(row.get("duration")) else math.inf
+    seen: set[tuple[float, float]] = set()
+    for index, window in enumerate(windows):
+        name = f"relevant_windows[{index}]"
+        if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(_is_number, window)):
+            yield "error", name, f"expected [start, end] in seconds, got {window!r}"
+            continue
+        start_s, end_s = window
+        if start_s < 0:
+            yield "error", name, f"{window} begins before 0"
+        if start_s > end_s:
+            yield "error", name, f"{window} is reversed: the start comes after the end"
+        elif start_s == end_s:
+            yield "warning", name, f"{window} has no length; no prediction can overlap it"
+        if min(start_s, end_s) >= duration:
+            yield "warning", name, f"{window} lies wholly past the end of the video ({duration} s)"
+        elif max(start_s, end_s) > duration + TIME_TOLERANCE_S:
+            over_s = max(start_s, end_s) - duration
+            yield "warning", name, f"{window} ends {over_s:.2f} s past the end of the video ({duration} s)"
+        if (start_s, end_s) in seen:
+            yield "warning", name, f"{window} is given twice"
+        seen.add((start_s, end_s))
+
+
+def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iterator[Finding]:
+    clip_ids, scores = row.get("relevant_clip_ids"), row.get("saliency_scores")
+    if clip_ids is not None:
+        if not isinstance(clip_ids, (list, tuple)) or not all(is_integer(i) and i >= 0 for i in clip_ids):
+            yield "error", "relevant_clip_ids", f"expected integers from 0, got {clip_ids!r}"
+            return
+        if len(set(clip_ids)) != len(clip_ids):
+            yield "error", "relevant_clip_ids", "names a clip twice"
+        if clip_length_s is not None and clip_ids and _is_number(row.get("duration")):
+            clips = clip_count(row["duration"], clip_length_s) if row["duration"] > 0 else 0
+            if clips and max(clip_ids) >= clips:
+                message = f"clip {max(clip_ids)} is past the end: {row['duration']} s hold {clips} clips"
+                yield "error", "relevant_clip_ids", f"{message} of {clip_length_s} s"
+    if scores is None:
+        return
+    if clip_ids is None:
+        yield "error", "saliency_scores", "needs relevant_clip_ids, which names the clips that the scores belong to"
+    if not isinstance(scores, (list, tuple)) or not all(isinstance(clip, (list, tuple)) for clip in scores):
+        yield "error", "saliency_scores", "expected one list of annotators' scores for each relevant clip"
+        return
+    if clip_ids is not None and len(scores) != len(clip_ids):
+        yield "error", "saliency_scores", f"has {len(scores)} entries for {len(clip_ids)} relevant clips"
+    if not all(_is_number(score) for clip in scores for score in clip):
+        yield "error", "saliency_scores", "expected finite numbers only"
+    annotators = {len(clip) for clip in scores}
+    if len(annotators) > 1 or 0 in annotators:
+        yield "error", "saliency_scores", f"expected the same number of annotators for every clip, got {annotators}"
+
+
+def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
+    """qids used twice, one video with two durations, repeated rows, negative queries that do not exist."""
+    line_of_qid: dict[str, int] = {}
+    line_of_content: dict[str, int] = {}
+    duration_of_vid: dict[str, tuple[int, float]] = {}
+    for line, row in rows:
+        qid, vid, duration = _qid_or_none(row), row.get("vid"), row.get("duration")
+        if qid is not None and line_of_qid.setdefault(qid, line) != line:
+            yield Problem("error", line, "qid", f"is already used on line {line_of_qid[qid]}", qid)
+        if isinstance(vid, str) and _is_number(duration):
+            first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))  # type: ignore[arg-type]
+            if abs(float(duration) - first_s) > TIME_TOLERANCE_S:  # type: ignore[arg-type]
+                message = f"is {duration} s, but line {first_line} gives video {vid} {first_s} s"
+                yield Problem("error", line, "duration", message, qid)
+        content = json.dumps([vid, row.get("query"), row.get("relevant_windows")], default=repr)
+        if line_of_content.setdefault(content, line) != line:
+            message = f"repeats line {line_of_content[content]}: the same video, query and windows"
+            yield Problem("warning", line, "", message, qid)
+    for line, row in rows:
+        negatives = row.get("neg_query_ids")
+        if negatives is not None:
+            check = _check_negatives(negatives, _qid_or_none(row), line_of_qid.__contains__)
+            yield from (Problem("error", line, "neg_query_ids", text, _qid_or_none(row)) for text in check)
+
+
+def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bool]) -> Iterator[str]:
+    if not isinstance(negatives, (list, tuple)) or not all(isinstance(n, str) or is_integer(n) for n in negatives):
+        yield f"expected a list of qids, got {negatives!r}"
+        return
+    names = [str(negative) for negative in negatives]
+    if qid in names:
+        yield "names the query itself"
+    unknown = [name for name in names if not exists(name)]
+    if unknown:
+        yield f"names {len(unknown)} qids that are not in these rows: {', '.join(unknown[:5])}"
+
+
+def _check_unknown_fields(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
+    """One warning for each unknown field, at its first line, with the known field it may be a misspelling of."""
+    lines: defaultdict[str, list[int]] = defaultdict(list)
+    for line, row in rows:
+        for name in row:
+            if name not in ROW_FIELDS:
+                lines[str(name)].append(line)
+    for name, used in lines.items():
+        close = difflib.get_close_matches(name, ROW_FIELDS, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        yield Problem("warning", used[0], name, f"is not a field of the schema, ignored in {len(used)} rows{hint}")
