@@ -1,0 +1,474 @@
+"""Frozen encoders: a video to one row a clip, a sentence to one row a token.
+
+Two families. The weightless pair (`pixel-grid`, `hashed-words`) needs no download and no accelerator; it is meant for
+tests, teaching and synthetic videos. `clip:NAME_OR_PATH` runs any CLIP-like model of transformers (CLIP, SigLIP, ...).
+
+Encoders return raw rows: normalisation and the largest number of clips belong to the feature contract. Each encoder
+describes itself with `spec()`, a dict of plain JSON types with its name, its width and every option that changes its
+rows. `build_video_encoder` and `build_text_encoder` take such a dict, or a name.
+"""
+
+import hashlib
+import inspect
+import itertools
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from .video_bmdetr import clip_times, iter_frames, probe_video
+
+Video: TypeAlias = str | os.PathLike | np.ndarray
+
+
+class VideoEncoder(ABC):
+    """Turns a video into one row a clip.
+
+    Attributes:
+        name: the name it is built by.
+        dim: values a row.
+        frames_per_clip: frames sampled from each clip, at the centres of equal parts of it.
+        clips_per_batch: clips whose frames are held and encoded at once.
+        frame_size, interpolation: how frames are resized while decoding, as `iter_frames` takes it.
+    """
+
+    name: str
+    dim: int
+    frames_per_clip: int
+    clips_per_batch: int = 16
+    frame_size: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    def encode_video(
+        self,
+        video: Video,
+        clip_length_s: float,
+        *,
+        fps: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Encodes a whole video, holding the frames of one batch at a time.
+
+        Args:
+            video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
+            clip_length_s: seconds a clip; `clip_count` in `video_bmdetr.py` is the rule for the last one.
+            fps: frame rate of decoded frames; not for a file, whose frames carry their times.
+            progress: called with (clips done, clips in all) after each batch.
+
+        Returns:
+            `(clips, dim)` float32, not normalised.
+
+        Raises:
+            FileNotFoundError, ValueError: see `iter_frames`; and if frames have a wrong shape or type, or `fps` is
+                missing or superfluous.
+        """
+        clips, frames = _sampled_frames(video, clip_length_s, fps, self)
+        rows: list[np.ndarray] = []
+        done = 0
+        while batch := list(itertools.islice(frames, self.clips_per_batch * self.frames_per_clip)):
+            rows.append(self._encode_clips(batch))
+            done += len(rows[-1])
+            if progress is not None:
+                progress(done, clips)
+        return np.concatenate(rows).astype(np.float32, copy=False)
+
+    @abstractmethod
+    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
+        """Rows `(clips, dim)` of `clips x frames_per_clip` frames, each `(height, width, 3)` uint8."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Name, width and the options that change the rows, as plain JSON types."""
+
+
+class TextEncoder(ABC):
+    """Turns sentences into one row a token.
+
+    Attributes:
+        name: the name it is built by.
+        dim: values a row.
+    """
+
+    name: str
+    dim: int
+
+    def encode_text(self, sentences: Sequence[str], max_tokens: int = 32) -> list[np.ndarray]:
+        """Encodes sentences; each keeps its first `max_tokens` rows.
+
+        Returns:
+            one `(tokens, dim)` float32 array a sentence, in the order given, not normalised; at least one row each.
+
+        Raises:
+            TypeError: if `sentences` is a single string.
+            ValueError: if a sentence is empty or blank, or `max_tokens` is less than 1.
+        """
+        if isinstance(sentences, str):
+            raise TypeError(f"sentences must be a list of strings, got one string; pass [{sentences!r}].")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
+        for index, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise TypeError(f"sentences[{index}] must be a string, got {type(sentence).__name__}.")
+            if not sentence.strip():
+                raise ValueError(f"sentences[{index}] is empty; describe the moment in a few words.")
+        return self._encode_sentences(list(sentences), max_tokens)
+
+    @abstractmethod
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        """Rows of checked sentences, one `(tokens, dim)` float32 array each."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Name, width and the options that change the rows, as plain JSON types."""
+
+
+# The weightless pair
+
+
+class PixelGridVideoEncoder(VideoEncoder):
+    """A coarse picture of each clip and of what changes in it, without any weights.
+
+    Every sampled frame is averaged over a `grid x grid` raster. A row holds three rasters of three colours: the mean
+    over the clip, the last frame less the first (which way things move), and the mean absolute change from frame to
+    frame (how much they move).
+
+    Args:
+        grid: cells a side.
+        frames_per_clip: frames a clip, at least 2.
+    """
+
+    name = "pixel-grid"
+    interpolation = "area"
+
+    def __init__(self, grid: int = 12, frames_per_clip: int = 4) -> None:
+        if grid < 1:
+            raise ValueError(f"grid must be at least 1, got {grid}.")
+        if frames_per_clip < 2:
+            raise ValueError(f"frames_per_clip must be at least 2 to show a change, got {frames_per_clip}.")
+        self.grid = grid
+        self.frames_per_clip = frames_per_clip
+        self.frame_size = (grid, grid)
+        self.dim = 9 * grid * grid
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "dim": self.dim, "grid": self.grid, "frames_per_clip": self.frames_per_clip}
+
+    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
+        cells = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
+        cells = cells.reshape(-1, self.frames_per_clip, 3 * self.grid * self.grid)
+        steps = cells.diff(dim=1)
+        return torch.cat([cells.mean(1), cells[:, -1] - cells[:, 0], steps.abs().mean(1)], dim=-1).numpy()
+
+
+class HashedWordTextEncoder(TextEncoder):
+    """One row a word, drawn from a hash of the word, without any weights.
+
+    The first half of a row is a unit vector drawn from the word, the second the mean of unit vectors drawn from its
+    letter trigrams, so that `slides` and `sliding` are near each other while every word keeps a direction of its own.
+    Case and punctuation are ignored. The rows are the same on every machine and in every process.
+
+    Args:
+        dim: values a row, even.
+    """
+
+    name = "hashed-words"
+
+    def __init__(self, dim: int = 256) -> None:
+        if dim < 2 or dim % 2:
+            raise ValueError(f"dim must be a positive even number, got {dim}.")
+        self.dim = dim
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "dim": self.dim}
+
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        rows = []
+        for index, sentence in enumerate(sentences):
+            words = re.findall(r"\w+", sentence.lower())
+            if not words:
+                raise ValueError(f"sentences[{index}] holds no word, got {sentence!r}; describe the moment in words.")
+            rows.append(np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]))
+        return rows
+
+
+@lru_cache(maxsize=65536)
+def _word_row(word: str, dim: int) -> np.ndarray:
+    padded = f"^{word}$"
+    trigrams = [padded[i : i + 3] for i in range(max(1, len(padded) - 2))]
+    spelling = np.mean([_hashed_unit_vector("trigram " + trigram, dim // 2) for trigram in trigrams], axis=0)
+    return np.concatenate([_hashed_unit_vector("word " + word, dim // 2), spelling]).astype(np.float32)
+
+
+def _hashed_unit_vector(key: str, dim: int) -> np.ndarray:
+    """A direction that depends on `key` alone: signs taken from the bits of its hash, the same on every machine."""
+    bits = hashlib.shake_128(key.encode("utf-8")).digest(math.ceil(dim / 8))
+    signs = np.unpackbits(np.frombuffer(bits, np.uint8))[:dim].astype(np.float64) * 2.0 - 1.0
+    return signs / math.sqrt(dim)
+
+
+# CLIP-like models
+
+
+class ClipVideoEncoder(VideoEncoder):
+    """Image features of a CLIP-like model: each sampled frame is encoded, and the features of a clip are averaged.
+
+    Args:
+        model: name on the Hub, or local folder, of a model with `get_image_features` (CLIP, SigLIP, ...).
+        frames_per_clip: frames a clip.
+        batch_size: frames a forward pass, rounded to whole clips.
+        device: where to run, such as `cpu` or `cuda`.
+        dtype: precision of the model; rows are float32 all the same.
+        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
+
+    Raises:
+        ValueError: if the model has no image features.
+        OSError: from transformers, if there is no such model.
+        ImportError: if Pillow, which prepares the frames, is not installed.
+    """
+
+    interpolation = "bicubic"
+
+    def __init__(
+        self,
+        model: str,
+        frames_per_clip: int = 2,
+        batch_size: int = 32,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+    ) -> None:
+        _require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
+        self.name = CLIP_PREFIX + str(model)
+        self.frames_per_clip = frames_per_clip
+        self.clips_per_batch = max(1, batch_size // frames_per_clip)
+        self.revision = revision
+        self.model = _load_clip_like(model, "get_image_features", device, dtype, revision)
+        self.image_processor = _load_image_processor(model, revision)
+        self.frame_size = _decoding_size(self.image_processor)
+        self.dim = self._image_features([np.zeros((32, 32, 3), np.uint8)]).shape[-1]
+
+    def spec(self) -> dict[str, Any]:
+        pinned = {"revision": self.revision} if self.revision else {}
+        return {"name": self.name, "dim": self.dim, "frames_per_clip": self.frames_per_clip, **pinned}
+
+    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
+        return self._image_features(frames).unflatten(0, (-1, self.frames_per_clip)).mean(1).numpy()
+
+    @torch.inference_mode()
+    def _image_features(self, frames: list[np.ndarray]) -> torch.Tensor:
+        inputs = self.image_processor(frames, return_tensors="pt", input_data_format="channels_last")
+        inputs = inputs.to(device=self.model.device, dtype=self.model.dtype)
+        output = self.model.get_image_features(**inputs)
+        # transformers 5 returns an output object whose pooled rows are the features; earlier versions return them bare.
+        features = output if isinstance(output, torch.Tensor) else output.pooler_output
+        return features.float().cpu()
+
+
+class ClipTextEncoder(TextEncoder):
+    """Last hidden states of a CLIP-like model's text tower, one row a token, from the first to the end-of-text token.
+
+    Sentences are padded as the model was trained: SigLIP-like models always to their full length. Padding yields no
+    rows.
+
+    Args:
+        model: name on the Hub, or local folder, of a model with `get_text_features` (CLIP, SigLIP, ...).
+        batch_size: sentences a forward pass.
+        device: where to run, such as `cpu` or `cuda`.
+        dtype: precision of the model; rows are float32 all the same.
+        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
+
+    Raises:
+        ValueError: if the model has no text features.
+        OSError: from transformers, if there is no such model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_size: int = 64,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+    ) -> None:
+        _require_at_least_one(batch_size=batch_size)
+        self.name = CLIP_PREFIX + str(model)
+        self.batch_size = batch_size
+        self.revision = revision
+        self.model = _load_clip_like(model, "get_text_features", device, dtype, revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        text_config = self.model.config.get_text_config()
+        self.max_positions = int(getattr(text_config, "max_position_embeddings", 77))
+        self.pad_to_full_length = self.model.config.model_type.startswith("siglip")
+        self.dim = self._encode_sentences(["a"], 1)[0].shape[-1]
+
+    def spec(self) -> dict[str, Any]:
+        pinned = {"revision": self.revision} if self.revision else {}
+        return {"name": self.name, "dim": self.dim, **pinned}
+
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        rows: list[np.ndarray] = []
+        for start in range(0, len(sentences), self.batch_size):
+            states, mask = self._last_hidden_states(sentences[start : start + self.batch_size])
+            rows += [state[keep][:max_tokens].numpy() for state, keep in zip(states, mask, strict=True)]
+        return rows
+
+    @torch.inference_mode()
+    def _last_hidden_states(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (sentences, tokens, dim) and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""
+        tokens = self.tokenizer(
+            sentences,
+            padding="max_length" if self.pad_to_full_length else True,
+            truncation=True,
+            max_length=self.max_positions,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask = tokens["attention_mask"].bool()
+        if "attention_mask" not in self.tokenizer.model_input_names:  # trained without one
+            del tokens["attention_mask"]
+        states = self.model.get_text_features(**tokens.to(self.model.device)).last_hidden_state
+        return states.float().cpu(), mask
+
+
+def _load_clip_like(model: str, method: str, device: Any, dtype: Any, revision: str | None) -> Any:
+    loaded = AutoModel.from_pretrained(model, revision=revision, dtype=dtype)
+    if not hasattr(loaded, method):
+        raise ValueError(
+            f"model must be CLIP-like, with {method}, got {model!r}, a {type(loaded).__name__}; "
+            f"take for example openai/clip-vit-base-patch32."
+        )
+    # Each encoder runs one of the two towers; the other would only take memory.
+    unused = "text_model" if method == "get_image_features" else "vision_model"
+    if hasattr(loaded, unused):
+        setattr(loaded, unused, None)
+    return loaded.to(device).eval()
+
+
+def _load_image_processor(model: str, revision: str | None) -> Any:
+    try:
+        from transformers import AutoImageProcessor
+
+        # The Pillow backend resamples as the models' authors did and needs no torchvision.
+        return AutoImageProcessor.from_pretrained(model, revision=revision, backend="pil")
+    except ImportError as error:
+        raise ImportError('preparing frames needs Pillow: pip install "modeling-bmdetr[video]"') from error
+
+
+def _decoding_size(image_processor: Any) -> int | tuple[int, int] | None:
+    """The size the image processor resizes to, so that full frames are never held; None if it keeps or mixes sizes."""
+    size = getattr(image_processor, "size", None)
+    sides = {key: value for key, value in dict(size or {}).items() if value}
+    if set(sides) == {"shortest_edge"}:
+        return int(sides["shortest_edge"])
+    if set(sides) == {"height", "width"}:
+        return int(sides["width"]), int(sides["height"])
+    return None
+
+
+# Building encoders by name
+
+
+CLIP_PREFIX = "clip:"
+# A name that ends in a colon is followed by an argument of its own.
+_VIDEO_ENCODERS: dict[str, Callable[..., VideoEncoder]] = {
+    PixelGridVideoEncoder.name: PixelGridVideoEncoder,
+    CLIP_PREFIX: ClipVideoEncoder,
+}
+_TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
+    HashedWordTextEncoder.name: HashedWordTextEncoder,
+    CLIP_PREFIX: ClipTextEncoder,
+}
+
+
+def build_video_encoder(spec: str | Mapping[str, Any], **options: Any) -> VideoEncoder:
+    """Builds a video encoder.
+
+    Args:
+        spec: `"pixel-grid"`, `"clip:NAME_OR_PATH"` or a registered name; or what `VideoEncoder.spec()` returned, as a
+            feature contract holds it.
+        **options: further options of the encoder, such as `device`.
+
+    Raises:
+        ValueError: if the name is unknown, an option is, or the encoder is not as wide as the spec says.
+    """
+    return _build("video", _VIDEO_ENCODERS, spec, options)
+
+
+def build_text_encoder(spec: str | Mapping[str, Any], **options: Any) -> TextEncoder:
+    """Builds a text encoder; as `build_video_encoder`, with `"hashed-words"` and `"clip:NAME_OR_PATH"`."""
+    return _build("text", _TEXT_ENCODERS, spec, options)
+
+
+def register_video_encoder(name: str, factory: Callable[..., VideoEncoder]) -> None:
+    """Makes `build_video_encoder(name, ...)` call `factory(...)`; `"kind:"` passes what follows the colon first."""
+    _VIDEO_ENCODERS[name] = factory
+
+
+def register_text_encoder(name: str, factory: Callable[..., TextEncoder]) -> None:
+    """Makes `build_text_encoder(name, ...)` call `factory(...)`; `"kind:"` passes what follows the colon first."""
+    _TEXT_ENCODERS[name] = factory
+
+
+def _build(
+    modality: str, registry: dict[str, Callable[..., Any]], spec: str | Mapping[str, Any], options: dict[str, Any]
+) -> Any:
+    if isinstance(spec, str):
+        name, dim = spec, None
+    else:
+        stored = dict(spec)
+        name, dim = str(stored.pop("name", None)), stored.pop("dim", None)
+        options = {**stored, **options}
+    kind, colon, argument = name.partition(":")
+    factory = registry.get(kind + colon)
+    if factory is None or (colon and not argument):
+        known = ", ".join(sorted(key + ("NAME_OR_PATH" if key.endswith(":") else "") for key in registry))
+        raise ValueError(
+            f"unknown {modality} encoder {name!r}; expected one of {known}. Register another one with "
+            f"register_{modality}_encoder, or give precomputed features in place of the {modality}."
+        )
+    arguments = (argument,) if colon else ()
+    try:
+        inspect.signature(factory).bind(*arguments, **options)
+    except TypeError as error:
+        accepted = ", ".join(inspect.signature(factory).parameters)
+        raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
+    encoder = factory(*arguments, **options)
+    if dim is not None and encoder.dim != dim:
+        raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, got {encoder.dim}; it is another model.")
+    return encoder
+
+
+def _require_at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+
+
+def _sampled_frames(
+    video: Video, clip_length_s: float, fps: float | None, encoder: VideoEncoder
+) -> tuple[int, Iterator[np.ndarray]]:
+    """Number of clips, and the frames of all clips in order, `frames_per_clip` each."""
+    if isinstance(video, np.ndarray):
+        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
+            raise ValueError(
+                f"frames must be a (frames, height, width, 3) uint8 array with at least one frame, got "
+                f"{video.dtype} {video.shape}; scale to 0..255 and put the channels last."
+            )
+        if fps is None or not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be the frame rate of the frames given, got {fps!r}.")
+        times_s = clip_times(len(video) / fps, clip_length_s, encoder.frames_per_clip)
+        shown = np.minimum((times_s.ravel() * fps).astype(int), len(video) - 1)
+        return len(times_s), (video[index] for index in shown)
+    if fps is not None:
+        raise ValueError(f"fps belongs to decoded frames only, got {fps} for {video}; the file carries its own times.")
+    times_s = clip_times(probe_video(video).duration_s, clip_length_s, encoder.frames_per_clip)
+    frames = iter_frames(video, times_s.ravel(), size=encoder.frame_size, interpolation=encoder.interpolation)
+    return len(times_s), (frame for _, frame in frames)

@@ -1,0 +1,411 @@
+"""Encoders: shapes, determinism, what the rows show, the registry, and tiny CLIP and SigLIP models made here."""
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from modeling_bmdetr import encoders_bmdetr
+from modeling_bmdetr.encoders_bmdetr import (
+    ClipTextEncoder,
+    ClipVideoEncoder,
+    HashedWordTextEncoder,
+    PixelGridVideoEncoder,
+    build_text_encoder,
+    build_video_encoder,
+    register_text_encoder,
+    register_video_encoder,
+)
+from modeling_bmdetr.video_bmdetr import clip_times, iter_frames
+
+needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
+SENTENCES = ["A red circle slides.", "blue", "the green square grows and then it slides"]
+
+
+def moving_square(num_frames: int, step: int, size: int = 48) -> np.ndarray:
+    """Frames of a white square on grey that moves `step` pixels a frame to the right (to the left if negative)."""
+    frames = np.full((num_frames, size, size, 3), 60, np.uint8)
+    for index in range(num_frames):
+        left = (step * index) % (size - 12)
+        frames[index, 16:28, left : left + 12] = 250
+    return frames
+
+
+@pytest.fixture
+def video_file(tmp_path: Path) -> Path:
+    path = tmp_path / "square.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
+        stream.width = stream.height = 48
+        stream.pix_fmt = "yuv420p"
+        for index, picture in enumerate(moving_square(36, 1)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 8)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_tokenizer(folder: Path) -> None:
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in "abcdefghijklmnopqrstuvwxyz.":
+        vocab[letter] = len(vocab)
+        vocab[letter + "</w>"] = len(vocab)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(folder, model_max_length=40).save_pretrained(folder)
+
+
+TEXT_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+VISION_SIZES = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=TEXT_SIZES, vision_config=VISION_SIZES, projection_dim=12)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_siglip")
+    torch.manual_seed(0)
+    SiglipModel(SiglipConfig(text_config=TEXT_SIZES, vision_config=VISION_SIZES)).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(params=["pixel-grid", "clip", "siglip"])
+def video_encoder(request: pytest.FixtureRequest):
+    if request.param == "pixel-grid":
+        return build_video_encoder("pixel-grid")
+    return build_video_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=5)
+
+
+@pytest.fixture(params=["hashed-words", "clip", "siglip"])
+def text_encoder(request: pytest.FixtureRequest):
+    if request.param == "hashed-words":
+        return build_text_encoder("hashed-words")
+    return build_text_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=2)
+
+
+# What holds for every video encoder
+
+
+def test_video_rows(video_encoder, video_file: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    rows = video_encoder.encode_video(video_file, 1.0, progress=lambda done, total: calls.append((done, total)))
+    assert rows.shape == (5, video_encoder.dim)  # 4.5 s: four clips and a half
+    assert rows.dtype == np.float32
+    assert np.isfinite(rows).all()
+    assert calls[-1] == (5, 5)
+    np.testing.assert_array_equal(rows, video_encoder.encode_video(str(video_file), 1.0))
+    assert video_encoder.encode_video(video_file, 2.0).shape == (2, video_encoder.dim)
+    assert video_encoder.encode_video(video_file, 60.0).shape == (1, video_encoder.dim)
+
+
+def test_file_and_its_decoded_frames_agree(video_encoder, video_file: Path) -> None:
+    frames = np.stack([frame for _, frame in iter_frames(video_file, fps=8.0)])
+    from_file = video_encoder.encode_video(video_file, 1.0)
+    from_frames = video_encoder.encode_video(frames, 1.0, fps=8.0)
+    assert from_file.shape == from_frames.shape
+    # The file is resized by libswscale while decoding, the array by the encoder.
+    cosine = torch.cosine_similarity(torch.from_numpy(from_file), torch.from_numpy(from_frames), dim=-1)
+    assert (cosine > 0.99).all()
+
+
+def test_batches_do_not_change_video_rows(video_encoder, video_file: Path) -> None:
+    together = video_encoder.encode_video(video_file, 0.5)
+    video_encoder.clips_per_batch = 1
+    np.testing.assert_allclose(video_encoder.encode_video(video_file, 0.5), together, atol=1e-5)
+
+
+def test_video_spec_builds_the_same_encoder(video_encoder, video_file: Path) -> None:
+    spec = json.loads(json.dumps(video_encoder.spec()))
+    assert spec["name"] == video_encoder.name
+    assert spec["dim"] == video_encoder.dim
+    again = build_video_encoder(spec)
+    np.testing.assert_allclose(
+        again.encode_video(video_file, 1.0), video_encoder.encode_video(video_file, 1.0), atol=1e-5
+    )
+    with pytest.raises(ValueError, match=f"must be 7 wide, got {video_encoder.dim}"):
+        build_video_encoder({**spec, "dim": 7})
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        (np.zeros((4, 8, 8), np.uint8), 1.0, r"\(frames, height, width, 3\)"),
+        (np.zeros((4, 3, 8, 8), np.uint8), 1.0, "channels last"),
+        (np.zeros((4, 8, 8, 3), np.float32), 1.0, "uint8"),
+        (np.zeros((0, 8, 8, 3), np.uint8), 1.0, "at least one frame"),
+        (np.zeros((4, 8, 8, 3), np.uint8), None, "fps must be the frame rate"),
+        (np.zeros((4, 8, 8, 3), np.uint8), 0.0, "fps must be the frame rate"),
+    ],
+)
+def test_bad_frames_are_refused(frames: np.ndarray, fps: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PixelGridVideoEncoder().encode_video(frames, 1.0, fps=fps)
+
+
+def test_bad_files_and_lengths_are_refused(video_file: Path, tmp_path: Path) -> None:
+    encoder = PixelGridVideoEncoder()
+    with pytest.raises(ValueError, match="fps belongs to decoded frames"):
+        encoder.encode_video(video_file, 1.0, fps=8.0)
+    with pytest.raises(ValueError, match="clip_length_s"):
+        encoder.encode_video(video_file, 0.0)
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
+        encoder.encode_video(tmp_path / "gone.mp4", 1.0)
+
+
+# What holds for every text encoder
+
+
+def test_text_rows(text_encoder) -> None:
+    rows = text_encoder.encode_text(SENTENCES)
+    assert [row.shape[1] for row in rows] == [text_encoder.dim] * 3
+    assert all(row.dtype == np.float32 and np.isfinite(row).all() for row in rows)
+    assert len(rows[1]) < len(rows[0]) < len(rows[2])
+    cut = text_encoder.encode_text(SENTENCES, max_tokens=3)
+    assert [len(row) for row in cut] == [3, min(3, len(rows[1])), 3]
+    for short, long in zip(cut, rows, strict=True):
+        np.testing.assert_array_equal(short, long[: len(short)])
+    assert text_encoder.encode_text([]) == []
+
+
+def test_batches_do_not_change_text_rows(text_encoder) -> None:
+    for together, sentence in zip(text_encoder.encode_text(SENTENCES), SENTENCES, strict=True):
+        np.testing.assert_allclose(text_encoder.encode_text([sentence])[0], together, atol=1e-5)
+
+
+def test_a_long_sentence_is_cut(text_encoder) -> None:
+    assert len(text_encoder.encode_text(["red " * 200])[0]) == 32
+
+
+def test_text_spec_builds_the_same_encoder(text_encoder) -> None:
+    again = build_text_encoder(json.loads(json.dumps(text_encoder.spec())))
+    for a, b in zip(again.encode_text(SENTENCES), text_encoder.encode_text(SENTENCES), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("blank", ["", "   ", "\n\t"])
+def test_empty_sentences_are_refused(text_encoder, blank: str) -> None:
+    with pytest.raises(ValueError, match=r"sentences\[1\] is empty"):
+        text_encoder.encode_text(["red", blank])
+
+
+def test_other_bad_sentences_are_refused(text_encoder) -> None:
+    with pytest.raises(TypeError, match="list of strings"):
+        text_encoder.encode_text("red")
+    with pytest.raises(TypeError, match=r"sentences\[0\] must be a string, got int"):
+        text_encoder.encode_text([3])
+    with pytest.raises(ValueError, match="max_tokens"):
+        text_encoder.encode_text(["red"], max_tokens=0)
+
+
+# The weightless pair
+
+
+def test_pixel_grid_tells_directions_apart() -> None:
+    encoder = PixelGridVideoEncoder()
+    still, right, left = (
+        encoder.encode_video(frames, 1.0, fps=8.0)[0]
+        for frames in (moving_square(8, 0), moving_square(8, 3), moving_square(8, 3)[::-1].copy())
+    )
+    cells = 3 * encoder.grid**2
+    np.testing.assert_allclose(still[cells:], 0.0, atol=1e-6)
+    np.testing.assert_allclose(right[:cells], left[:cells], atol=1e-5)
+    np.testing.assert_allclose(right[cells : 2 * cells], -left[cells : 2 * cells], atol=1e-5)
+    assert np.abs(right[cells : 2 * cells]).max() > 0.2
+
+
+def test_pixel_grid_sees_a_blink_that_ends_as_it_began() -> None:
+    frames = moving_square(8, 0)
+    blinking = frames.copy()
+    blinking[2:6] = 60
+    encoder = PixelGridVideoEncoder()
+    steady, blink = (encoder.encode_video(x, 1.0, fps=8.0)[0] for x in (frames, blinking))
+    cells = 3 * encoder.grid**2
+    np.testing.assert_allclose(blink[cells : 2 * cells], 0.0, atol=1e-6)
+    assert blink[2 * cells :].max() > 0.2 > 1e-6 > np.abs(steady[2 * cells :]).max()
+
+
+@pytest.mark.parametrize(("option", "value"), [("grid", 0), ("frames_per_clip", 1)])
+def test_pixel_grid_refuses_bad_options(option: str, value: int) -> None:
+    with pytest.raises(ValueError, match=option):
+        PixelGridVideoEncoder(**{option: value})
+
+
+def test_hashed_words_share_what_the_words_share() -> None:
+    encoder = HashedWordTextEncoder()
+    slides, sliding, square, again = encoder.encode_text(["slides sliding square SLIDES"])[0]
+    np.testing.assert_array_equal(slides, again)
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    assert cosine(slides, sliding) > cosine(slides, square) + 0.1
+    assert cosine(slides, sliding) < 0.9
+    assert len(encoder.encode_text(["It's a well-known, red ball!"])[0]) == 7
+    with pytest.raises(ValueError, match=r"sentences\[0\] holds no word"):
+        encoder.encode_text(["?!"])
+    with pytest.raises(ValueError, match="even number"):
+        HashedWordTextEncoder(dim=33)
+
+
+def test_hashed_words_are_the_same_in_every_process() -> None:
+    code = (
+        "from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder\n"
+        "print(HashedWordTextEncoder(16).encode_text(['red ball'])[0].tobytes().hex())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": s},
+        ).stdout.strip()
+        for s in ("1", "2")
+    }
+    assert outputs == {HashedWordTextEncoder(16).encode_text(["red ball"])[0].tobytes().hex()}
+
+
+# CLIP-like models
+
+
+def test_clip_rows_are_the_models_own_features(clip_folder: Path, video_file: Path) -> None:
+    encoder = ClipVideoEncoder(str(clip_folder), frames_per_clip=2)
+    assert encoder.dim == 12
+    frames = [frame for _, frame in iter_frames(video_file, clip_times(4.5, 1.0, 2).ravel())]
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    pixels = encoder.image_processor(frames, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    with torch.no_grad():
+        features = model.visual_projection(model.vision_model(pixels).pooler_output)
+    expected = features.reshape(5, 2, 12).mean(1)
+    cosine = torch.cosine_similarity(torch.from_numpy(encoder.encode_video(video_file, 1.0)), expected, dim=-1)
+    assert (cosine > 0.999).all()
+
+
+def test_clip_text_rows_run_from_start_to_end_of_text(clip_folder: Path) -> None:
+    encoder = ClipTextEncoder(str(clip_folder))
+    assert encoder.dim == 16
+    rows = encoder.encode_text(["red ball", "a"])
+    assert [len(row) for row in rows] == [9, 3]  # letters, and the two ends
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    tokens = CLIPTokenizer.from_pretrained(clip_folder)(["red ball"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model.text_model(**tokens).last_hidden_state[0]
+    np.testing.assert_allclose(rows[0], expected.numpy(), atol=1e-5)
+
+
+def test_siglip_sentences_are_padded_as_in_training(siglip_folder: Path) -> None:
+    encoder = ClipTextEncoder(str(siglip_folder))
+    rows = encoder.encode_text(["red ball"])[0]
+    assert rows.shape == (9, 16)
+    tokenizer = CLIPTokenizer.from_pretrained(siglip_folder)
+    model = SiglipModel.from_pretrained(siglip_folder).eval()
+    padded = tokenizer(["red ball"], padding="max_length", max_length=40, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.text_model(**padded).last_hidden_state[0, :9]
+    np.testing.assert_allclose(rows, expected.numpy(), atol=1e-5)
+
+
+def test_clip_in_bfloat16_gives_float32_rows(clip_folder: Path, video_file: Path) -> None:
+    name = f"clip:{clip_folder}"
+    video = build_video_encoder(name, dtype=torch.bfloat16)
+    assert video.model.dtype == torch.bfloat16
+    exact = build_video_encoder(name).encode_video(video_file, 1.0)
+    rows = video.encode_video(video_file, 1.0)
+    assert rows.dtype == np.float32
+    assert (torch.cosine_similarity(torch.from_numpy(rows), torch.from_numpy(exact), dim=-1) > 0.98).all()
+    assert build_text_encoder(name, dtype="bfloat16").encode_text(["red"])[0].dtype == np.float32
+
+
+def test_a_model_without_image_features_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must be CLIP-like, with get_image_features, got .*BertModel"):
+        build_video_encoder(f"clip:{tmp_path}")
+
+
+@pytest.mark.parametrize("options", [{"frames_per_clip": 0}, {"batch_size": 0}])
+def test_clip_refuses_bad_options(clip_folder: Path, options: dict) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        ClipVideoEncoder(str(clip_folder), **options)
+
+
+# The registry
+
+
+@pytest.mark.parametrize("build", [build_video_encoder, build_text_encoder])
+def test_unknown_encoders_are_named_with_the_known_ones(build) -> None:
+    for name in ("slowfast", "clip", "clip:", "slowfast:r50"):
+        with pytest.raises(ValueError, match=r"unknown (video|text) encoder .*clip:NAME_OR_PATH.*register_"):
+            build(name)
+    with pytest.raises(ValueError, match="unknown"):
+        build({"dim": 3})
+
+
+def test_unknown_options_are_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'pixel-grid'.*'colour'.*its options are grid, frames_per_clip"):
+        build_video_encoder("pixel-grid", colour=True)
+
+
+def test_registered_encoders_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders_bmdetr, "_VIDEO_ENCODERS", dict(encoders_bmdetr._VIDEO_ENCODERS))
+    monkeypatch.setattr(encoders_bmdetr, "_TEXT_ENCODERS", dict(encoders_bmdetr._TEXT_ENCODERS))
+    register_video_encoder("tiny-grid", lambda: PixelGridVideoEncoder(grid=2))
+    register_text_encoder("hashed:", lambda dim: HashedWordTextEncoder(int(dim)))
+    assert build_video_encoder("tiny-grid").spec()["grid"] == 2
+    assert build_text_encoder("hashed:64").dim == 64
+
+
+@needs_shared
+def test_real_video_keeps_still_rows_near_each_other() -> None:
+    path = Path(os.environ["BMDETR_SHARED"]) / "videos" / "charades_example.mp4"
+    rows = PixelGridVideoEncoder().encode_video(path, 1.0)
+    assert rows.shape == (31, PixelGridVideoEncoder().dim)
+    near = np.linalg.norm(np.diff(rows, axis=0), axis=1).mean()
+    far = np.linalg.norm(rows[:10] - rows[-10:], axis=1).mean()
+    assert near < far
