@@ -140,7 +140,7 @@ def test_video_rows(video_encoder, video_file: Path) -> None:
     assert np.isfinite(rows).all()
     assert calls[-1] == (5, 5)
     np.testing.assert_array_equal(rows, video_encoder.encode_video(str(video_file), 1.0))
-    assert video_encoder.encode_video(video_file, 2.0).shape == (2, video_encoder.dim)
+    assert video_encoder.encode_video(video_file, 2.0).shape == (3, video_encoder.dim)
     assert video_encoder.encode_video(video_file, 60.0).shape == (1, video_encoder.dim)
 
 
@@ -249,8 +249,8 @@ def test_other_bad_sentences_are_refused(text_encoder) -> None:
 def test_pixel_grid_tells_directions_apart() -> None:
     encoder = PixelGridVideoEncoder()
     still, right, left = (
-        encoder.encode_video(frames, 1.0, fps=8.0)[0]
-        for frames in (moving_square(8, 0), moving_square(8, 3), moving_square(8, 3)[::-1].copy())
+        encoder.encode_video(frames, 1.0, fps=4.0)[0]
+        for frames in (moving_square(4, 0), moving_square(4, 6), moving_square(4, 6)[::-1].copy())
     )
     cells = 3 * encoder.grid**2
     np.testing.assert_allclose(still[cells:], 0.0, atol=1e-6)
@@ -298,17 +298,10 @@ def test_hashed_words_are_the_same_in_every_process() -> None:
         "from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder\n"
         "print(HashedWordTextEncoder(16).encode_text(['red ball'])[0].tobytes().hex())"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": s},
-        ).stdout.strip()
-        for s in ("1", "2")
-    }
-    assert outputs == {HashedWordTextEncoder(16).encode_text(["red ball"])[0].tobytes().hex()}
+    # String hashes of Python itself differ between processes with different hash seeds.
+    environment = {**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.strip() == HashedWordTextEncoder(16).encode_text(["red ball"])[0].tobytes().hex()
 
 
 # CLIP-like models
@@ -365,7 +358,7 @@ def test_clip_in_bfloat16_gives_float32_rows(clip_folder: Path, video_file: Path
 def test_a_model_without_image_features_is_refused(tmp_path: Path) -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="must be CLIP-like, with get_image_features, got .*BertModel"):
+    with pytest.raises(ValueError, match=r"must be CLIP-like, with get_image_features, got .*BertModel"):
         build_video_encoder(f"clip:{tmp_path}")
 
 
