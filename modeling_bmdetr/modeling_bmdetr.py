@@ -1,0 +1,617 @@
+"""BM-DETR: a background-aware moment detection transformer (arXiv:2306.02728).
+
+Axis legend, used by every shape comment below:
+    batch      video-query pairs            video_len  clips, padded       text_len  tokens, padded
+    negatives  negative queries a pair      queries    learnable spans M   hidden    model width d
+    passes     what one encoder call sees: (1 + negatives) x views x batch
+    views      1, or 2 with temporal shifting: the video as it is, and with its frames in another order
+
+Masks are 1 = real everywhere; they are turned into attention masks in one place, by transformers' mask functions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .checks_bmdetr import check_labels, check_model_inputs
+from .configuration_bmdetr import BMDetrConfig
+from .layers_bmdetr import (
+    BMDetrAttention,
+    BMDetrDecoderCrossAttention,
+    BMDetrDecoderLayer,
+    BMDetrDecoderSelfAttention,
+    BMDetrEncoderAttention,
+    BMDetrEncoderLayer,
+    BMDetrMLP,
+    BMDetrProjection,
+    embed_spans,
+    endpoint_features,
+    masked_softmax,
+    video_positions,
+)
+from .loss_bmdetr import BMDetrLoss, MomentTargets
+
+
+@dataclass
+class BMDetrModelOutput(ModelOutput):
+    """What [`BMDetrModel`] returns for one view of the video.
+
+    Args:
+        last_hidden_state: `(batch, queries, hidden)`, decoder output; read by the class and span heads.
+        anchors: `(queries, 2)`, learnable spans (centre, width) in (0, 1); None without learnable spans.
+        encoder_last_hidden_state: `(batch, video_len + text_len, hidden)`, X+ of Eq. 3.
+        attended_hidden_state: Same shape, X'+ of Eq. 8; read by saliency and alignment. X+ when not background-aware.
+        frame_probabilities: `(batch, video_len)`, p of Eq. 6; 0 on padding. None when not background-aware.
+        frame_attention: `(batch, video_len)`, o of Eq. 7; sums to one over real clips. None when not background-aware.
+        positive_probabilities: `(batch, video_len)`, P(f|Q+) of Eq. 4. None when not background-aware.
+        negative_probabilities: `(batch, negatives, video_len)`, P(f|Q-) of Eq. 4, 0 for absent negatives. None
+            without negatives.
+        shifted: The same outputs for the temporally shifted view, when a frame order was given.
+        encoder_hidden_states, encoder_attentions, decoder_hidden_states, decoder_attentions, cross_attentions: One
+            tensor a layer, when asked for by `output_hidden_states` and `output_attentions` (`eager` attention only).
+    """
+
+    last_hidden_state: Tensor | None = None
+    anchors: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    attended_hidden_state: Tensor | None = None
+    frame_probabilities: Tensor | None = None
+    frame_attention: Tensor | None = None
+    positive_probabilities: Tensor | None = None
+    negative_probabilities: Tensor | None = None
+    shifted: "BMDetrModelOutput | None" = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BMDetrMomentRetrievalOutput(ModelOutput):
+    """What [`BMDetrForMomentRetrieval`] returns.
+
+    Args:
+        loss: Scalar, mean of the weighted sums over the rows of every view; with `labels` only.
+        loss_dict: Every unweighted term by the paper's name, those of the shifted view prefixed `shifted_`.
+        logits: `(batch, queries, 2)`, class 0 is foreground. Softmax gives the score of a moment.
+        pred_spans: `(batch, queries, 2)`, (centre, width) in (0, 1) of the time axis.
+        frame_probabilities, frame_attention, positive_probabilities, negative_probabilities: Eq. 4-7, as in
+            [`BMDetrModelOutput`].
+        saliency_scores: `(batch, video_len)`, f W of Eq. 15; unbounded, 0 on padding.
+        video_embeds, text_embeds: `(batch, dim)` of length one, Eq. 9-11.
+        last_hidden_state, encoder_last_hidden_state: Decoder output and X+.
+        shifted: The same outputs for the temporally shifted view.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_spans: Tensor | None = None
+    frame_probabilities: Tensor | None = None
+    frame_attention: Tensor | None = None
+    positive_probabilities: Tensor | None = None
+    negative_probabilities: Tensor | None = None
+    saliency_scores: Tensor | None = None
+    video_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    shifted: "BMDetrMomentRetrievalOutput | None" = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+class BMDetrPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what the library may do with the model."""
+
+    config: BMDetrConfig
+    base_model_prefix = "model"
+    main_input_name = "video_features"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BMDetrEncoderLayer", "BMDetrDecoderLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # The loss is a mean over a batch; without this the Trainer takes it for a sum over accumulated batches.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier for every matrix of encoder and decoder, N(0, 1) for anchors, torch's defaults elsewhere."""
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            gain = getattr(module, "xavier_gain", None)
+            if gain is None:
+                init.uniform_(module.weight, -bound, bound)
+            else:
+                init.xavier_uniform_(module.weight, gain=gain)
+            if module.bias is not None and getattr(module, "zero_bias", False):
+                init.zeros_(module.bias)
+            elif module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.PReLU):
+            init.constant_(module.weight, 0.25)
+        else:
+            super()._init_weights(module)
+
+    def mark_for_xavier(self) -> None:
+        """Marks the matrices below this module, since the library initialises leaf modules one by one."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and not hasattr(module, "xavier_gain"):
+                module.xavier_gain = 1.0  # type: ignore[assignment]
+            if isinstance(module, BMDetrAttention):
+                module.o_proj.zero_bias = True  # type: ignore[assignment]
+            if isinstance(module, BMDetrEncoderAttention):
+                for linear in (module.q_proj, module.k_proj, module.v_proj):
+                    # The release draws the three as one matrix of three times the rows.
+                    linear.xavier_gain, linear.zero_bias = 2**-0.5, True  # type: ignore[assignment]
+
+
+class BMDetrEncoder(BMDetrPreTrainedModel):
+    """E of Eq. 2-3: encoder over [video; text] whose positions are scaled, layer by layer, by the content."""
+
+    _can_record_outputs = {
+        "hidden_states": BMDetrEncoderLayer,
+        "attentions": OutputRecorder(BMDetrEncoderAttention, index=1),
+    }
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([BMDetrEncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.position_scale = BMDetrMLP(*[config.hidden_size] * 3)
+        self.mark_for_xavier()
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs) -> BaseModelOutput:
+        """
+        Args:
+            inputs_embeds: `(passes, video_len + text_len, hidden)`.
+            attention_mask: `(passes, video_len + text_len)`.
+            positions: Same shape as `inputs_embeds`, 0 for text.
+        """
+        hidden_states = inputs_embeds
+        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, positions * self.position_scale(hidden_states), mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class BMDetrDecoder(BMDetrPreTrainedModel):
+    """Decoder (3.3.4). Its queries are spans whose width modulates the attention, or learned embeddings."""
+
+    _can_record_outputs = {
+        "hidden_states": BMDetrDecoderLayer,
+        "attentions": OutputRecorder(BMDetrDecoderSelfAttention, index=1),
+        "cross_attentions": OutputRecorder(BMDetrDecoderCrossAttention, index=1),
+    }
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__(config)
+        d = config.hidden_size
+        self.layers = nn.ModuleList([BMDetrDecoderLayer(config, is_first=i == 0) for i in range(config.decoder_layers)])
+        self.norm = nn.LayerNorm(d)
+        self.spans = config.learnable_spans
+        if self.spans:
+            self.span_position = BMDetrMLP(d, d, d)  # embedded span -> query position
+            self.span_width = BMDetrMLP(
+                d, d, 2
+            )  # content -> width of the attention; the release's second value is idle
+            if config.decoder_layers > 1:
+                self.span_scale = BMDetrMLP(d, d, d)  # content -> scale of each feature, from the second layer on
+        self.mark_for_xavier()
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        queries: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        memory_positions: Tensor,
+        **kwargs,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """
+        Args:
+            queries: `(queries, 2)` spans (centre, width) in (0, 1), or `(queries, hidden)` embeddings.
+            encoder_hidden_states, memory_positions: `(batch, video_len + text_len, hidden)`.
+            encoder_attention_mask: `(batch, video_len + text_len)`.
+        """
+        memory = encoder_hidden_states
+        batch, hidden = memory.shape[0], memory.shape[-1]
+        mask = create_bidirectional_mask(
+            self.config,
+            inputs_embeds=memory.new_zeros(batch, len(queries), hidden),
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=memory,
+        )
+        hidden_states = memory.new_zeros(batch, len(queries), hidden)
+        queries = queries.expand(batch, -1, -1)
+        query_positions = self.span_position(embed_spans(queries, hidden, memory.dtype)) if self.spans else queries
+        for i, layer in enumerate(self.layers):
+            span_embedding = self.modulated_spans(queries, hidden_states, is_first=i == 0) if self.spans else None
+            hidden_states = layer(
+                hidden_states, query_positions, span_embedding, memory, memory_positions, mask, **kwargs
+            )
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=self.norm(hidden_states))
+
+    def modulated_spans(self, spans: Tensor, hidden_states: Tensor, is_first: bool) -> Tensor:
+        """The embedded spans, scaled by the content and by the ratio of a predicted to the span's own width."""
+        ratio = self.span_width(hidden_states)[..., :1].sigmoid() / spans[..., 1:].to(hidden_states.dtype)
+        embedding = embed_spans(spans, hidden_states.shape[-1], hidden_states.dtype) * ratio
+        return embedding if is_first else embedding * self.span_scale(hidden_states)
+
+
+class BMDetrFrameQueryMatcher(nn.Module):
+    """Probabilistic frame-query matcher, Eq. 5: sigmoid(tanh(f W1) W2)."""
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.hidden_size // 2, bias=False)
+        self.w2 = nn.Linear(config.hidden_size // 2, 1, bias=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`(..., video_len, hidden)` to probabilities `(..., video_len)`."""
+        return self.w2(torch.tanh(self.w1(frames))).squeeze(-1).sigmoid()
+
+
+def joint_probability(positive: Tensor, negative: Tensor, negative_mask: Tensor) -> Tensor:
+    """Eq. 1 and 6: P(f|Q+) times the complement of P(f|Q-), over all negatives that are present.
+
+    Args:
+        positive: `(..., video_len)`.
+        negative: `(..., negatives, video_len)`.
+        negative_mask: `(..., negatives)`, False where there is no negative.
+    """
+    return positive * (1 - negative * negative_mask[..., None]).prod(dim=-2)
+
+
+def attended_frames(frames: Tensor, attention: Tensor, video_mask: Tensor, scale: str) -> Tensor:
+    """Eq. 8: frames `(..., batch, video_len, hidden)` times o, or times o x n (`scale="mean_one"`)."""
+    if scale == "mean_one":
+        attention = attention * video_mask.sum(dim=1, keepdim=True)
+    return frames * attention[..., None].to(frames.dtype)
+
+
+class BMDetrModel(BMDetrPreTrainedModel):
+    """Projections, encoder, frame-query matcher and decoder; no heads."""
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__(config)
+        endpoints = 2 if config.endpoint_features else 0
+        self.video_projection = BMDetrProjection(config, config.video_dim + endpoints)
+        self.text_projection = BMDetrProjection(config, config.text_dim)
+        self.encoder = BMDetrEncoder(config)
+        self.frame_query_matcher = BMDetrFrameQueryMatcher(config) if config.background_aware else None
+        self.query_embedding = nn.Embedding(config.num_queries, 2 if config.learnable_spans else config.hidden_size)
+        self.decoder = BMDetrDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        video_features: Tensor,
+        video_mask: Tensor,
+        text_features: Tensor,
+        text_mask: Tensor,
+        negative_text_features: Tensor | None = None,
+        negative_text_mask: Tensor | None = None,
+        shifted_frame_order: Tensor | None = None,
+        **kwargs,
+    ) -> BMDetrModelOutput:
+        """One encoder pass over the positive and negative queries of every view; the decoder sees positives only.
+
+        Args:
+            video_features: `(batch, video_len, video_dim)`, without endpoint columns (they are appended here).
+            video_mask: `(batch, video_len)`, 1 = real.
+            text_features: `(batch, text_len, text_dim)`.
+            text_mask: `(batch, text_len)`, 1 = real.
+            negative_text_features: `(batch, negatives, any length, text_dim)`.
+            negative_text_mask: `(batch, negatives, same length)`; all zero means that there is no such negative.
+            shifted_frame_order: `(batch, video_len)` long, the clips of the shifted view; a permutation of the row's
+                clips that leaves padding in place. Endpoint features describe places, so they do not move.
+
+        Raises:
+            ValueError: shapes, widths, masks or (on the CPU) values that cannot be right, by name.
+        """
+        cfg = self.config
+        check_model_inputs(
+            cfg,
+            video_features,
+            video_mask,
+            text_features,
+            text_mask,
+            negative_text_features,
+            negative_text_mask,
+            shifted_frame_order,
+        )
+        batch = len(video_mask)
+        if not cfg.background_aware:
+            negative_text_features = negative_text_mask = None
+
+        # Each frame order and each query is projected once, however many passes use it.
+        frames = video_features[None]  # (views, batch, video_len, video_dim)
+        if shifted_frame_order is not None:
+            shifted = video_features.gather(1, shifted_frame_order[..., None].expand_as(video_features))
+            frames = torch.stack((video_features, shifted))
+        if cfg.endpoint_features:
+            endpoints = endpoint_features(video_mask).to(frames.dtype)
+            frames = torch.cat((frames, endpoints.expand(len(frames), -1, -1, -1)), dim=-1)
+        frames = self.video_projection(frames)  # (views, batch, video_len, hidden)
+        texts, texts_mask = stack_queries(text_features, text_mask, negative_text_features, negative_text_mask)
+        texts = self.text_projection(texts)  # (1 + negatives, batch, text_len, hidden)
+
+        # (1 + negatives, views, batch, video_len + text_len, hidden), positives of every view first
+        views, queries = len(frames), len(texts)
+        grid = (queries, views, batch)
+        embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
+        mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
+        positions = F.pad(video_positions(video_mask, cfg.hidden_size), (0, 0, 0, texts.shape[2])).to(embeds.dtype)
+        encoded = self.encoder(
+            embeds.flatten(0, 2),
+            mask.flatten(0, 2),
+            positions.expand(queries * views, -1, -1, -1).flatten(0, 1),
+            **kwargs,
+        )
+        memory = encoded.last_hidden_state.view(*grid, -1, cfg.hidden_size)
+
+        outputs = {"encoder_last_hidden_state": memory[0], "attended_hidden_state": memory[0]}
+        if self.frame_query_matcher is not None:
+            matched = self.frame_query_matcher(memory[..., : video_mask.shape[1], :]) * video_mask.to(memory.dtype)
+            outputs.update(self.attend_frames(memory[0], matched, video_mask, texts_mask[1:].any(dim=-1)))
+        anchors = self.query_embedding.weight
+        if cfg.learnable_spans:
+            anchors = anchors.float().sigmoid()
+        read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
+        decoded = self.decoder(
+            anchors, read.flatten(0, 1), mask[0].flatten(0, 1), positions.repeat(views, 1, 1), **kwargs
+        )
+        outputs["last_hidden_state"] = decoded.last_hidden_state.unflatten(0, (views, batch))
+
+        view_outputs = [
+            BMDetrModelOutput(
+                **{name: value[view] for name, value in outputs.items()},
+                anchors=anchors if cfg.learnable_spans else None,
+            )
+            for view in range(views)
+        ]
+        output = view_outputs[0]
+        output.shifted = view_outputs[1] if views > 1 else None
+        for source, name in ((encoded, "encoder"), (decoded, "decoder")):
+            for kind in ("hidden_states", "attentions"):
+                if (layers := source.get(kind)) is not None:
+                    output[f"{name}_{kind}"] = tuple(layer[:batch] for layer in layers)
+        if decoded.get("cross_attentions") is not None:
+            output.cross_attentions = tuple(layer[:batch] for layer in decoded.cross_attentions)
+        return output
+
+    def attend_frames(
+        self, memory: Tensor, matched: Tensor, video_mask: Tensor, negative_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Eq. 6-8 on the positive passes.
+
+        Args:
+            memory: `(views, batch, video_len + text_len, hidden)`, X+ of every view.
+            matched: `(1 + negatives, views, batch, video_len)`, Eq. 4 of every query, 0 on padding.
+            negative_mask: `(negatives, batch)` bool.
+
+        Returns:
+            The fields of [`BMDetrModelOutput`] with a leading `views` dimension.
+        """
+        video_len = video_mask.shape[1]
+        frames, words = memory[..., :video_len, :], memory[..., video_len:, :]
+        positive, negative = matched[0], matched[1:].movedim(0, 2)  # (views, batch, [negatives,] video_len)
+        joint = joint_probability(positive, negative, negative_mask.T)
+        attention = masked_softmax(joint.float(), video_mask.expand_as(joint))
+        attended = attended_frames(frames, attention, video_mask, self.config.frame_attention_scale)
+        outputs = {
+            "attended_hidden_state": torch.cat((attended, words), dim=2),
+            "frame_probabilities": joint,
+            "frame_attention": attention,
+            "positive_probabilities": positive,
+        }
+        if len(negative_mask):
+            outputs["negative_probabilities"] = negative * negative_mask.T[..., None]
+        return outputs
+
+
+def stack_queries(
+    text_features: Tensor, text_mask: Tensor, negative_features: Tensor | None, negative_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Positive and negative queries on a new first axis, padded to a common length.
+
+    Returns:
+        Features `(1 + negatives, batch, text_len, text_dim)` and mask `(1 + negatives, batch, text_len)`.
+    """
+    if negative_features is None or negative_mask is None:
+        return text_features[None], text_mask[None]
+    text_len = max(text_features.shape[1], negative_features.shape[2])
+    features = [text_features[:, None], negative_features.to(text_features.dtype)]
+    masks = [text_mask[:, None], negative_mask.to(text_mask.dtype)]
+    features = [F.pad(value, (0, 0, 0, text_len - value.shape[2])) for value in features]
+    masks = [F.pad(value, (0, text_len - value.shape[2])) for value in masks]
+    return torch.cat(features, dim=1).transpose(0, 1), torch.cat(masks, dim=1).transpose(0, 1)
+
+
+class BMDetrAttentivePooling(nn.Module):
+    """Attentive pooling to one vector of length one, Eq. 9-10.
+
+    `linear` scores by one matrix as written; `gated` puts a tanh layer before it and two projections after, as the
+    release does.
+    """
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.gate = self.output = None
+        if config.alignment_pooling == "gated":
+            self.gate = nn.Linear(d, d, bias=False)
+            self.output = nn.Sequential(nn.Linear(d, d), nn.Linear(d, config.alignment_dim))
+        self.score = nn.Linear(d, 1, bias=False)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, length, hidden)` and `(batch, length)` to `(batch, dim)`."""
+        gated = states if self.gate is None else torch.tanh(self.gate(states))
+        weights = masked_softmax(self.score(gated).squeeze(-1), mask)  # (batch, length)
+        pooled = (weights[..., None] * states).sum(dim=1)
+        return F.normalize(pooled if self.output is None else self.output(pooled), dim=-1)
+
+
+class BMDetrForMomentRetrieval(BMDetrPreTrainedModel):
+    """BM-DETR with its heads and losses: moments and saliency of a video for a query."""
+
+    def __init__(self, config: BMDetrConfig):
+        super().__init__(config)
+        d = config.hidden_size
+        self.model = BMDetrModel(config)
+        self.class_head = nn.Linear(d, 2)
+        self.span_head = BMDetrMLP(d, d, d, 2)
+        self.saliency_head = nn.Linear(d, 1)
+        self.video_pooling = BMDetrAttentivePooling(config)
+        self.text_pooling = BMDetrAttentivePooling(config)
+        self.criterion = BMDetrLoss(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        video_features: Tensor,
+        video_mask: Tensor,
+        text_features: Tensor,
+        text_mask: Tensor,
+        negative_text_features: Tensor | None = None,
+        negative_text_mask: Tensor | None = None,
+        shifted_frame_order: Tensor | None = None,
+        labels: Tensor | None = None,
+        shifted_labels: Tensor | None = None,
+        negative_labels: Tensor | None = None,
+        saliency_labels: Tensor | None = None,
+        **kwargs,
+    ) -> BMDetrMomentRetrievalOutput:
+        """Inputs as in [`BMDetrModel.forward`]; labels make a loss.
+
+        Args:
+            labels: `(batch, moments, 2)` (centre, width) in units of the time axis; -100 fills rows without a moment.
+            shifted_labels: `(batch, 1, 2)`, the moment in the shifted view; -100 where a row has no shifted view.
+            negative_labels: `(batch, negatives, moments, 2)`, the negative queries' own moments in this video; -100
+                where there are none, as for queries of other videos. Read when
+                `config.negative_probability_loss_weight` is not 0.
+            saliency_labels: `(batch, video_len)` ratings, -100 where unknown.
+        """
+        output = self.model(
+            video_features,
+            video_mask,
+            text_features,
+            text_mask,
+            negative_text_features,
+            negative_text_mask,
+            shifted_frame_order,
+            **kwargs,
+        )
+        result = self.predict(output, video_mask, text_mask)
+        if output.shifted is not None:
+            result.shifted = self.predict(output.shifted, video_mask, text_mask)
+        if labels is not None:
+            if result.negative_probabilities is None:
+                negative_text_mask = negative_labels = None
+            check_labels(
+                self.config,
+                labels,
+                video_mask,
+                shifted_frame_order,
+                shifted_labels,
+                negative_labels,
+                saliency_labels,
+                has_negatives=negative_text_mask is not None,
+            )
+            result.loss, result.loss_dict = self.compute_loss(
+                result,
+                video_mask,
+                negative_text_mask,
+                labels,
+                shifted_frame_order,
+                shifted_labels,
+                negative_labels,
+                saliency_labels,
+            )
+        return result
+
+    def predict(self, output: BMDetrModelOutput, video_mask: Tensor, text_mask: Tensor) -> BMDetrMomentRetrievalOutput:
+        """The heads, on one view."""
+        video_len = video_mask.shape[1]
+        hidden, attended = output["last_hidden_state"], output["attended_hidden_state"]
+        frames, words = attended[:, :video_len], attended[:, video_len : video_len + text_mask.shape[1]]
+        spans = self.span_head(hidden).float()
+        if output.anchors is not None:
+            spans = spans + torch.logit(output.anchors, eps=1e-3)
+        return BMDetrMomentRetrievalOutput(
+            logits=self.class_head(hidden),
+            pred_spans=spans.sigmoid(),
+            saliency_scores=self.saliency_head(frames).squeeze(-1).masked_fill(~video_mask.bool(), 0.0),
+            video_embeds=self.video_pooling(frames, video_mask),
+            text_embeds=self.text_pooling(words, text_mask),
+            **{name: output.get(name) for name in _SHARED_FIELDS},
+        )
+
+    def compute_loss(
+        self,
+        result: BMDetrMomentRetrievalOutput,
+        video_mask: Tensor,
+        negative_text_mask: Tensor | None,
+        labels: Tensor,
+        shifted_frame_order: Tensor | None = None,
+        shifted_labels: Tensor | None = None,
+        negative_labels: Tensor | None = None,
+        saliency_labels: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The overall loss, a mean over the rows of every view, and every term of every view."""
+        every_row = torch.ones_like(labels[:, 0, 0], dtype=torch.bool)
+        targets = [MomentTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)]
+        if shifted_frame_order is not None and shifted_labels is not None:
+            shifted = MomentTargets.from_labels(shifted_labels, video_mask)
+            if targets[0].negative_foreground is not None:  # the clips of the negatives' moments moved as well
+                order = shifted_frame_order[:, None].expand_as(targets[0].negative_foreground)
+                shifted.negative_foreground = targets[0].negative_foreground.gather(2, order)
+            targets.append(shifted)
+
+        negative_mask = None if negative_text_mask is None else negative_text_mask.any(dim=-1)
+        views, weights, loss_dict = (result, result.shifted), [], {}
+        total = torch.zeros((), device=labels.device)
+        for prefix, view, target in zip(("", "shifted_"), views, targets, strict=False):
+            assert view is not None  # there are as many targets as views
+            terms = self.criterion.terms(target, view, negative_mask)
+            weights.append(target.rows.float().mean())
+            total = total + weights[-1] * self.criterion.weighted_sum(terms)
+            loss_dict.update({prefix + name: term.detach() for name, term in terms.items()})
+        return total / torch.stack(weights).sum(), loss_dict
+
+
+_SHARED_FIELDS = (
+    "frame_probabilities",
+    "frame_attention",
+    "positive_probabilities",
+    "negative_probabilities",
+    "last_hidden_state",
+    "encoder_last_hidden_state",
+    "encoder_hidden_states",
+    "encoder_attentions",
+    "decoder_hidden_states",
+    "decoder_attentions",
+    "cross_attentions",
+)
