@@ -24,7 +24,7 @@ class ActivityNetCaptions(BenchmarkBuilder):
         SourceFile("val_2.json", _ORIGIN_VAL + "val_2.json", "val_2", "08fe56568bc92dd0"),
     )
     LICENCE = (
-        "the repositories that carry the files are MIT; the authors' own archive states no licence. Use for research."
+        "the repositories that carry the files are MIT; the authors' own archive states no licence. Use for research"
     )
     HOMEPAGE = "https://cs.stanford.edu/people/ranjaykrishna/densevid/"
     CITATION = "Krishna, Hata, Ren, Fei-Fei, Niebles. Dense-Captioning Events in Videos. ICCV 2017."

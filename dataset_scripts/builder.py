@@ -184,7 +184,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         """One line for each file (or each missing one) with its origin, then the licence."""
         listed = [file for file in cls.FILES if missing is None or file.name in missing]
         lines = [f"  {file.name}  from {file.origin}" for file in listed]
-        return "\n".join([*lines, f"Licence: {cls.LICENCE}"])
+        return "\n".join([*lines, f"Licence: {cls.LICENCE}."])
 
     def _find_files(self, folder: Path, splits: tuple[str, ...] | None) -> dict[str, Path]:
         known = self.all_splits()

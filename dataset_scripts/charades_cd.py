@@ -30,7 +30,7 @@ class CharadesCD(BenchmarkBuilder):
         SourceFile("charades_test_iid.json", _ORIGIN + "charades_test_iid.json", "test_iid", "c75e4393425a2184"),
         SourceFile("charades_test_ood.json", _ORIGIN + "charades_test_ood.json", "test_ood", "a73847ada163bfcb"),
     )
-    LICENCE = "none stated in the repository; the Charades videos have a licence of their own. Use for research."
+    LICENCE = "none stated in the repository; the Charades videos have a licence of their own. Use for research"
     HOMEPAGE = "https://github.com/yytzsy/grounding_changing_distribution"
     CITATION = (
         "Yuan, Lan, Wang, Chen, Wang, Zhu. A Closer Look at Temporal Sentence Grounding in Videos: Dataset and Metric. "

@@ -28,7 +28,7 @@ class CharadesSTA(BenchmarkBuilder):
     )
     LICENCE = (
         "the repository that carries the files is MIT (2D-TAN); the Charades videos and csv files have a licence of "
-        "their own from the Allen Institute for AI, see the homepage. Use for research."
+        "their own from the Allen Institute for AI, see the homepage. Use for research"
     )
     HOMEPAGE = "https://prior.allenai.org/projects/charades"
     CITATION = (

@@ -23,9 +23,7 @@ class TACoS(BenchmarkBuilder):
         SourceFile("val.json", _ORIGIN + "val.json", "val", "f8f350e5727e8c0a"),
         SourceFile("test.json", _ORIGIN + "test.json", "test", "1c64c8a5ada2b812"),
     )
-    LICENCE = (
-        "the repository that carries the files is MIT (2D-TAN); none is stated for TACoS itself. Use for research."
-    )
+    LICENCE = "the repository that carries the files is MIT (2D-TAN); none is stated for TACoS itself. Use for research"
     HOMEPAGE = "https://www.coli.uni-saarland.de/projects/smile/tacos"
     CITATION = (
         "Regneri, Rohrbach, Wetzel, Thater, Schiele, Pinkal. Grounding Action Descriptions in Videos. TACL 1, 2013."

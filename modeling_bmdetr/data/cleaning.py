@@ -107,19 +107,17 @@ def clean_rows(
         query = " ".join(row["query"].split())
         if query != row["query"]:
             report.count("white_space", where)
-        kind = _duplicate_kind(row, query, stored, reduced)
-        if kind:
-            report.count(kind, where)
-            if rules.duplicates == "drop":
-                report.count("dropped_rows", where)
-                continue
         clean: CanonicalRow = {**row, "query": query}
         windows = row.get("relevant_windows")
         if windows is not None:
             clean["relevant_windows"] = _clean_windows(windows, row, rules, report)
-            if windows and not clean["relevant_windows"]:
-                report.count("dropped_rows", where)
-                continue
+        kind = _duplicate_kind(row, query, stored, reduced)
+        if kind:
+            report.count(kind, where)
+        without_windows = bool(windows) and not clean["relevant_windows"]
+        if without_windows or (kind and rules.duplicates == "drop"):
+            report.count("dropped_rows", where)
+            continue
         cleaned.append(clean)
     return cleaned, report
 
