@@ -1,0 +1,175 @@
+"""From rows to figures: `evaluate_submission`, and its result as text."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from .arrays import MomentArrays, SaliencyArrays, moment_arrays, saliency_arrays
+from .highlights import highlight_average_precision, highlight_hit
+from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, FloatArray, average_precision, best_iou
+from .submission import RowsOrPath, load_rows, match_by_qid
+
+RECALL_RANKS = (1, 5)
+RECALL_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
+# (shorter bound, longer bound] in seconds, as in Moment-DETR.
+MOMENT_LENGTH_RANGES_S: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, 150.0)}
+)
+# The lowest rating, of 0 to 4, with which a clip counts as a highlight, as in QVHighlights.
+MIN_HIGHLIGHT_RATINGS: Mapping[str, int] = MappingProxyType({"Fair": 2, "Good": 3, "VeryGood": 4})
+METRIC_FORMATS = ("table", "json", "markdown")
+
+
+def evaluate_submission(
+    predictions: RowsOrPath,
+    ground_truth: RowsOrPath,
+    *,
+    length_ranges_s: Mapping[str, tuple[float, float]] = MOMENT_LENGTH_RANGES_S,
+    clip_length_s: float = 2.0,
+) -> dict[str, float]:
+    """Evaluate predicted moments and highlights against annotations, as Moment-DETR's released evaluator does.
+
+    Keys, in this order; every value is a mean over queries:
+
+    - `MR-full-R{1,5}@{0.3,0.5,0.7}`: share of queries one of whose first 1 or 5 predictions reaches this temporal IoU
+      (or more) with one of the query's windows. Predictions count in the order listed.
+    - `MR-full-mIoU`: IoU of the first prediction with the window that it fits best.
+    - `MR-full-mAP`: average precision of the first ten predictions in the order of their scores, averaged over the
+      IoU thresholds 0.5, 0.55, ..., 0.95; see `metrics.average_precision` for matching, ties and duplicates.
+    - `MR-full-mAP@{0.5,0.75}`: the same at one IoU threshold.
+    - `MR-{short,middle,long}-mAP`: `MR-full-mAP` over moments of 0 to 10, 10 to 30 and 30 to 150 s (the upper bound
+      belongs to the range). Only windows of such a length are to be found and only queries that have one count: a
+      query with windows of several lengths counts in each of their ranges, and a prediction that fits a window of
+      another range is a false positive.
+    - `HL-min-{Fair,Good,VeryGood}-mAP`: average precision of the clips ranked by predicted saliency, mean over
+      annotators, where a clip is relevant if the annotator rated it at least 2, 3 or 4 (the highest rating); see
+      `highlights.highlight_average_precision` for ties.
+    - `HL-min-{Fair,Good,VeryGood}-Hit1`: share of queries whose highest-scored clip (the first of equals) at least
+      one annotator rated that high.
+
+    A key is present where it is defined: `MR` keys if predictions have windows, a length range if a window is in it,
+    `HL` keys if predictions have saliency and the ground truth has ratings (of the rated queries). A query without
+    predictions counts with 0. A prediction that does not end after it starts overlaps nothing, but holds its rank.
+    Windows are taken as they are, also beyond the end of the video.
+
+    The figures equal those of the released evaluator wherever it gives one, with two exceptions: it leaves queries
+    without predictions out of mAP (and fails at their recall), and it merges rows with the same `qid` (here an error).
+
+    Args:
+        predictions: Rows, or the path of a JSON lines file. A row has `qid` and `pred_relevant_windows`
+            [[start s, end s, score], ...] best first (may be empty), `pred_saliency_scores` (one a clip), or both.
+        ground_truth: Rows, or the path of a JSON lines file. A row has `qid`, `relevant_windows`
+            [[start s, end s], ...] and, for highlights, `duration` (s), `relevant_clip_ids` and `saliency_scores`
+            (clips x annotators). Rows are matched by `qid`, in any order; 7 and "7" are the same `qid`.
+        length_ranges_s: Bounds (above, up to) of the moment lengths of the keys `MR-{name}-mAP`.
+        clip_length_s: Seconds per clip of the saliency annotation.
+
+    Returns:
+        Percent, rounded to two digits.
+
+    Raises:
+        ValueError: The two sides do not hold the same queries, a row is malformed (the message names it), there is
+            nothing to evaluate, or an option is out of range.
+        TypeError: The rows are not dictionaries, or a `qid` is neither a string nor an integer.
+        FileNotFoundError: A path leads to no file.
+    """
+    _check_options(length_ranges_s, clip_length_s)
+    truth_rows = load_rows(ground_truth, "ground_truth")
+    predicted_rows = match_by_qid(load_rows(predictions, "predictions"), truth_rows)
+    rated = [index for index, row in enumerate(truth_rows.rows) if row.get("saliency_scores") is not None]
+    shares: dict[str, float] = {}
+    if predicted_rows.has("pred_relevant_windows"):
+        if not truth_rows.has("relevant_windows"):
+            raise ValueError(
+                f"{truth_rows.source} has no relevant_windows: a split without labels cannot be evaluated."
+            )
+        shares |= _moment_metrics(moment_arrays(predicted_rows, truth_rows), length_ranges_s)
+    if predicted_rows.has("pred_saliency_scores") and rated:
+        saliency = saliency_arrays(predicted_rows.take(rated), truth_rows.take(rated), clip_length_s)
+        shares |= _highlight_metrics(saliency)
+    if not shares:
+        raise ValueError(
+            f"nothing to evaluate: expected pred_relevant_windows in {predicted_rows.source}, or pred_saliency_scores "
+            f"there and saliency_scores in {truth_rows.source}."
+        )
+    return {name: round(100 * share, 2) for name, share in shares.items()}
+
+
+def _check_options(length_ranges_s: Mapping[str, tuple[float, float]], clip_length_s: float) -> None:
+    if not clip_length_s > 0:
+        raise ValueError(f"clip_length_s must be a positive number of seconds, got {clip_length_s!r}.")
+    for name, (above_s, up_to_s) in length_ranges_s.items():
+        if name == "full" or not above_s < up_to_s:
+            raise ValueError(
+                f"length_ranges_s has {name!r}: ({above_s}, {up_to_s}]; expected increasing bounds and a name other "
+                "than 'full', which stands for all moments."
+            )
+
+
+def _moment_metrics(arrays: MomentArrays, length_ranges_s: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    iou = {rank: best_iou(arrays.predicted_se, arrays.windows_se, max_rank=rank) for rank in RECALL_RANKS}
+    shares: dict[str, float] = {}
+    for rank in RECALL_RANKS:
+        for threshold in RECALL_IOU_THRESHOLDS:
+            shares[f"MR-full-R{rank}@{threshold}"] = float((iou[rank] >= threshold).mean())
+    shares["MR-full-mIoU"] = float(iou[1].mean())
+
+    by_threshold = _mean_average_precision(arrays, arrays.window_mask)
+    shares["MR-full-mAP"] = float(by_threshold.mean())
+    for threshold in (0.5, 0.75):
+        shares[f"MR-full-mAP@{threshold}"] = float(by_threshold[AVERAGE_PRECISION_IOU_THRESHOLDS.index(threshold)])
+    length_s = arrays.windows_se[..., 1] - arrays.windows_se[..., 0]
+    for name, (above_s, up_to_s) in length_ranges_s.items():
+        is_in_range = arrays.window_mask & (length_s > above_s) & (length_s <= up_to_s)
+        if is_in_range.any():
+            shares[f"MR-{name}-mAP"] = float(_mean_average_precision(arrays, is_in_range).mean())
+    return shares
+
+
+def _mean_average_precision(arrays: MomentArrays, window_mask: np.ndarray) -> FloatArray:
+    """Mean over the queries that have a window in the mask: (thresholds,)."""
+    counts = window_mask.any(axis=1)
+    return average_precision(
+        arrays.predicted_se[counts], arrays.scores[counts], arrays.windows_se[counts], window_mask[counts]
+    ).mean(axis=0)
+
+
+def _highlight_metrics(arrays: SaliencyArrays) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for name, min_rating in MIN_HIGHLIGHT_RATINGS.items():
+        is_highlight = arrays.ratings >= min_rating
+        precision = highlight_average_precision(arrays.scores, is_highlight, arrays.clip_mask)
+        shares[f"HL-min-{name}-mAP"] = float(precision.mean())
+        shares[f"HL-min-{name}-Hit1"] = float(highlight_hit(arrays.top_clip, is_highlight).mean())
+    return shares
+
+
+def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
+    """The result of `evaluate_submission` as text, in its order and without a final line break.
+
+    Args:
+        metrics: Values in percent by name.
+        style: `table` (aligned plain text), `json` or `markdown`.
+
+    Raises:
+        ValueError: `style` is none of these.
+    """
+    if style == "json":
+        return json.dumps(dict(metrics), indent=2)
+    rows = [("Metric", "%")] + [(name, f"{value:.2f}") for name, value in metrics.items()]
+    name_width, value_width = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = [(name.ljust(name_width), value.rjust(value_width)) for name, value in rows]
+    if style == "table":
+        return "\n".join(f"{name}  {value}" for name, value in cells)
+    if style == "markdown":
+        cells.insert(1, ("-" * name_width, "-" * (value_width - 1) + ":"))
+        return "\n".join(f"| {name} | {value} |" for name, value in cells)
+    raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, got {style!r}.")
+
+
+def evaluate_module_path() -> str:
+    """The folder that `evaluate.load` reads these metrics from: `evaluate.load(evaluate_module_path())`."""
+    return str(Path(__file__).parent / "moment_retrieval")

@@ -1,0 +1,324 @@
+"""Reading, writing and matching submissions, and what is said about malformed ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from modeling_bmdetr.evaluation import (
+    METRIC_FORMATS,
+    canonical_qid,
+    evaluate_submission,
+    format_metrics,
+    read_jsonl,
+    restore_qid_types,
+    write_jsonl,
+)
+
+PREDICTIONS = [{"qid": qid, "vid": f"v{qid}", "pred_relevant_windows": [[0, 10, 0.5]]} for qid in range(8)]
+GROUND_TRUTH = [{"qid": qid, "vid": f"v{qid}", "relevant_windows": [[0, 10]]} for qid in range(8)]
+RATED = {"duration": 10, "relevant_clip_ids": [0, 4], "saliency_scores": [[4, 0], [1, 2]]}
+
+
+def changed(rows, index, **fields):
+    return [row | fields if number == index else row for number, row in enumerate(rows)]
+
+
+# --- JSON lines ---------------------------------------------------------------------------------------------
+
+
+def test_jsonl_round_trip(tmp_path):
+    rows = [{"qid": 7, "query": "öffnet die Tür"}, {"qid": "7b", "pred_relevant_windows": [[0.5, 2, -1e-9]]}]
+    path = tmp_path / "new" / "rows.jsonl"
+    write_jsonl(rows, path)
+    assert read_jsonl(path) == rows
+    assert [type(row["qid"]) for row in read_jsonl(str(path))] == [int, str]
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_numpy_values_are_written(tmp_path):
+    write_jsonl([{"qid": np.int64(3), "scores": np.array([0.5, 1.0], np.float32), "x": np.float64(2)}], tmp_path / "a")
+    assert read_jsonl(tmp_path / "a") == [{"qid": 3, "scores": [0.5, 1.0], "x": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(float("nan"), ValueError), (np.array([np.inf]), ValueError), ({1}, TypeError)]
+)
+def test_a_row_that_cannot_be_written_leaves_the_file_alone(tmp_path, value, error):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+    with pytest.raises(error, match=r"rows\[1\] \(qid 'b'\) cannot be written as JSON"):
+        write_jsonl([{"qid": "a"}, {"qid": "b", "value": value}], path)
+    assert path.read_text() == "before"
+
+
+def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"qid": 1}\r\n{"qid": 2}\r\n\r\n  \n')
+    assert read_jsonl(path) == [{"qid": 1}, {"qid": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "rows.jsonl is empty"),
+        (b"\n\n", "rows.jsonl is empty"),
+        (b'{"qid": 1}\n{"qid": 2\n', "rows.jsonl:2 is not valid JSON"),
+        (b'{"qid": 1}\n\n{"qid": 2}\n', "rows.jsonl:2 is blank"),
+        (b'{"qid": 1}\n[1, 2]\n', "rows.jsonl:2 holds a JSON list; expected an object"),
+        (b"7\n", "rows.jsonl:1 holds a JSON int; expected an object"),
+        (b'[{"qid": 1}]\n', "looks like one JSON array"),
+        (b'[\n{"qid": 1}\n]\n', "looks like one JSON document"),
+        (b'{"qid": NaN}\n', "rows.jsonl:1 .*NaN is not a JSON number"),
+        (b'{"score": -Infinity}\n', "rows.jsonl:1 .*-Infinity is not a JSON number"),
+        (b"\xff\xfe{}\n", "rows.jsonl is not UTF-8 text"),
+    ],
+)
+def test_malformed_files(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(path)
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no such file: {path}"):
+            read_jsonl(path)
+
+
+def test_evaluation_from_files_names_file_and_line(tmp_path):
+    predictions, ground_truth = tmp_path / "p.jsonl", tmp_path / "g.jsonl"
+    write_jsonl(PREDICTIONS[::-1], predictions)
+    write_jsonl(GROUND_TRUTH, ground_truth)
+    assert evaluate_submission(predictions, str(ground_truth)) == evaluate_submission(PREDICTIONS, GROUND_TRUTH)
+    write_jsonl(changed(PREDICTIONS, 2, pred_relevant_windows=[[0, 1]])[::-1], predictions)
+    with pytest.raises(ValueError, match=r"p\.jsonl:6 \(qid 2\) has \[0, 1\] in pred_relevant_windows"):
+        evaluate_submission(predictions, ground_truth)
+
+
+# --- qids ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("qid", "expected"), [(7, "7"), ("7", "7"), (np.int32(7), "7"), ("a b", "a b"), (0, "0"), (-1, "-1")]
+)
+def test_canonical_qid(qid, expected):
+    assert canonical_qid(qid) == expected
+
+
+@pytest.mark.parametrize("qid", [7.0, True, None, ["7"], b"7"])
+def test_other_types_are_no_qid(qid):
+    with pytest.raises(TypeError, match="qid must be a string or an integer"):
+        canonical_qid(qid)
+
+
+def test_empty_qid():
+    with pytest.raises(ValueError, match="qid is the empty string"):
+        canonical_qid("")
+
+
+def test_qids_get_their_type_back():
+    predictions = [{"qid": "2", "vid": "x"}, {"qid": 1}, {"qid": "c"}]
+    restored = restore_qid_types(predictions, [{"qid": "1"}, {"qid": 2}, {"qid": "c"}])
+    assert restored == [{"qid": 2, "vid": "x"}, {"qid": "1"}, {"qid": "c"}]
+    assert predictions[0]["qid"] == "2"
+    with pytest.raises(ValueError, match="qid 'd' is in predictions but not in ground_truth"):
+        restore_qid_types([{"qid": "d"}], [{"qid": 1}])
+
+
+def test_difference_of_qids_is_named():
+    with pytest.raises(ValueError, match="do not hold the same queries") as error:
+        evaluate_submission([PREDICTIONS[0], PREDICTIONS[0] | {"qid": "new"}], GROUND_TRUTH)
+    assert "7 of 8 in ground_truth have no prediction (qid '1', '2', '3', '4', '5', ...)" in str(error.value)
+    assert "1 of 2 in predictions are not in the ground truth (qid 'new')" in str(error.value)
+    with pytest.raises(
+        ValueError, match=r"0 of 7 in ground_truth have no prediction, 1 of 8 in predictions .*\(qid '7'\)"
+    ):
+        evaluate_submission(PREDICTIONS, GROUND_TRUTH[:7])
+
+
+def test_another_video_for_the_same_qid():
+    with pytest.raises(
+        ValueError, match=r"predictions\[7\] \(qid 3\) is about the video 'v3', ground_truth\[3\] .*'other'"
+    ):
+        evaluate_submission(PREDICTIONS[4:] + PREDICTIONS[:4], changed(GROUND_TRUTH, 3, vid="other"))
+    evaluate_submission(changed(PREDICTIONS, 3, vid=None), changed(GROUND_TRUTH, 4, vid=None))
+
+
+@pytest.mark.parametrize("repeated", [3, "3"])
+def test_repeated_qid(repeated):
+    with pytest.raises(
+        ValueError, match=r"predictions\[5\] \(qid '?3'?\) repeats the qid of predictions\[3\] \(qid 3\)"
+    ):
+        evaluate_submission(changed(PREDICTIONS, 5, qid=repeated), GROUND_TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "ground_truth", "error", "message"),
+    [
+        (changed(PREDICTIONS, 1, qid=None), GROUND_TRUTH, ValueError, r"predictions\[1\] has no qid"),
+        (PREDICTIONS, changed(GROUND_TRUTH, 1, qid=1.0), TypeError, r"ground_truth\[1\] \(qid 1.0\): qid must be"),
+        ([], GROUND_TRUTH, ValueError, "predictions is empty"),
+        (PREDICTIONS, [], ValueError, "ground_truth is empty"),
+        (
+            PREDICTIONS[0],
+            GROUND_TRUTH,
+            TypeError,
+            "predictions must be a list of dictionaries or the path of a file, got dict",
+        ),
+        (
+            PREDICTIONS,
+            None,
+            TypeError,
+            "ground_truth must be a list of dictionaries or the path of a file, got NoneType",
+        ),
+        (PREDICTIONS, [[0, 10]], TypeError, r"ground_truth\[0\] must be a dictionary, got list"),
+    ],
+)
+def test_rows_that_are_no_rows(predictions, ground_truth, error, message):
+    with pytest.raises(error, match=message):
+        evaluate_submission(predictions, ground_truth)
+
+
+# --- Malformed windows and saliency -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        [0, 1],
+        [0, 1, 0.5, 9],
+        [0, float("nan"), 0.5],
+        [0, 1, float("inf")],
+        [0, "1", 0.5],
+        [0, None, 0.5],
+        5.0,
+        [[0, 1, 0.5]],
+        {"start": 0},
+    ],
+    ids=str,
+)
+def test_malformed_predicted_window(window):
+    with pytest.raises(
+        ValueError, match=r"predictions\[2\] \(qid 2\) has .* expected \[start s, end s, score\], finite"
+    ):
+        evaluate_submission(changed(PREDICTIONS, 2, pred_relevant_windows=[[0, 1, 0.5], window]), GROUND_TRUTH)
+
+
+@pytest.mark.parametrize("windows", [[0, 10], [[0, 10], [3]], [[0, 10, 0.5]], [["0", "10"]], [[None, 10]]], ids=str)
+def test_malformed_true_window(windows):
+    with pytest.raises(
+        ValueError, match=r"ground_truth\[2\] \(qid 2\) has .* expected \[start s, end s\], finite numbers"
+    ):
+        evaluate_submission(PREDICTIONS, changed(GROUND_TRUTH, 2, relevant_windows=windows))
+
+
+def test_text_in_every_window_is_not_taken_for_numbers():
+    with pytest.raises(ValueError, match=r"predictions\[0\] .* expected \[start s, end s, score\]"):
+        evaluate_submission([row | {"pred_relevant_windows": [["0", "10", "1"]]} for row in PREDICTIONS], GROUND_TRUTH)
+
+
+def test_reversed_true_window():
+    with pytest.raises(
+        ValueError, match=r"ground_truth\[4\] .* ends before it starts .*\[\[0.0, 5.0\], \[10.0, 2.5\]\]"
+    ):
+        evaluate_submission(PREDICTIONS, changed(GROUND_TRUTH, 4, relevant_windows=[[0, 5], [10, 2.5]]))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "ground_truth", "message"),
+    [
+        (
+            changed(PREDICTIONS, 2, pred_relevant_windows=None),
+            GROUND_TRUTH,
+            r"predictions\[2\] .* has no pred_relevant_windows",
+        ),
+        (
+            changed(PREDICTIONS, 2, pred_relevant_windows="x"),
+            GROUND_TRUTH,
+            "pred_relevant_windows 'x'; expected a list",
+        ),
+        (PREDICTIONS, changed(GROUND_TRUTH, 2, relevant_windows=None), r"ground_truth\[2\] .* has no relevant_windows"),
+        (
+            PREDICTIONS,
+            changed(GROUND_TRUTH, 2, relevant_windows=[]),
+            r"ground_truth\[2\] .* no relevant window; .* \(1 of 8",
+        ),
+        (PREDICTIONS, [{"qid": qid} for qid in range(8)], "a split without labels cannot be evaluated"),
+        ([{"qid": qid} for qid in range(8)], GROUND_TRUTH, "nothing to evaluate"),
+        ([{"qid": qid, "pred_saliency_scores": [1]} for qid in range(8)], GROUND_TRUTH, "nothing to evaluate"),
+    ],
+)
+def test_missing_windows(predictions, ground_truth, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_submission(predictions, ground_truth)
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ({"relevant_clip_ids": None}, "no relevant_clip_ids"),
+        ({"relevant_clip_ids": [0]}, "1 relevant_clip_ids but 2 saliency_scores"),
+        ({"relevant_clip_ids": [0, 5]}, r"relevant_clip_ids \[5.0\]; expected integers from 0 to 4, as 5 clips fit"),
+        ({"relevant_clip_ids": [-1, 2]}, r"relevant_clip_ids \[-1.0\]"),
+        ({"relevant_clip_ids": [0.5, 2]}, r"relevant_clip_ids \[0.5\]"),
+        ({"relevant_clip_ids": [2, 2]}, "a clip twice in relevant_clip_ids"),
+        ({"duration": None}, "duration None; expected seconds"),
+        ({"duration": "10"}, "duration '10'; expected seconds"),
+        ({"duration": 1.5}, r"duration 1.5; expected seconds, at least one clip \(2 s\)"),
+        ({"saliency_scores": [[4, 0], [1, 2, 3]]}, r"\[1, 2, 3\] in saliency_scores; expected 2 ratings"),
+        ({"saliency_scores": [4, 0]}, r"4 in saliency_scores; expected a list for each clip.*\[\[4\], \[3\], \.\.\.\]"),
+        ({"saliency_scores": 4}, "saliency_scores 4; expected a list"),
+    ],
+)
+def test_malformed_ratings(truth, message):
+    predictions = [row | {"pred_saliency_scores": [0.5] * 5} for row in PREDICTIONS]
+    evaluate_submission(predictions, changed(GROUND_TRUTH, 6, **RATED))
+    with pytest.raises(ValueError, match=rf"ground_truth\[6\] \(qid 6\) has .*{message}"):
+        evaluate_submission(predictions, changed(GROUND_TRUTH, 6, **(RATED | truth)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "no pred_saliency_scores"),
+        ([], "empty pred_saliency_scores"),
+        ([0.5, float("nan")], "nan in pred_saliency_scores; expected a score for every clip, finite numbers"),
+        ([[0.5], [0.1]], r"\[0.5\] in pred_saliency_scores"),
+    ],
+)
+def test_malformed_predicted_saliency(scores, message):
+    predictions = changed(
+        [row | {"pred_saliency_scores": [0.5] * 5} for row in PREDICTIONS], 6, pred_saliency_scores=scores
+    )
+    with pytest.raises(ValueError, match=rf"predictions\[6\] \(qid 6\) has {message}"):
+        evaluate_submission(predictions, [row | RATED for row in GROUND_TRUTH])
+
+
+# --- Text ---------------------------------------------------------------------------------------------------
+
+METRICS = {"MR-full-R1@0.5": 100.0, "MR-full-mAP": 8.5}
+
+
+def test_table():
+    assert format_metrics(METRICS) == "Metric               %\nMR-full-R1@0.5  100.00\nMR-full-mAP       8.50"
+
+
+def test_markdown():
+    assert format_metrics(METRICS, "markdown").split("\n") == [
+        "| Metric         |      % |",
+        "| -------------- | -----: |",
+        "| MR-full-R1@0.5 | 100.00 |",
+        "| MR-full-mAP    |   8.50 |",
+    ]
+
+
+def test_json():
+    assert json.loads(format_metrics(METRICS, "json")) == METRICS
+
+
+def test_unknown_format():
+    assert METRIC_FORMATS == ("table", "json", "markdown")
+    with pytest.raises(ValueError, match="style must be one of table, json, markdown, got 'html'"):
+        format_metrics(METRICS, "html")
