@@ -1,0 +1,321 @@
+"""From videos and sentences, or their features, to model inputs, and from model outputs to moments in seconds."""
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+
+from .configuration_bmdetr import FeatureContract
+from .encoders_bmdetr import TextEncoder, Video, VideoEncoder, build_text_encoder, build_video_encoder
+from .spans_bmdetr import spans_cxw_to_se, temporal_nms
+
+PredictionFormat = Literal["seconds", "released"]
+
+
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one: `(n, dim)` in and out. A row of zeros stays zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-5)
+
+
+def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
+    """Raw rows of a video as the model takes them: normalised encoder by encoder, cut or resampled to `max_clips`.
+
+    Args:
+        features: `(clips, dim)`, the rows of all video encoders side by side.
+
+    Returns:
+        `(min(clips, max_clips), dim)` float32. With `long_video="resample"`, each row of a longer video is the mean
+        of an equal share of its clips.
+
+    Raises:
+        ValueError: no clips, or not as wide as the encoders of the contract.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"video features must have shape (clips, dim) with at least one clip, got {features.shape}")
+    if contract.video_dim and features.shape[1] != contract.video_dim:
+        widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
+        raise ValueError(
+            f"video features are {features.shape[1]} wide, expected {contract.video_dim}: {widths}; extract them with "
+            "these encoders, in this order"
+        )
+    if len(features) > contract.max_clips and contract.long_video != "resample":
+        features = features[: contract.max_clips]
+    if contract.normalize_video:
+        edges = np.cumsum([0, *(encoder["dim"] for encoder in contract.video_encoders)])
+        parts = [features[:, a:b] for a, b in itertools.pairwise(edges)] or [features]
+        features = np.concatenate([l2_normalize(part) for part in parts], axis=1)
+    if len(features) > contract.max_clips:
+        # Cumulative sums at fractional borders give the exact mean over each share.
+        borders = np.linspace(0, len(features), contract.max_clips + 1)
+        sums = np.concatenate([np.zeros_like(features[:1]), np.cumsum(features, axis=0, dtype=np.float64)])
+        below = np.minimum(borders.astype(int), len(features) - 1)
+        at_borders = sums[below] + (borders - below)[:, None] * features[below]
+        features = np.diff(at_borders, axis=0) / np.diff(borders)[:, None]
+    return features.astype(np.float32, copy=False)
+
+
+def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
+    """Raw rows of a sentence as the model takes them: cut to `max_tokens`, normalised. `(tokens, dim)` float32.
+
+    Raises:
+        ValueError: no tokens, or not as wide as the encoder of the contract.
+    """
+    features = np.asarray(features, dtype=np.float32)[: contract.max_tokens]
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"text features must have shape (tokens, dim) with at least one token, got {features.shape}")
+    if contract.text_dim and features.shape[1] != contract.text_dim:
+        name = contract.text_encoder["name"] if contract.text_encoder else "the text encoder"
+        raise ValueError(
+            f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
+        )
+    return l2_normalize(features) if contract.normalize_text else features
+
+
+def pad_rows(rows: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Arrays `(n_i, dim)` as one tensor `(rows, length, dim)` padded with 0, and its mask `(rows, length)`."""
+    length = max(len(row) for row in rows) if length is None else length
+    padded = torch.zeros(len(rows), length, rows[0].shape[1])
+    mask = torch.zeros(len(rows), length)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.from_numpy(np.ascontiguousarray(row))
+        mask[i, : len(row)] = 1
+    return padded, mask
+
+
+def time_axis_s(num_clips: int, duration_s: float | None, contract: FeatureContract) -> float:
+    """Seconds that a video's clips span, the unit of every span: clips x `clip_length`.
+
+    The duration where the clips were resampled, since each then covers an equal share of the video.
+
+    Args:
+        num_clips: Real clips after `prepare_video_features`.
+
+    Raises:
+        ValueError: the duration is needed and missing.
+    """
+    if contract.long_video != "resample" or num_clips < contract.max_clips:
+        return num_clips * contract.clip_length
+    if duration_s is None:
+        raise ValueError(
+            f"`duration_s` is missing: videos of {contract.max_clips} clips may be resampled under this checkpoint's "
+            'feature contract (long_video="resample"), so that their clips tell nothing of seconds'
+        )
+    return float(duration_s)
+
+
+def decode_moments(logits: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
+    """Predicted spans as moments in seconds, best first.
+
+    Args:
+        logits: `(batch, queries, 2)`.
+        pred_spans: `(batch, queries, 2)` (centre, width).
+        axes_s: `(batch,)`, seconds of the time axis.
+        limits_s: `(batch,)`, seconds to which starts and ends are clipped.
+
+    Returns:
+        `(batch, queries, 3)` float32 rows (start s, end s, score); the score is the probability of foreground.
+    """
+    scores = logits.float().softmax(dim=-1)[..., :1]
+    times = spans_cxw_to_se(pred_spans.float()) * axes_s[:, None, None]
+    times = torch.minimum(times.clamp(min=0), limits_s[:, None, None])
+    moments = torch.cat((times, scores), dim=-1)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return moments.gather(1, order.expand_as(moments))
+
+
+class BMDetrProcessor(ProcessorMixin):
+    """Prepares inputs by a checkpoint's feature contract, and reads its outputs back into seconds.
+
+    Args:
+        feature_contract: A [`FeatureContract`], its dict, or the configuration that carries it.
+        prediction_format: `seconds` clips moments to the video and leaves them unrounded. `released` writes what the
+            authors' code writes: spans times min(duration, max_clips x clip_length), clipped to
+            [0, max_clips x clip_length], rounded to multiples of clip_length, scores to 4 digits, at most 10.
+        nms_threshold: Temporal IoU above which the weaker of two moments is dropped; None keeps all.
+    """
+
+    def __init__(
+        self,
+        feature_contract: FeatureContract | Mapping[str, Any] | None = None,
+        prediction_format: PredictionFormat = "seconds",
+        nms_threshold: float | None = None,
+    ):
+        super().__init__()
+        if isinstance(feature_contract, Mapping):
+            feature_contract = FeatureContract.from_dict(dict(feature_contract))
+        contract = getattr(feature_contract, "feature_contract", feature_contract) or FeatureContract()
+        if prediction_format not in ("seconds", "released"):
+            raise ValueError(f"`prediction_format` must be 'seconds' or 'released', received {prediction_format!r}")
+        self.feature_contract: dict[str, Any] = contract.to_dict()
+        self.prediction_format = prediction_format
+        self.nms_threshold = nms_threshold
+
+    @property
+    def contract(self) -> FeatureContract:
+        """The feature contract as an object."""
+        return FeatureContract.from_dict(self.feature_contract)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["video_features", "video_mask", "text_features", "text_mask"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds; encoders are rebuilt from the contract, never saved."""
+        names = ("feature_contract", "prediction_format", "nms_threshold")
+        extras = {"auto_map": self.auto_map} if hasattr(self, "auto_map") else {}
+        return {**{name: getattr(self, name) for name in names}, "processor_class": type(self).__name__, **extras}
+
+    @cached_property
+    def video_encoders(self) -> list[VideoEncoder]:
+        """The contract's video encoders, built at first use."""
+        if not self.feature_contract["video_encoders"]:
+            raise ValueError(
+                "this checkpoint does not say which encoders made its video features: pass `video_features`, or build "
+                "the processor with a feature contract that names them"
+            )
+        return [build_video_encoder(spec) for spec in self.feature_contract["video_encoders"]]
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The contract's text encoder, built at first use."""
+        if not self.feature_contract["text_encoder"]:
+            raise ValueError(
+                "this checkpoint does not say which encoder made its text features: pass `text_features`, or build "
+                "the processor with a feature contract that names it"
+            )
+        return build_text_encoder(self.feature_contract["text_encoder"])
+
+    def encode_video(
+        self, video: Video, *, fps: float | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """A video file (or decoded frames at `fps`) to the raw rows of all video encoders, `(clips, dim)` float32."""
+        length = self.contract.clip_length
+        parts = [encoder.encode_video(video, length, fps=fps, progress=progress) for encoder in self.video_encoders]
+        shortest = min(len(part) for part in parts)
+        return np.concatenate([part[:shortest] for part in parts], axis=1)
+
+    def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each."""
+        return self.text_encoder.encode_text(sentences, self.contract.max_tokens)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        videos: Video | Sequence[Video] | None = None,
+        *,
+        text_features: Sequence[np.ndarray] | None = None,
+        video_features: np.ndarray | Sequence[np.ndarray] | None = None,
+        negative_text: Sequence[str] | None = None,
+        fps: float | None = None,
+    ) -> BatchFeature:
+        """Model inputs for pairs of a video and a sentence; one video is paired with every sentence.
+
+        Args:
+            text: Sentence or sentences, or their raw rows in `text_features`, `(tokens, dim)` each.
+            videos: A video or one for each sentence: path, or frames `(frames, height, width, 3)` at `fps`; or their
+                raw rows in `video_features`, `(clips, dim)` each.
+            negative_text: Optionally one negative query for each sentence (Eq. 1).
+
+        Returns:
+            `video_features`, `video_mask`, `text_features`, `text_mask`, and the negative's if given, as documented
+            in [`BMDetrModel.forward`].
+
+        Raises:
+            ValueError: something is missing, given twice, empty, of a wrong width, or the numbers do not pair.
+        """
+        contract = self.contract
+        if (text is None) == (text_features is None):
+            raise ValueError("pass either `text` or `text_features`")
+        if (videos is None) == (video_features is None):
+            raise ValueError("pass either `videos` or `video_features`")
+        if text_features is None:
+            text_features = self.encode_text([text] if isinstance(text, str) else list(text or ()))
+        if video_features is None:
+            several = [videos] if isinstance(videos, (str, os.PathLike, np.ndarray)) else list(videos or ())
+            video_features = [self.encode_video(video, fps=fps) for video in several]
+        elif isinstance(video_features, (np.ndarray, Tensor)) and video_features.ndim == 2:
+            video_features = [video_features]
+        if len(video_features) not in (1, len(text_features)):
+            raise ValueError(
+                f"{len(video_features)} videos do not pair with {len(text_features)} sentences; pass one video for "
+                "all sentences, or one for each"
+            )
+        prepared = [prepare_video_features(np.asarray(rows), contract) for rows in video_features]
+        inputs: dict[str, Tensor] = {}
+        padded, mask = pad_rows(prepared)
+        copies = len(text_features) // len(prepared)
+        inputs["video_features"] = padded.repeat_interleave(copies, dim=0)
+        inputs["video_mask"] = mask.repeat_interleave(copies, dim=0)
+        rows = [prepare_text_features(np.asarray(row), contract) for row in text_features]
+        inputs["text_features"], inputs["text_mask"] = pad_rows(rows)
+        if negative_text is not None:
+            if len(negative_text) != len(text_features):
+                raise ValueError(
+                    f"{len(negative_text)} negative queries for {len(text_features)} sentences; pass one each"
+                )
+            rows = [prepare_text_features(row, contract) for row in self.encode_text(negative_text)]
+            features, mask = pad_rows(rows)
+            inputs["negative_text_features"], inputs["negative_text_mask"] = features[:, None], mask[:, None]
+        return BatchFeature(inputs)
+
+    def post_process_moments(
+        self,
+        outputs: Mapping[str, Any],
+        video_mask: Tensor,
+        durations_s: Sequence[float] | None = None,
+        *,
+        top_k: int | None = None,
+        score_threshold: float = 0.0,
+        nms_threshold: float | None = None,
+    ) -> list[list[dict[str, float]]]:
+        """Moments in seconds, best first, for each row of a batch.
+
+        Args:
+            outputs: [`BMDetrMomentRetrievalOutput`] of the batch.
+            video_mask: `(batch, video_len)`, the mask the model was given.
+            durations_s: Seconds of each video. Moments are clipped to it; without it, to the clips' time axis.
+            top_k: At most so many moments a row.
+            score_threshold: Drops moments with a lower score.
+            nms_threshold: Overrides the processor's.
+
+        Returns:
+            One list a row, of dicts `start` (s), `end` (s) and `score` (probability of foreground in [0, 1]).
+        """
+        contract, released = self.contract, self.prediction_format == "released"
+        if durations_s is not None and len(durations_s) != len(video_mask):
+            raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
+        longest_s = contract.max_clips * contract.clip_length
+        device = outputs["pred_spans"].device
+        axes, limits = [], []
+        for i, num_clips in enumerate(video_mask.sum(dim=1).int().tolist()):
+            duration = None if durations_s is None else float(durations_s[i])
+            if released and duration is None:
+                raise ValueError("`durations_s` is missing: the released format scales spans by the video's duration")
+            axis = min(duration, longest_s) if released and duration else time_axis_s(num_clips, duration, contract)
+            axes.append(axis)
+            limits.append(longest_s if released else duration if duration is not None else axis)
+        axes_s, limits_s = torch.tensor(axes, device=device), torch.tensor(limits, device=device)
+        moments = decode_moments(outputs["logits"], outputs["pred_spans"], axes_s, limits_s).cpu()
+        if released:
+            moments[..., :2] = (moments[..., :2] / contract.clip_length).round() * contract.clip_length
+            top_k = min(top_k or 10, 10)
+        nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
+        results = []
+        for row in moments:
+            row = row[row[:, 2] >= score_threshold]
+            if nms_threshold is not None:
+                row = temporal_nms(row, nms_threshold)
+            results.append([_moment(values, 4 if released else None) for values in row[:top_k].tolist()])
+        return results
+
+
+def _moment(row: Sequence[float], score_digits: int | None) -> dict[str, float]:
+    start, end, score = row
+    return {"start": start, "end": end, "score": score if score_digits is None else round(score, score_digits)}
