@@ -20,7 +20,7 @@ DIRT = (
     "past_end",
     "wholly_past_end",
     "duplicates",
-    "duplicates_but_for_white_space",
+    "duplicates_once_cleaned",
     "white_space",
 )
 
@@ -116,8 +116,7 @@ def format_statistics(statistics: Mapping[str, SplitStatistics], *, markdown: bo
         (figures, {split: asdict(entry) for split, entry in statistics.items()}),
         (list(DIRT), {split: entry.dirt for split, entry in statistics.items()}),
     ):
-        shown = [column.replace("_but_for_white_space", "_(blanks)") for column in columns]
-        cells = [["split", *shown]]
+        cells = [["split", *columns]]
         cells += [[split, *(_cell(entry[column]) for column in columns)] for split, entry in values.items()]
         tables.append(_markdown_table(cells) if markdown else _plain_table(cells))
     return "\n\n".join(tables)

@@ -41,9 +41,8 @@ class CleaningReport:
     """How much of each kind of dirt there was, as stored, and what the rules removed.
 
     `reversed`, `zero_length`, `past_end` and `wholly_past_end` count windows (`past_end` includes those wholly past the
-    end); the others count rows. `duplicates` are copies of an earlier row to the letter,
-    `duplicates_but_for_white_space` those that become copies once white space is reduced. `examples` names the first
-    few of each kind.
+    end); the others count rows. `duplicates` are copies of an earlier row to the letter, `duplicates_once_cleaned`
+    those that become copies by the other rules. `examples` names the first few of each kind.
     """
 
     rows: int = 0
@@ -53,7 +52,7 @@ class CleaningReport:
     past_end: int = 0
     wholly_past_end: int = 0
     duplicates: int = 0
-    duplicates_but_for_white_space: int = 0
+    duplicates_once_cleaned: int = 0
     white_space: int = 0
     dropped_rows: int = 0
     dropped_windows: int = 0
@@ -100,7 +99,7 @@ def clean_rows(
     report = CleaningReport()
     cleaned: list[CanonicalRow] = []
     stored: set[tuple[Any, ...]] = set()
-    reduced: set[tuple[Any, ...]] = set()
+    seen_clean: set[tuple[Any, ...]] = set()
     for row in rows:
         report.rows += 1
         where = f"{row['vid']} (qid {row['qid']})"
@@ -111,7 +110,7 @@ def clean_rows(
         windows = row.get("relevant_windows")
         if windows is not None:
             clean["relevant_windows"] = _clean_windows(windows, row, rules, report)
-        kind = _duplicate_kind(row, query, stored, reduced)
+        kind = _duplicate_kind(_content(row), _content(clean), stored, seen_clean)
         if kind:
             report.count(kind, where)
         without_windows = bool(windows) and not clean["relevant_windows"]
@@ -122,17 +121,21 @@ def clean_rows(
     return cleaned, report
 
 
+def _content(row: CanonicalRow) -> tuple[Any, ...]:
+    return row["vid"], row["query"], tuple(map(tuple, row.get("relevant_windows") or ()))
+
+
 def _duplicate_kind(
-    row: CanonicalRow, query: str, stored: set[tuple[Any, ...]], reduced: set[tuple[Any, ...]]
+    as_stored: tuple[Any, ...], as_cleaned: tuple[Any, ...], stored: set[tuple[Any, ...]], cleaned: set[tuple[Any, ...]]
 ) -> str | None:
-    """Which kind of copy of an earlier row this is, if any; both sets remember it for the rows to come."""
-    windows = tuple(map(tuple, row.get("relevant_windows") or ()))
-    as_stored, as_reduced = (row["vid"], row["query"], windows), (row["vid"], query, windows)
+    """Which kind of copy of an earlier row this is, if any; the sets remember it for the rows to come."""
+    kind = None
     if as_stored in stored:
-        return "duplicates"
-    kind = "duplicates_but_for_white_space" if as_reduced in reduced else None
+        kind = "duplicates"
+    elif as_cleaned in cleaned:
+        kind = "duplicates_once_cleaned"
     stored.add(as_stored)
-    reduced.add(as_reduced)
+    cleaned.add(as_cleaned)
     return kind
 
 

@@ -112,7 +112,7 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
     if len(windows) == 2 and all(_is_number(value) for value in windows):
         yield "error", "relevant_windows", f"expected a list of windows; write [{list(windows)}], not {list(windows)}"
         return
-    duration = row["duration"] if _is_number(row.get("duration")) else math.inf
+    duration = row["duration"] if _is_number(row.get("duration")) and row["duration"] > 0 else math.inf
     seen: set[tuple[float, float]] = set()
     for index, window in enumerate(windows):
         name = f"relevant_windows[{index}]"
