@@ -1,0 +1,108 @@
+"""Batches in which no two queries share a video, as the semantic alignment loss (Eq. 17) needs."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Every query once an epoch, no two of a batch from one video, nothing read to find out.
+
+    Each batch is filled from the videos with the most queries left, ties in random order, so that no query is left
+    over; the batches then come in random order, smaller ones last. There are as few batches as the video with the
+    most queries allows: with fewer videos than the batch size (TACoS has 75), batches are as large as the number of
+    videos.
+
+    With several processes, each yields its share of the same global batches, so that queries are unique across
+    processes as well and every process has equally many batches, none of them empty.
+
+    A batch is a list of (epoch, row) pairs: the collator draws negatives and shifts from the seed, the epoch and the
+    row, so that they do not depend on workers, processes or where a run was resumed.
+
+    Args:
+        video_ids: The video of each row.
+        batch_size: Queries a batch, on each process.
+        seed: Seed of the order.
+        num_processes, process_index: The share that this process yields.
+
+    Raises:
+        ValueError: an empty data set, sizes below 1, or too few videos for the processes.
+    """
+
+    # There is no attribute `batch_size`: Accelerate reads that as a promise that all batches have it.
+    def __init__(
+        self,
+        video_ids: Sequence[str],
+        batch_size: int,
+        seed: int = 0,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ):
+        if batch_size < 1 or not 0 <= process_index < num_processes:
+            raise ValueError(
+                f"`batch_size` must be at least 1 and `process_index` below `num_processes`, received {batch_size}, "
+                f"{process_index} and {num_processes}"
+            )
+        if not len(video_ids):
+            raise ValueError("`video_ids` is empty: there is nothing to train on")
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, video in enumerate(video_ids):
+            rows_of[video].append(row)
+        self.video_of = list(video_ids)
+        self.rows_of = list(rows_of.values())
+        self.global_batch_size = batch_size * num_processes
+        self.seed, self.num_processes, self.process_index = seed, num_processes, process_index
+        self.epoch = 0
+        self._num_batches = len(self.global_batches(0))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order and draws the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in self.global_batches(epoch):
+            yield [(epoch, row) for row in batch[self.process_index :: self.num_processes]]
+
+    def global_batches(self, epoch: int) -> list[list[int]]:
+        """The row indices of every batch of an epoch, over all processes."""
+        rng = np.random.default_rng((self.seed, epoch))
+        left = [list(rng.permutation(rows)) for rows in self.rows_of]
+        # (minus the rows left, a random tie-break, video): the smallest is the fullest video.
+        heap = [(-len(rows), rng.random(), video) for video, rows in enumerate(left)]
+        heapq.heapify(heap)
+        batches: list[list[int]] = []
+        while heap:
+            drawn = [heapq.heappop(heap)[2] for _ in range(min(self.global_batch_size, len(heap)))]
+            batches.append([int(left[video].pop()) for video in drawn])
+            for video in drawn:
+                if left[video]:
+                    heapq.heappush(heap, (-len(left[video]), rng.random(), video))
+        self._fill_up(batches)
+        full = [batch for batch in batches if len(batch) == len(batches[0])]
+        short = [batch for batch in batches if len(batch) < len(batches[0])]
+        return [full[i] for i in rng.permutation(len(full))] + sorted(short, key=len, reverse=True)
+
+    def _fill_up(self, batches: list[list[int]]) -> None:
+        """Gives every batch at least one row a process, taken from the largest batches."""
+        for batch in batches:
+            videos = {self.video_of[row] for row in batch}
+            for donor in sorted(batches, key=len, reverse=True):
+                for row in list(donor):
+                    if len(batch) >= self.num_processes or len(donor) <= self.num_processes:
+                        break
+                    if self.video_of[row] not in videos:
+                        donor.remove(row)
+                        batch.append(row)
+                        videos.add(self.video_of[row])
+            if len(batch) < self.num_processes:
+                raise ValueError(
+                    f"{len(self.video_of)} queries cannot be spread over {self.num_processes} processes so that each "
+                    "step has a query of another video on every process; train on fewer processes"
+                )

@@ -1,0 +1,274 @@
+"""BMDetrTrainer: transformers' Trainer on canonical rows and a feature store."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, Trainer
+
+from ..configuration_bmdetr import BMDetrConfig
+from ..data.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from ..data.feature_store import FeatureStore
+from ..data.negative_sampling import NegativeSampler
+from ..data.sampler import UniqueVideoBatchSampler
+from ..data.schema import CanonicalRow
+from ..evaluation import evaluate_submission
+from ..modeling_bmdetr import BMDetrForMomentRetrieval
+from ..processing_bmdetr import BMDetrProcessor, decode_moments
+from ..spans_bmdetr import IGNORE, foreground_clips
+from .arguments import BMDetrTrainingArguments
+
+
+class UniqueVideoDataLoader(DataLoader):
+    """A data loader whose batch sampler follows the Trainer's epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def no_collator(items: list[Any]) -> dict[str, Any]:
+    """Stands where the Trainer wants one collator for all data; each data set here has its own."""
+    raise TypeError(f"use BMDetrTrainer's data loaders, whose collators know the rows; received {len(items)} items")
+
+
+class BMDetrTrainer(Trainer):
+    """Trains and evaluates [`BMDetrForMomentRetrieval`].
+
+    Differences from [`Trainer`]: data sets are canonical rows whose features lie in a [`FeatureStore`]; no two
+    queries of a batch share a video; every loss term is logged; evaluation yields the metrics of
+    [`evaluate_submission`], any of which can select the best checkpoint.
+
+    Args:
+        model: The model; its feature contract must fit the store.
+        args: Training arguments.
+        train_rows, eval_rows: Canonical rows.
+        store: Features of the rows' videos and queries.
+        processor: Saved with every checkpoint; made from the model's contract when left out.
+    """
+
+    args: BMDetrTrainingArguments
+
+    def __init__(
+        self,
+        model: BMDetrForMomentRetrieval,
+        args: BMDetrTrainingArguments,
+        *,
+        store: FeatureStore,
+        train_rows: Sequence[CanonicalRow] | None = None,
+        eval_rows: Sequence[CanonicalRow] | None = None,
+        processor: BMDetrProcessor | None = None,
+        **kwargs: Any,
+    ):
+        for rows in (train_rows, eval_rows):
+            if rows is not None:
+                store.require(rows)
+        if unlabelled := [row["qid"] for row in train_rows or () if not row.get("relevant_windows")]:
+            raise ValueError(
+                f"{len(unlabelled)} of {len(train_rows or ())} training rows have no `relevant_windows`, such as qid "
+                f"{unlabelled[:3]}: leave rows without moments out of `train_rows`"
+            )
+        self.store = store
+        self.config: BMDetrConfig = model.config
+        self.contract = model.config.feature_contract
+        self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._term_steps = 0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=None if train_rows is None else MomentRetrievalDataset(train_rows),
+            eval_dataset=None if eval_rows is None else MomentRetrievalDataset(eval_rows),
+            data_collator=no_collator,
+            processing_class=processor or BMDetrProcessor(self.contract),
+            compute_metrics=self.moment_metrics,
+            **kwargs,
+        )
+
+    # Data
+
+    def collator(self, rows: Sequence[CanonicalRow], training: bool) -> MomentRetrievalCollator:
+        """The collator of a data set: negatives and shifted views in training, neither in evaluation."""
+        args = self.args
+        negatives = None
+        if (training or args.evaluate_with_negatives) and self.config.background_aware:
+            strategy = args.negative_sampling
+            negatives = None if strategy == "none" else NegativeSampler(rows, strategy)  # type: ignore[arg-type]
+        return MomentRetrievalCollator(
+            rows,
+            self.store,
+            self.contract,
+            negatives=negatives,
+            num_negatives=args.num_negatives,
+            temporal_shifting=training and args.temporal_shifting,
+            shifting_limit_s=args.shifting_limit_s,
+            max_moments=self.config.num_queries,
+            seed=self.data_seed,
+            with_labels=all(row.get("relevant_windows") for row in rows),
+        )
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the batches and of everything the collator draws."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, MomentRetrievalDataset):
+            raise ValueError("training needs `train_rows`")
+        sampler = UniqueVideoBatchSampler(
+            [row["vid"] for row in self.train_dataset.rows],
+            self.args.per_device_train_batch_size,
+            seed=self.data_seed,
+            num_processes=self.args.world_size,
+            process_index=self.args.process_index,
+        )
+        # The sampler yields this process's share, so Accelerate must not divide it again.
+        return self._loader(UniqueVideoDataLoader, self.train_dataset, training=True, batch_sampler=sampler)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(dataset, MomentRetrievalDataset):
+            raise ValueError(f"evaluation needs `eval_rows` or a MomentRetrievalDataset, received {type(dataset)}")
+        return self.accelerator.prepare(
+            self._loader(DataLoader, dataset, training=False, batch_size=self.args.eval_batch_size)
+        )
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, loader: type[DataLoader], dataset: Any, training: bool, **kwargs: Any) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return loader(
+            dataset,
+            collate_fn=self.collator(dataset.rows, training),
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **kwargs,
+        )
+
+    # Loss and schedule
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002 - the Trainer passes it
+    ) -> Any:
+        inputs = {name: value for name, value in inputs.items() if name not in ("row_index", "durations_s")}
+        outputs = model(**inputs)
+        if model.training:
+            for name, term in outputs["loss_dict"].items():
+                self._term_sums[name] = self._term_sums[name].to(term.device) + term
+            self._term_steps += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every loss term since the last log to the training loss."""
+        if "loss" in logs and self._term_steps:
+            sums = torch.stack([self._term_sums[name].float() for name in sorted(self._term_sums)])
+            means = self.accelerator.reduce(sums / self._term_steps, reduction="mean").tolist()
+            logs.update({name: round(mean, 5) for name, mean in zip(sorted(self._term_sums), means, strict=True)})
+            self._term_sums.clear()
+            self._term_steps = 0
+        super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None and self.args.lr_drop_epochs:
+            steps_per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
+            drop_steps, factor = self.args.lr_drop_epochs * steps_per_epoch, self.args.lr_drop_factor
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: factor ** (step // drop_steps))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # Evaluation
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
+        self._rows_under_evaluation = dataloader.dataset.rows  # type: ignore[attr-defined]
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,  # noqa: ARG002 - the Trainer passes it
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Loss, (moments in seconds, saliency, mean p inside and outside the moments), row indices."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if "labels" in inputs:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            else:
+                names = ("row_index", "durations_s")
+                loss, outputs = None, model(**{k: v for k, v in inputs.items() if k not in names})
+        if prediction_loss_only:
+            return loss, None, None
+        mask, durations_s = inputs["video_mask"].bool(), inputs["durations_s"]
+        axes_s = mask.sum(dim=1) * self.contract.clip_length
+        if self.contract.long_video == "resample":
+            axes_s = torch.where(mask.sum(dim=1) < self.contract.max_clips, axes_s, durations_s)
+        moments = decode_moments(outputs["logits"], outputs["pred_spans"], axes_s, durations_s)
+        saliency = outputs["saliency_scores"].float().masked_fill(~mask, IGNORE)
+        sharpness = mean_probabilities(outputs.get("frame_probabilities"), inputs.get("labels"), mask)
+        return loss, (moments, saliency, sharpness), inputs["row_index"]
+
+    def moment_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of [`evaluate_submission`], and the mean of p inside and outside the moments (Table 9)."""
+        rows = self._rows_under_evaluation
+        arrays, row_index = tuple(prediction.predictions), np.asarray(prediction.label_ids)
+        predictions = self.as_predictions(arrays, row_index, rows)
+        ground_truth = [rows[int(index)] for index in row_index]
+        metrics = evaluate_submission(predictions, ground_truth, clip_length_s=self.contract.clip_length)
+        inside, outside = np.asarray(arrays[2]).T
+        for name, values in (("p_inside", inside), ("p_outside", outside)):
+            if (values != IGNORE).any():
+                metrics[name] = round(float(values[values != IGNORE].mean()), 4)
+        return metrics
+
+    @staticmethod
+    def as_predictions(arrays: Any, row_index: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Gathered arrays of `prediction_step` as canonical predictions."""
+        predictions = []
+        for index, moments, saliency in zip(row_index, arrays[0], arrays[1], strict=True):
+            row = rows[int(index)]
+            predictions.append(
+                {
+                    "qid": row["qid"],
+                    "query": row["query"],
+                    "vid": row["vid"],
+                    "pred_relevant_windows": moments.astype(float).tolist(),
+                    "pred_saliency_scores": saliency[saliency != IGNORE].astype(float).tolist(),
+                }
+            )
+        return predictions
+
+    def predict_rows(self, rows: Sequence[CanonicalRow]) -> list[dict[str, Any]]:
+        """Predictions for rows, in their order: `qid`, `query`, `vid`, `pred_relevant_windows` ([start s, end s,
+        score] best first) and `pred_saliency_scores` (one a clip)."""
+        self.store.require(rows)
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            output = self.predict(MomentRetrievalDataset(rows))
+        finally:
+            self.compute_metrics = compute_metrics
+        return self.as_predictions(output.predictions, output.label_ids, rows)
+
+
+def mean_probabilities(probabilities: Tensor | None, labels: Tensor | None, mask: Tensor) -> Tensor:
+    """Mean of p over the clips inside and outside the moments: `(batch, 2)`, -100 where there is none."""
+    result = torch.full((len(mask), 2), IGNORE, device=mask.device)
+    if probabilities is None or labels is None:
+        return result
+    inside = foreground_clips(labels, mask)
+    for column, clips in enumerate((inside, mask & ~inside)):
+        count = clips.sum(dim=1)
+        mean = (probabilities.float() * clips).sum(dim=1) / count.clamp(min=1)
+        result[:, column] = torch.where(count > 0, mean, result[:, column])
+    return result
