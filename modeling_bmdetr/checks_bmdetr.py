@@ -5,6 +5,7 @@ on the CPU, outside `torch.compile`. The collator and the processor check the va
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ def check_model_inputs(
     shifted_frame_order: Tensor | None = None,
 ) -> None:
     """Raises `ValueError` unless the inputs can be what [`BMDetrModel.forward`] documents."""
-    check_features("video_features", video_features, 3, config.video_dim, width_hint(config, video_features))
-    check_features("text_features", text_features, 3, config.text_dim, "")
+    check_features("video_features", video_features, 3, config.video_dim, lambda: width_hint(config, video_features))
+    check_features("text_features", text_features, 3, config.text_dim)
     check_mask("video_mask", video_mask, video_features)
     check_mask("text_mask", text_mask, text_features)
     if len(video_features) != len(text_features):
@@ -36,7 +37,7 @@ def check_model_inputs(
     if (negative_text_features is None) != (negative_text_mask is None):
         raise ValueError("`negative_text_features` and `negative_text_mask` belong together: pass both or neither")
     if negative_text_features is not None and negative_text_mask is not None:
-        check_features("negative_text_features", negative_text_features, 4, config.text_dim, "")
+        check_features("negative_text_features", negative_text_features, 4, config.text_dim)
         check_mask("negative_text_mask", negative_text_mask, negative_text_features, may_be_empty=True)
         if len(negative_text_features) != len(text_features):
             raise ValueError(
@@ -52,15 +53,18 @@ def reads_values(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_features(name: str, features: Tensor, dims: int, width: int, hint: str) -> None:
-    """A float tensor with `dims` dimensions, something in each, `width` values a row, all finite."""
+def check_features(name: str, features: Tensor, dims: int, width: int, hint: Callable[[], str] = str) -> None:
+    """A float tensor with `dims` dimensions, something in each, `width` values a row, all finite.
+
+    `hint` is called for a wrong width only: looking for what it means would break a compiled graph.
+    """
     axes = {3: f"(batch, length, {width})", 4: f"(batch, negatives, length, {width})"}[dims]
     if not isinstance(features, Tensor) or features.dim() != dims or not features.is_floating_point():
         raise ValueError(f"`{name}` must be a float tensor of shape {axes}, received {describe(features)}")
     if 0 in features.shape[:-1]:
         raise ValueError(f"`{name}` is empty, received {describe(features)}; expected {axes} with length at least 1")
     if features.shape[-1] != width:
-        raise ValueError(f"`{name}` must be {width} values wide, received {describe(features)}{hint}")
+        raise ValueError(f"`{name}` must be {width} values wide, received {describe(features)}{hint()}")
     if reads_values(features) and not features.isfinite().all():
         rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
