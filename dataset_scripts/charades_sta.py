@@ -1,6 +1,7 @@
 """Charades-STA: 16,128 sentences about 6,672 indoor videos of about 30 s."""
 
 import csv
+from pathlib import Path
 
 from modeling_bmdetr.data import CanonicalRow
 
@@ -68,13 +69,12 @@ class CharadesSTA(BenchmarkBuilder):
         """Length in seconds of every video in the two csv files."""
         lengths_s: dict[str, float] = {}
         for name in _LENGTH_FILES:
-            with self.path(name).open(encoding="utf-8", newline="") as file:
+            path = self.path(name)
+            with path.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
                 if not {"id", "length"} <= set(reader.fieldnames or ()):
-                    raise ValueError(
-                        f"'{self.path(name)}': expected the columns id and length, got {reader.fieldnames}."
-                    )
-                lengths_s.update((record["id"], float(record["length"])) for record in reader)
+                    raise ValueError(f"'{path}': expected the columns id and length, got {reader.fieldnames}.")
+                lengths_s.update(_video_length(record, path) for record in reader)
         return lengths_s
 
 
@@ -89,3 +89,12 @@ def _parse_line(line: str, place: str) -> tuple[str, list[float], str]:
     if not marks:
         raise ValueError(f"{place}: expected 'VID start end##sentence', got {line!r}.")
     return vid, window, sentence
+
+
+def _video_length(record: dict[str, str], path: Path) -> tuple[str, float]:
+    """(video, length in seconds) of a record of a csv file."""
+    try:
+        return record["id"], float(record["length"])
+    except (TypeError, ValueError):
+        message = f"video {record['id']}: expected a length in seconds, got {record['length']!r}"
+        raise ValueError(f"'{path}', {message}.") from None
