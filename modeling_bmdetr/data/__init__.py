@@ -1,7 +1,14 @@
 """Annotations, features, negative queries and batches: everything between the files of a data set and the model."""
 
 from .cleaning import CleaningReport, CleaningRules, clean_rows
+from .extract import ExtractionReport, extract_features
+from .feature_files import count_tokens
+from .feature_store import FeatureStore
+from .feature_writer import FeatureWriter
 from .file_checks import check_text_features, validate_file
+from .negative_sampling import NegativeSampler
+from .negatives import NegativeMiningReport, mine_negative_queries
+from .packing import pack_features
 from .schema import CanonicalRow, Problem, RowFile, ValidationReport, original_qid, read_rows, write_rows
 from .validation import validate_rows
 
@@ -19,4 +26,13 @@ __all__ = [
     "clean_rows",
     "CleaningReport",
     "CleaningRules",
+    "FeatureStore",
+    "FeatureWriter",
+    "pack_features",
+    "count_tokens",
+    "extract_features",
+    "ExtractionReport",
+    "mine_negative_queries",
+    "NegativeMiningReport",
+    "NegativeSampler",
 ]

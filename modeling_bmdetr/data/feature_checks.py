@@ -1,0 +1,157 @@
+"""What a feature store lacks, or holds that cannot be right, for given rows. `FeatureStore.require` raises it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from .feature_store import FeatureStore
+
+logger = logging.get_logger(__name__)
+
+EXAMPLES = 5
+SAME_FEATURE_TOLERANCE = 0.02
+"""Two encodings of one sentence differ by less than this share of their largest value (half precision, padding)."""
+COVERAGE_RANGE = (0.75, 1.33)
+"""Clips times clip length over the duration; the median over the videos belongs here."""
+LENGTH_RATIO = 1.5
+"""Folders that are concatenated cut a video into numbers of clips that differ by less than this factor."""
+
+
+def find_problems(
+    store: "FeatureStore", rows: Iterable[Mapping[str, Any]], *, check_values: bool, samples: int
+) -> tuple[list[str], list[str]]:
+    """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
+    rows = list(rows)
+    durations_s = {row["vid"]: row.get("duration") for row in rows}
+    sentences = {str(row["qid"]): row.get("query") for row in rows}
+    vids = [vid for vid in durations_s if store.has_video(vid)]
+    qids = [qid for qid in sentences if store.has_text(qid)]
+    missing = [
+        *_missing(store, "video", [vid for vid in durations_s if not store.has_video(vid)], len(durations_s)),
+        *_missing(store, "query", [qid for qid in sentences if not store.has_text(qid)], len(sentences)),
+    ]
+    unfit = [
+        *_grouped(vids if check_values else _spread(vids, samples), lambda vid: _video_fault(store, vid, check_values)),
+        *_grouped(qids if check_values else _spread(qids, samples), lambda qid: _text_fault(store, qid, check_values)),
+    ]
+    if not unfit:
+        unfit = _sentence_faults(store, qids, sentences, samples)
+    if not unfit:
+        _warn_of_clip_length(store, {vid: durations_s[vid] for vid in _spread(vids, samples)})
+    return missing, unfit
+
+
+def _missing(store: "FeatureStore", kind: str, names: Sequence[str], total: int) -> list[str]:
+    if not names:
+        return []
+    where = store.where("video" if kind == "video" else "text")
+    plural = "videos" if kind == "video" else "queries"
+    line = f"  {len(names)} of {total} {plural} are missing from {where}: {_examples(names)}"
+    if failed := [f"{name} ({store.failures[name]})" for name in names if kind == "video" and name in store.failures]:
+        line += f"; {len(failed)} could not be encoded when the store was written: {_examples(failed)}"
+    return [line]
+
+
+def _video_fault(store: "FeatureStore", vid: str, check_values: bool) -> str | None:
+    """What is wrong with the features of one video, without its name, so that equal faults can be counted."""
+    source = store.source("video")
+    for folder, encoder in zip(getattr(source, "folders", ()), store.contract.video_encoders, strict=False):
+        if (received := folder.shape(vid)[1]) != encoder["dim"]:
+            return f"{folder.where} is {received} wide, the contract says {encoder['name']} ({encoder['dim']} wide)"
+    lengths = [folder.shape(vid)[0] for folder in getattr(source, "folders", ())]
+    if lengths and max(lengths) > max(LENGTH_RATIO * min(lengths), min(lengths) + 2):
+        return f"{source.where} cut a video into different numbers of clips: is the clip length of all the same?"
+    return _not_finite(store.video(vid)) if check_values else None
+
+
+def _text_fault(store: "FeatureStore", qid: str, check_values: bool) -> str | None:
+    rows = store.text(qid)
+    return _not_finite(rows) if check_values else None
+
+
+def _not_finite(rows: np.ndarray) -> str | None:
+    return None if np.isfinite(rows).all() else "values that are NaN or infinite"
+
+
+def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> list[str]:
+    """Faults of the names, equal ones on one line with their number and examples."""
+    faults: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            fault = fault_of(name)
+        except ValueError as error:
+            # The message names the file; what it says of it is the fault.
+            fault = str(error)
+        if fault:
+            faults.setdefault(fault, []).append(name)
+    lines = [
+        f"  {fault} ({len(found)} of {len(names)} looked at: {_examples(found)})" for fault, found in faults.items()
+    ]
+    if len(lines) > 2 * EXAMPLES:
+        lines[2 * EXAMPLES :] = [f"  and {len(lines) - 2 * EXAMPLES} more"]
+    return lines
+
+
+def _sentence_faults(
+    store: "FeatureStore", qids: Sequence[str], sentences: Mapping[str, str | None], samples: int
+) -> list[str]:
+    """Text features of other sentences: by the sentences recorded, else by rows that repeat a sentence."""
+    recorded = {qid: store.sentence(qid) for qid in qids}
+    other = [
+        qid for qid in qids if recorded[qid] and sentences[qid] and _reduced(recorded[qid]) != _reduced(sentences[qid])
+    ]
+    if other:
+        example = f"{other[0]}: {recorded[other[0]]!r} is stored, the row says {sentences[other[0]]!r}"
+        return [f"  {len(other)} of {len(qids)} queries have the text features of another sentence ({example})"]
+    repeated: dict[str, list[str]] = {}
+    for qid in qids:
+        if not recorded[qid] and sentences[qid]:
+            repeated.setdefault(_reduced(sentences[qid]), []).append(qid)
+    pairs = [(group[0], group[-1]) for group in repeated.values() if len(group) > 1]
+    pairs = _spread(pairs, samples)
+    different = [pair for pair in pairs if not _same(store.text(pair[0]), store.text(pair[1]))]
+    if not different:
+        return []
+    return [
+        f"  {len(different)} of {len(pairs)} repeated sentences have different text features (as {different[0][0]} and "
+        f"{different[0][1]}): the qids of these rows do not name the files in {store.where('text')}. Use the "
+        "annotation file that the features were made from"
+    ]
+
+
+def _warn_of_clip_length(store: "FeatureStore", durations_s: Mapping[str, Any]) -> None:
+    """Logs a warning where clips times clip length is far from the duration of most videos."""
+    known = {vid: duration for vid, duration in durations_s.items() if duration}
+    if not known or store.contract.long_video == "resample":
+        return
+    lengths_s = np.array([duration / store.num_clips(vid) for vid, duration in known.items()])
+    coverage = float(np.median(store.contract.clip_length / lengths_s))
+    if not COVERAGE_RANGE[0] <= coverage <= COVERAGE_RANGE[1]:
+        logger.warning(
+            f"the features in {store.where('video')} cover {coverage:.0%} of their videos (median of {len(known)}): "
+            f"the contract says {store.contract.clip_length:g} s a clip, the durations {np.median(lengths_s):.2g} s"
+        )
+
+
+def _reduced(sentence: str | None) -> str:
+    return " ".join((sentence or "").split())
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.shape != right.shape:
+        return False
+    return bool(np.abs(left - right).max(initial=0.0) <= SAME_FEATURE_TOLERANCE * np.abs(left).max(initial=1e-6))
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, evenly spread."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:EXAMPLES])) + (", ..." if len(names) > EXAMPLES else "")

@@ -1,0 +1,259 @@
+"""Negative queries: which queries of a video may serve as Q- for which (Principles 1 and 2), and how they are drawn.
+
+The negative query of a training row is another query of the same video, whose moment lies elsewhere and whose sentence
+means something else (Section 3.2 of the paper). [`mine_negative_queries`] finds these once and writes them to
+`neg_query_ids`; [`NegativeSampler`] draws from them in training.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_IOU_THRESHOLD = 0.5
+DEFAULT_SIMILARITY_THRESHOLD = 0.75
+_SENTENCES_PER_STEP = 512
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass
+class NegativeMiningReport:
+    """What mining kept and what it refused.
+
+    Attributes:
+        queries: rows given.
+        queries_without: rows that got no negative query, for one of the three reasons that follow.
+        only_query_of_video: no other labelled query in the video, or no moment of its own.
+        all_overlap: every other query overlaps by the threshold or more.
+        all_similar: queries that lie elsewhere exist, but all are near duplicates or too similar.
+        pairs: ordered pairs (query, other query of its video).
+        pairs_overlapping, pairs_duplicate, pairs_similar: pairs refused, each under the first reason that holds.
+        pairs_kept: negative queries found in all.
+        negatives_per_query: how many rows have 0, 1, 2, ... negative queries.
+        sentences: different sentences that were encoded.
+        seconds: time taken.
+        iou_threshold, similarity_threshold, encoder: how it was done.
+    """
+
+    iou_threshold: float
+    similarity_threshold: float
+    encoder: str
+    queries: int = 0
+    queries_without: int = 0
+    only_query_of_video: int = 0
+    all_overlap: int = 0
+    all_similar: int = 0
+    pairs: int = 0
+    pairs_overlapping: int = 0
+    pairs_duplicate: int = 0
+    pairs_similar: int = 0
+    pairs_kept: int = 0
+    negatives_per_query: dict[int, int] = field(default_factory=dict)
+    sentences: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return {**asdict(self), "negatives_per_query": {str(k): v for k, v in self.negatives_per_query.items()}}
+
+    def __str__(self) -> str:
+        with_any, share = self.queries - self.queries_without, self.queries_without / max(1, self.queries)
+        most = max(self.negatives_per_query, default=0)
+        mean = self.pairs_kept / max(1, self.queries)
+        lines = (
+            f"negative queries for {with_any:,} of {self.queries:,} queries: {mean:.1f} on average, {most} at most",
+            f"{self.queries_without:,} queries ({share:.1%}) have none:",
+            f"  {self.only_query_of_video:,} are the only one of their video",
+            f"  {self.all_overlap:,} overlap with all others (IoU >= {self.iou_threshold:g})",
+            f"  {self.all_similar:,} resemble the rest (cosine >= {self.similarity_threshold:g} or same words)",
+            f"of {self.pairs:,} pairs, {self.pairs_kept:,} are kept; {self.pairs_overlapping:,} overlap, "
+            f"{self.pairs_duplicate:,} are near duplicates, {self.pairs_similar:,} are similar",
+            f"{self.sentences:,} sentences encoded with {self.encoder}, {self.seconds:.1f} s in all",
+        )
+        return "\n".join(lines)
+
+
+def mine_negative_queries(
+    rows: Iterable[Mapping[str, Any]],
+    iou_threshold: float = DEFAULT_IOU_THRESHOLD,
+    similarity_threshold: float = DEFAULT_SIMILARITY_THRESHOLD,
+    encoder: Any = DEFAULT_ENCODER,
+    *,
+    batch_size: int = 128,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[list[dict[str, Any]], NegativeMiningReport]:
+    """Finds, for every row, the queries of its video that Principles 1 and 2 of the paper allow as negative queries.
+
+    Query B is a negative query of query A if it belongs to the same video, if every moment of B overlaps with every
+    moment of A by a temporal IoU below `iou_threshold`, if the two sentences differ by more than case, punctuation,
+    spaces and articles, and if the cosine of their SentenceBERT embeddings is below `similarity_threshold`. The
+    relation is symmetric.
+
+    The paper gives 0.5 for the IoU and no figure for the similarity. The default of 0.75 was chosen on the training
+    split of Charades-STA with all-MiniLM-L6-v2. There, 90 % of the pairs of queries of one video with a cosine of at
+    least 0.75 share their moment (IoU of at least 0.5), and 23 % of the pairs below it: above the threshold two
+    sentences mostly tell one event, or opposite ones that the embedding hardly separates ("opens the door", "closes
+    the door"). It costs little: 97 % of the pairs that lie apart are kept, and the queries without a negative
+    rise from 36.7 % (no similarity threshold) to 38.1 %. Another encoder may need another threshold.
+
+    Args:
+        rows: canonical rows of one split, with distinct `qid`s. A row without moments gets and gives no negatives.
+        iou_threshold: in (0, 1].
+        similarity_threshold: in (-1, 1]; above 1 only near duplicates are excluded.
+        encoder: name or folder of a sentence-transformers model, or an object whose `encode(sentences)` returns
+            one vector a sentence.
+        batch_size, device: for a model that is loaded here by name.
+        progress: whether to show progress bars.
+
+    Returns:
+        Copies of the rows in the order given, each with `neg_query_ids` (in the order of the rows, empty where there
+        is none), and the report.
+
+    Raises:
+        ValueError: if a threshold is out of range, qids repeat, or the encoder returns something else than vectors.
+        ImportError: if a model is named and sentence-transformers is not installed.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"`iou_threshold` must lie in (0, 1], received {iou_threshold}")
+    if not similarity_threshold > -1:
+        raise ValueError(f"`similarity_threshold` must be above -1, received {similarity_threshold}")
+    started = time.perf_counter()
+    copies = [dict(row) for row in rows]
+    _require_distinct_qids(copies)
+    name = str(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
+    report = NegativeMiningReport(iou_threshold, similarity_threshold, name, queries=len(copies))
+
+    labelled = [[i for i in group if copies[i].get("relevant_windows")] for group in _rows_by_video(copies)]
+    labelled = [group for group in labelled if len(group) > 1]
+    sentences = sorted({copies[i]["query"] for group in labelled for i in group}, key=lambda text: (len(text), text))
+    report.sentences = len(sentences)
+    vectors = _encode(encoder, sentences, batch_size, device, progress)
+    vector_of = {sentence: i for i, sentence in enumerate(sentences)}
+
+    for row in copies:
+        row["neg_query_ids"] = []
+    alone = np.ones(len(copies), dtype=bool)
+    for group in tqdm(labelled, desc="videos", unit="video", disable=not progress):
+        alone[group] = False
+        members = [copies[i] for i in group]
+        embedded = vectors[[vector_of[row["query"]] for row in members]]
+        _mine_video(members, embedded @ embedded.T, report)
+    report.only_query_of_video = int(alone.sum())
+    counts = np.bincount([len(row["neg_query_ids"]) for row in copies]) if copies else np.zeros(0, int)
+    report.negatives_per_query = {number: int(count) for number, count in enumerate(counts) if count}
+    report.queries_without = report.negatives_per_query.get(0, 0)
+    report.seconds = time.perf_counter() - started
+    return copies, report
+
+
+def pairwise_max_iou(windows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
+    """The largest temporal IoU between any moment of one query and any moment of another, for all pairs of queries.
+
+    Args:
+        windows: for each of n queries its moments `[[start, end], ...]` in seconds, at least one. A reversed moment is
+            turned.
+
+    Returns:
+        `(n, n)` float64, symmetric. The IoU of two moments without length is 0.
+    """
+    spans = np.sort(np.array([span for query in windows for span in query], dtype=np.float64), axis=1)
+    firsts = np.cumsum([0, *(len(query) for query in windows[:-1])])
+    start, end = spans.T
+    intersection = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
+    intersection = np.maximum(intersection, 0.0)
+    union = (end - start)[:, None] + (end - start) - intersection
+    iou = intersection / np.maximum(union, np.finfo(np.float64).tiny)
+    return np.maximum.reduceat(np.maximum.reduceat(iou, firsts, axis=0), firsts, axis=1)
+
+
+def normalize_sentence(sentence: str) -> str:
+    """A sentence without case, punctuation, articles and superfluous spaces: equal ones are near duplicates."""
+    words = re.sub(r"[\W_]+", " ", sentence.casefold())
+    return " ".join(_ARTICLES.sub(" ", words).split())
+
+
+def _mine_video(members: Sequence[dict[str, Any]], similarity: np.ndarray, report: NegativeMiningReport) -> None:
+    """Fills `neg_query_ids` of the rows of one video, and counts."""
+    normalized = np.array([normalize_sentence(row["query"]) for row in members])
+    other = ~np.eye(len(members), dtype=bool)
+    apart = other & (pairwise_max_iou([row["relevant_windows"] for row in members]) < report.iou_threshold)
+    distinct = apart & (normalized[:, None] != normalized)
+    kept = distinct & (similarity < report.similarity_threshold)
+    report.pairs += int(other.sum())
+    report.pairs_overlapping += int((other & ~apart).sum())
+    report.pairs_duplicate += int((apart & ~distinct).sum())
+    report.pairs_similar += int((distinct & ~kept).sum())
+    report.pairs_kept += int(kept.sum())
+    report.all_overlap += int((~apart.any(axis=1)).sum())
+    report.all_similar += int((apart.any(axis=1) & ~kept.any(axis=1)).sum())
+    for row, negatives in zip(members, kept, strict=True):
+        row["neg_query_ids"] = [str(other["qid"]) for other, is_kept in zip(members, negatives, strict=True) if is_kept]
+
+
+def _encode(encoder: Any, sentences: Sequence[str], batch_size: int, device: str | None, progress: bool) -> np.ndarray:
+    """Unit vectors `(sentences, dim)` float32. Sentences of similar length are encoded together: little padding."""
+    if not sentences:
+        return np.zeros((0, 1), np.float32)
+    encode = _encode_function(encoder, batch_size, device)
+    steps = []
+    with tqdm(total=len(sentences), desc="sentences", unit="sentence", disable=not progress) as bar:
+        for first in range(0, len(sentences), _SENTENCES_PER_STEP):
+            chunk = list(sentences[first : first + _SENTENCES_PER_STEP])
+            vectors = encode(chunk)
+            if hasattr(vectors, "detach"):  # a tensor, perhaps on an accelerator, perhaps in half precision
+                vectors = vectors.detach().float().cpu()
+            vectors = np.asarray(vectors, dtype=np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(chunk) or not np.isfinite(vectors).all():
+                raise ValueError(
+                    f"`encoder` must return one finite vector for each of {len(chunk)} sentences, received an array of "
+                    f"shape {vectors.shape}"
+                )
+            steps.append(vectors)
+            bar.update(len(chunk))
+    vectors = np.concatenate(steps)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _encode_function(encoder: Any, batch_size: int, device: str | None) -> Callable[[list[str]], Any]:
+    if not isinstance(encoder, str | os.PathLike):
+        if not callable(getattr(encoder, "encode", None)):
+            raise TypeError(
+                "`encoder` must be the name or folder of a sentence-transformers model, or an object with "
+                f"`encode(sentences)`, received {type(encoder).__name__}"
+            )
+        return encoder.encode
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            "mining negative queries by the name of a model needs sentence-transformers: "
+            'pip install "modeling-bmdetr[negatives]"; or pass an object with `encode(sentences)` as `encoder`'
+        ) from error
+    model = SentenceTransformer(str(encoder), device=device)
+    return lambda chunk: model.encode(chunk, batch_size=batch_size, show_progress_bar=False)
+
+
+def _require_distinct_qids(rows: Sequence[Mapping[str, Any]]) -> None:
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        first = seen.setdefault(str(row["qid"]), number)
+        if first != number:
+            raise ValueError(
+                f"rows {first} and {number} have the same qid '{row['qid']}': negative queries are named by qid, which "
+                "must be distinct; mine each split by itself"
+            )
+
+
+def _rows_by_video(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Row indices of each video, videos in the order of their first row."""
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row["vid"], []).append(number)
+    return list(groups.values())

@@ -1,0 +1,249 @@
+"""The packed form of a feature store: one flat file for all videos, one for all sentences.
+
+A packed folder holds
+
+- `manifest.json`: format version, whether writing has finished, the feature contract, the number type, for each
+  modality the number of arrays, of rows, and the width, and the videos that could not be encoded;
+- `video.bin`, `text.bin`: rows one after another, little-endian float16 or float32, nothing between them;
+- `video.index.jsonl`, `text.index.jsonl`: one line an array, in the order of the rows: its name, its first row, its
+  number of rows, and for a query its sentence.
+
+Rows are as the encoders gave them: not normalised, not cut to a number of clips. `feature_writer.py` writes the form.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from ..configuration_bmdetr import FeatureContract
+from .feature_files import plain_name
+
+FORMAT, VERSION = "bmdetr-features", 1
+MANIFEST = "manifest.json"
+MODALITIES: tuple[Literal["video"], Literal["text"]] = ("video", "text")
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+def is_packed(directory: str | os.PathLike) -> bool:
+    """Whether a folder holds a packed feature store, finished or not."""
+    return (Path(directory) / MANIFEST).is_file()
+
+
+def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a packed folder, with `contract` as a [`FeatureContract`].
+
+    Raises:
+        FileNotFoundError: if there is no manifest.
+        ValueError: if it is not one, or of another version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"'{directory}' is not a packed feature store: it has no {MANIFEST}.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        written = (manifest["format"], manifest["version"])
+        if written != (FORMAT, VERSION):
+            raise ValueError(f"it says {written}, expected {(FORMAT, VERSION)}")
+        contract = FeatureContract.from_dict(manifest["contract"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a manifest that this version reads: {error}. Pack the features again."
+        ) from error
+    return {**manifest, "contract": contract}
+
+
+class PackedArrays:
+    """The arrays of one modality of a finished packed folder.
+
+    Each read is one system call into a fresh array, so that a process holds what it asked for and nothing else; where
+    the system has no positional reads, the file is memory-mapped. The file is opened on first use and is not pickled.
+
+    Raises:
+        ValueError: if the flat file is not as long as the manifest says.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike, modality: Literal["video", "text"], manifest: Mapping[str, Any]
+    ) -> None:
+        self.directory, self.modality = Path(directory), modality
+        self.dim = int(manifest[modality]["dim"])
+        self.dtype = DTYPES[manifest["dtype"]]
+        entries = _read_index(index_path(self.directory, modality))
+        self._position = {entry["name"]: i for i, entry in enumerate(entries)}
+        # A video is found with and without the suffix of its file, as it is in a folder of files.
+        self._plain = {plain_name(name): i for name, i in self._position.items()} if modality == "video" else {}
+        self._rows = np.array([entry["rows"] for entry in entries], dtype=np.int64)
+        self._first = np.concatenate(([0], np.cumsum(self._rows)[:-1])) if entries else self._rows
+        self._sentences = [entry.get("sentence") for entry in entries]
+        self._file: BinaryIO | None = None
+        self._map: np.ndarray | None = None
+        self._check(manifest[modality])
+
+    @property
+    def where(self) -> str:
+        return f"'{self.directory}'"
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._position)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._position or plain_name(name) in self._plain)
+
+    def num_rows(self, name: str) -> int:
+        return int(self._rows[self._index(name)])
+
+    def sentence(self, name: str) -> str | None:
+        """The sentence a text array was made from, where it was recorded."""
+        return self._sentences[self._index(name)]
+
+    def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
+        """An array as float32, `(rows, dim)`, or its first `max_rows` rows."""
+        index = self._index(name)
+        rows = int(self._rows[index]) if max_rows is None else min(int(self._rows[index]), max_rows)
+        block = np.empty((rows, self.dim), dtype=self.dtype)
+        self._read_into(block, int(self._first[index]))
+        return block.astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Closes the file; the next read opens it again."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._map = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_map": None}
+
+    def _index(self, name: str) -> int:
+        index = self._position.get(name)
+        if index is None:
+            index = self._plain.get(plain_name(name))
+        if index is None:
+            kind = "video" if self.modality == "video" else "query"
+            raise FileNotFoundError(f"{self.where} has no features of the {kind} '{name}'.")
+        return index
+
+    def _read_into(self, block: np.ndarray, first_row: int) -> None:
+        path = data_path(self.directory, self.modality)
+        if not hasattr(os, "preadv"):
+            if self._map is None:
+                self._map = np.memmap(path, dtype=self.dtype, mode="r").reshape(-1, self.dim)
+            block[:] = self._map[first_row : first_row + len(block)]
+            return
+        if self._file is None:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (stays open from read to read)
+        view = memoryview(block.data).cast("B")
+        offset = first_row * self.dim * self.dtype.itemsize
+        while len(view):
+            received = os.preadv(self._file.fileno(), [view], offset)
+            if not received:
+                raise ValueError(f"{path} ends early: it was cut off after it was opened. Copy or pack it again.")
+            view, offset = view[received:], offset + received
+
+    def _check(self, stated: Mapping[str, int]) -> None:
+        path = data_path(self.directory, self.modality)
+        expected = int(self._rows.sum()) * self.dim * self.dtype.itemsize
+        received = path.stat().st_size if path.is_file() else 0
+        if received != expected or len(self._rows) != stated["arrays"]:
+            raise ValueError(
+                f"{path} is damaged: its index names {len(self._rows)} arrays and {expected} bytes, the manifest "
+                f"{stated['arrays']} arrays, and the file holds {received} bytes. Copy or pack it again."
+            )
+
+
+class JoinedArrays:
+    """The arrays of several packed folders; the first folder that has a name serves it."""
+
+    def __init__(self, parts: Sequence[PackedArrays]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(part.where for part in self.parts)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted({name for part in self.parts for name in part.names})
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in part for part in self.parts)
+
+    def num_rows(self, name: str) -> int:
+        return self._part(name).num_rows(name)
+
+    def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
+        return self._part(name).read(name, max_rows)
+
+    def sentence(self, name: str) -> str | None:
+        return self._part(name).sentence(name)
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+    def _part(self, name: str) -> PackedArrays:
+        for part in self.parts:
+            if name in part:
+                return part
+        raise FileNotFoundError(f"{self.where} have no features of '{name}'.")
+
+
+def join_arrays(parts: Sequence[PackedArrays]) -> PackedArrays | JoinedArrays | None:
+    """One source for the arrays of several folders, None where no folder has any.
+
+    Raises:
+        ValueError: if a `qid` is in two folders and not known to be the same sentence there: splits numbered from 0
+            would otherwise be mixed up.
+    """
+    parts = [part for part in parts if part.names]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    seen: dict[str, PackedArrays] = {}
+    for part in parts if parts[0].modality == "text" else ():
+        for qid in part.names:
+            first = seen.setdefault(qid, part)
+            if first is not part and (part.sentence(qid) is None or part.sentence(qid) != first.sentence(qid)):
+                raise ValueError(
+                    f"query '{qid}' is in {first.where} and in {part.where}, and not known to be the same sentence: "
+                    "open the folders as two stores, or give the rows of each split qids of their own"
+                )
+    return JoinedArrays(parts)
+
+
+def data_path(directory: Path, modality: str) -> Path:
+    return directory / f"{modality}.bin"
+
+
+def index_path(directory: Path, modality: str) -> Path:
+    return directory / f"{modality}.index.jsonl"
+
+
+def parse_entry(line: bytes) -> dict[str, Any] | None:
+    """An entry of the index, or None where a line is not whole."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    fields = {"name": str, "first": int, "rows": int}
+    whole = isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+    return entry if whole else None
+
+
+def _read_index(path: Path) -> Sequence[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: copy the folder whole, or pack it again.")
+    entries = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        entry = parse_entry(line)
+        if entry is None:
+            raise ValueError(f"{path} is damaged in line {number}: copy or pack the store again.")
+        entries.append(entry)
+    return entries

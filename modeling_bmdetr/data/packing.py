@@ -1,0 +1,69 @@
+"""Converts features from the layouts in which they are published to the packed form."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from ..configuration_bmdetr import FeatureContract
+from .feature_store import FeatureStore, PathOrPaths
+from .feature_writer import FeatureWriter
+
+
+def pack_features(
+    source: FeatureStore | PathOrPaths,
+    out_dir: str | os.PathLike,
+    *,
+    text_dir: str | os.PathLike | None = None,
+    contract: FeatureContract | None = None,
+    token_counts: Mapping[str, int] | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    dtype: Literal["float16", "float32"] = "float32",
+    progress: bool = True,
+) -> FeatureStore:
+    """Copies features into a packed folder, and opens it. Killed and run again, it goes on where it stopped.
+
+    Args:
+        source: a store; or folders, which `FeatureStore.open` opens with `text_dir`, `contract` and `token_counts`.
+        out_dir: the packed folder.
+        rows: canonical rows, to copy only what they need and to record their sentences; otherwise all is copied.
+        dtype: number type of the copy.
+        progress: whether to show progress bars.
+
+    Raises:
+        FileNotFoundError, ValueError: see `FeatureStore.open` and `FeatureStore.require`.
+        ValueError: if files are damaged; all are listed, the others are copied, and the folder stays unfinished.
+    """
+    if not isinstance(source, FeatureStore):
+        source = FeatureStore.open(source, text_dir=text_dir, contract=contract, token_counts=token_counts)
+    sentences: dict[str, str | None] = {}
+    if rows is None:
+        vids, qids = source.video_ids, source.query_ids
+        sentences = {qid: source.sentence(qid) for qid in qids}
+    else:
+        rows = list(rows)
+        source.require(rows)
+        vids = list(dict.fromkeys(row["vid"] for row in rows))
+        sentences = {str(row["qid"]): row["query"] for row in rows}
+        qids = list(sentences)
+    unreadable: list[str] = []
+    with FeatureWriter(out_dir, source.contract, dtype=dtype) as writer:
+        for vid in tqdm([vid for vid in vids if vid not in writer.videos], desc="videos", disable=not progress):
+            try:
+                writer.add_video(vid, source.video(vid))
+            except (ValueError, FileNotFoundError) as error:
+                unreadable.append(str(error))
+        for qid in tqdm([qid for qid in qids if qid not in writer.queries], desc="queries", disable=not progress):
+            try:
+                # Uncut: the packed store then serves any number of tokens.
+                writer.add_text(qid, source.source("text").read(qid), sentences[qid])
+            except (ValueError, FileNotFoundError) as error:
+                unreadable.append(str(error))
+        if unreadable:
+            raise ValueError(
+                f"{len(unreadable)} arrays could not be packed; '{out_dir}' holds the others and stays unfinished:\n  "
+                + "\n  ".join(unreadable)
+            )
+        writer.finish()
+    return FeatureStore.from_packed(out_dir)
