@@ -29,6 +29,7 @@ def check_model_inputs(
     check_features("text_features", text_features, 3, config.text_dim)
     check_mask("video_mask", video_mask, video_features)
     check_mask("text_mask", text_mask, text_features)
+    check_padding_last("video_mask", video_mask)
     if len(video_features) != len(text_features):
         raise ValueError(
             f"`video_features` has {len(video_features)} rows and `text_features` {len(text_features)}; pair each "
@@ -96,9 +97,21 @@ def check_mask(name: str, mask: Tensor | None, features: Tensor, may_be_empty: b
         )
 
 
+def check_padding_last(name: str, mask: Tensor) -> None:
+    """Real positions before padding: positions, endpoint features and labels count clips from the first column."""
+    if not reads_values(mask):
+        return
+    gaps = (mask.bool()[:, 1:] & ~mask.bool()[:, :-1]).any(dim=1)
+    if gaps.any():
+        raise ValueError(
+            f"`{name}` has padding before a real position in batch rows {gaps.nonzero().flatten().tolist()}; expected "
+            "1, ..., 1, 0, ..., 0: pad at the end"
+        )
+
+
 def check_frame_order(order: Tensor, video_mask: Tensor) -> None:
     """A permutation of each row's clips that leaves padding in place."""
-    if order.shape != video_mask.shape or order.dtype != torch.long:
+    if not isinstance(order, Tensor) or order.shape != video_mask.shape or order.dtype != torch.long:
         raise ValueError(
             f"`shifted_frame_order` must be a long tensor of shape {tuple(video_mask.shape)}, "
             f"received {describe(order)}"
@@ -121,7 +134,7 @@ def check_labels(
     shifted_labels: Tensor | None,
     negative_labels: Tensor | None,
     saliency_labels: Tensor | None,
-    has_negatives: bool,
+    num_negatives: int,
 ) -> None:
     """Raises `ValueError` unless the labels can be what [`BMDetrForMomentRetrieval.forward`] documents."""
     batch, video_len = video_mask.shape
@@ -131,14 +144,16 @@ def check_labels(
     if shifted_labels is not None:
         check_spans("shifted_labels", shifted_labels, (batch,))
     if negative_labels is not None:
-        check_spans("negative_labels", negative_labels, (batch, negative_labels.shape[1]))
-    elif config.negative_probability_loss_weight and has_negatives:
+        check_spans("negative_labels", negative_labels, (batch, num_negatives))
+    elif config.negative_probability_loss_weight and num_negatives:
         raise ValueError(
             "`negative_labels` is missing, but `negative_probability_loss_weight` is "
             f"{config.negative_probability_loss_weight}: pass the negative queries' own moments "
             "(-100 for queries of other videos), or set the weight to 0"
         )
-    if saliency_labels is not None and tuple(saliency_labels.shape) != (batch, video_len):
+    if saliency_labels is not None and (
+        not isinstance(saliency_labels, Tensor) or tuple(saliency_labels.shape) != (batch, video_len)
+    ):
         raise ValueError(
             f"`saliency_labels` must have shape {(batch, video_len)}, one rating a clip and -100 where unknown, "
             f"received {describe(saliency_labels)}"

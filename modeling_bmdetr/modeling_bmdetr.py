@@ -342,6 +342,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             shifted_frame_order,
         )
         batch = len(video_mask)
+        video_features, text_features = video_features.to(self.dtype), text_features.to(self.dtype)
         if not cfg.background_aware:
             negative_text_features = negative_text_mask = None
 
@@ -367,6 +368,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             embeds.flatten(0, 2),
             mask.flatten(0, 2),
             positions.expand(queries * views, -1, -1, -1).flatten(0, 1),
+            return_dict=True,
             **kwargs,
         )
         memory = encoded.last_hidden_state.view(*grid, -1, cfg.hidden_size)
@@ -380,7 +382,12 @@ class BMDetrModel(BMDetrPreTrainedModel):
             anchors = anchors.float().sigmoid()
         read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
         decoded = self.decoder(
-            anchors, read.flatten(0, 1), mask[0].flatten(0, 1), positions.repeat(views, 1, 1), **kwargs
+            anchors,
+            read.flatten(0, 1),
+            mask[0].flatten(0, 1),
+            positions.repeat(views, 1, 1),
+            return_dict=True,
+            **kwargs,
         )
         outputs["last_hidden_state"] = decoded.last_hidden_state.unflatten(0, (views, batch))
 
@@ -522,6 +529,7 @@ class BMDetrForMomentRetrieval(BMDetrPreTrainedModel):
             negative_text_features,
             negative_text_mask,
             shifted_frame_order,
+            return_dict=True,
             **kwargs,
         )
         result = self.predict(output, video_mask, text_mask)
@@ -538,7 +546,7 @@ class BMDetrForMomentRetrieval(BMDetrPreTrainedModel):
                 shifted_labels,
                 negative_labels,
                 saliency_labels,
-                has_negatives=negative_text_mask is not None,
+                num_negatives=0 if negative_text_mask is None else negative_text_mask.shape[1],
             )
             result.loss, result.loss_dict = self.compute_loss(
                 result,
@@ -581,7 +589,7 @@ class BMDetrForMomentRetrieval(BMDetrPreTrainedModel):
         saliency_labels: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The overall loss, a mean over the rows of every view, and every term of every view."""
-        every_row = torch.ones_like(labels[:, 0, 0], dtype=torch.bool)
+        every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         targets = [MomentTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)]
         if shifted_frame_order is not None and shifted_labels is not None:
             shifted = MomentTargets.from_labels(shifted_labels, video_mask)
