@@ -214,11 +214,12 @@ def margin_pairs(foreground: Tensor, background: Tensor, saliency_labels: Tensor
     pairs = pairs / pairs.sum(dim=(1, 2), keepdim=True).clamp(min=1)
     if saliency_labels is None:
         return pairs
-    known = saliency_labels != IGNORE
-    highest = saliency_labels.masked_fill(~known, -torch.inf).argmax(dim=1)
-    lowest = saliency_labels.masked_fill(~known, torch.inf).argmin(dim=1)
+    known = (saliency_labels != IGNORE) & (foreground | background)  # never padding
+    ratings = saliency_labels.float()
+    highest = ratings.masked_fill(~known, -torch.inf).argmax(dim=1)
+    lowest = ratings.masked_fill(~known, torch.inf).argmin(dim=1)
     row = torch.arange(len(pairs), device=pairs.device)
-    differs = known.any(dim=1) & (saliency_labels[row, highest] > saliency_labels[row, lowest])
+    differs = known.any(dim=1) & (ratings[row, highest] > ratings[row, lowest])
     rated = torch.zeros_like(pairs)
     rated[row, highest, lowest] = differs.float()
     return torch.where((differs & (pairs.sum(dim=(1, 2)) > 0))[:, None, None], 0.5 * (pairs + rated), pairs + rated)
@@ -284,7 +285,8 @@ def semantic_alignment_loss(
         offset: Column of the first video's own query.
     """
     columns = rows if columns is None else columns
-    scores = video_embeds.float() @ text_embeds.float().T / temperature  # (batch, texts)
+    with torch.autocast(video_embeds.device.type, enabled=False):  # a small temperature needs all digits
+        scores = video_embeds.float() @ text_embeds.float().T / temperature  # (batch, texts)
     own = torch.arange(len(scores), device=scores.device) + offset
     is_own = F.one_hot(own, scores.shape[1]).bool()
     excluded = ~columns[None] & ~is_own
