@@ -268,7 +268,8 @@ class BMDetrFrameQueryMatcher(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """`(..., video_len, hidden)` to probabilities `(..., video_len)`."""
-        return self.w2(torch.tanh(self.w1(frames))).squeeze(-1).sigmoid()
+        # A sigmoid rounded to bfloat16 is one, without gradient, from 0.998 on.
+        return self.w2(torch.tanh(self.w1(frames))).squeeze(-1).float().sigmoid()
 
 
 def joint_probability(positive: Tensor, negative: Tensor, negative_mask: Tensor) -> Tensor:
