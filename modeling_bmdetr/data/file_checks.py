@@ -1,4 +1,4 @@
-"""Checks of an annotation file against the files it names: videos, and published features one file each.
+"""Checks of an annotation file against the files it names: videos, and features, packed or as published.
 
 `validate_file` is what `bmdetr validate` runs. `check_text_features` detects text features that belong to other
 sentences than the rows do, which a join by qid alone cannot see.
@@ -13,16 +13,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..video_bmdetr import probe_video
+from .feature_checks import SAME_FEATURE_TOLERANCE
+from .feature_files import TEXT_KEY, VIDEO_KEY, FeatureFolder
+from .feature_store import FeatureStore
+from .packed_features import is_packed
 from .schema import Problem, RowFile, ValidationReport, parse_rows, read_rows
 from .validation import validate_rows
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
-VIDEO_FEATURE_SUFFIXES = (".npz", ".npy", ".avi.npz", ".avi.npy")
-TEXT_FEATURE_KEY = "last_hidden_state"
 DURATION_TOLERANCE_S = 1.0
 """A video file may be this much shorter or longer than its row says before a warning is due."""
-SAME_FEATURE_TOLERANCE = 0.02
-"""Two encodings of one sentence differ by less than this share of their largest value (half precision, padding)."""
 
 
 def validate_file(
@@ -40,7 +40,7 @@ def validate_file(
     Args:
         path: the annotation file.
         video_dir: folder of video files named after `vid` (a row's `video` is looked up here, then beside the file).
-        feature_dir: folder of features one file each, or a folder of such folders (see `check_feature_files`).
+        feature_dir: packed store, folder of features one file each, or folder of such (see `check_feature_files`).
         reference: JSONL file that the text features were made from (see `check_text_features`).
         require_windows: whether unlabelled rows are an error.
         clip_length_s: seconds per clip, to check clip indices with.
@@ -146,10 +146,11 @@ def check_feature_files(
     reference: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Problem], list[str]]:
-    """Check features in the layout in which they are published: one npz or npy file for each video and each query.
+    """Check that features are there, and that text features belong to the sentences of the rows.
 
-    `feature_dir` holds the files themselves, or folders of them. A folder with files `qid<qid>.npz` is one of text
-    features and is checked by `check_text_features`; any other must have a file for every video.
+    `feature_dir` is a packed store, a folder of features as they are published (one file for each video or query), or a
+    folder of those. A folder with files `qid<qid>.npz` is one of text features and is checked by `check_text_features`;
+    any other must have a file for every video. A packed store is checked by `FeatureStore.require`.
 
     Returns:
         The problems, and notes that say what was checked.
@@ -157,28 +158,44 @@ def check_feature_files(
     root = _existing_folder(feature_dir, "feature_dir")
     folders = [folder for folder in (root, *sorted(root.iterdir())) if folder.is_dir() and _holds_features(folder)]
     if not folders:
-        return [Problem("error", None, "", f"'{root}' and its folders hold no .npz or .npy feature files")], []
+        message = f"'{root}' is no packed store, and it and its folders hold no .npz or .npy feature files"
+        return [Problem("error", None, "", message)], []
     problems: list[Problem] = []
     notes: list[str] = []
     for folder in folders:
-        if next(folder.glob("qid*.npz"), None) is not None:
+        if is_packed(folder):
+            found, note = _check_packed(rows, folder)
+        elif next(folder.glob("qid*"), None) is not None:
             reference_rows = None if reference is None else read_rows(reference)
             found, note = check_text_features(rows, folder, reference_rows=reference_rows, progress=progress)
-            problems += found
-            notes.append(note)
-            continue
-        names = {path.name for path in folder.iterdir()}
-        vids = list(dict.fromkeys(row["vid"] for row in rows))
-        missing = [vid for vid in vids if not any(vid + end in names for end in VIDEO_FEATURE_SUFFIXES)]
-        if missing:
-            message = f"'{folder}' lacks {len(missing)} of {len(vids)} videos: {_listed(missing)}"
-            problems.append(Problem("error", None, "vid", message))
-        notes.append(f"'{folder}': features of {len(vids) - len(missing)} of {len(vids)} videos")
+        else:
+            found, note = _check_video_features(rows, folder)
+        problems += found
+        notes.append(note)
     return problems, notes
 
 
+def _check_packed(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[Problem], str]:
+    try:
+        FeatureStore.from_packed(folder).require(rows)
+    except (FileNotFoundError, ValueError) as error:
+        return [Problem("error", None, "", str(error))], f"'{folder}': packed features that do not fit"
+    return [], f"'{folder}': packed features of every video and query"
+
+
+def _check_video_features(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[Problem], str]:
+    features = FeatureFolder(folder, VIDEO_KEY)
+    vids = list(dict.fromkeys(row["vid"] for row in rows))
+    missing = [vid for vid in vids if vid not in features]
+    problems = []
+    if missing:
+        message = f"'{folder}' lacks {len(missing)} of {len(vids)} videos: {_listed(missing)}"
+        problems.append(Problem("error", None, "vid", message))
+    return problems, f"'{folder}': features of {len(vids) - len(missing)} of {len(vids)} videos"
+
+
 def _holds_features(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.npz", "*.npy"))
+    return is_packed(folder) or any(next(folder.glob(pattern), None) is not None for pattern in ("*.npz", "*.npy"))
 
 
 def check_text_features(
@@ -204,15 +221,14 @@ def check_text_features(
     Returns:
         The problems, and a note that says what was checked.
     """
-    folder = _existing_folder(feature_dir, "feature_dir")
-    names = {path.name for path in folder.iterdir()}
-    present = [(row, line) for row, line in zip(rows, _lines(rows), strict=True) if f"qid{row['qid']}.npz" in names]
+    folder = FeatureFolder(_existing_folder(feature_dir, "feature_dir"), TEXT_KEY, prefix="qid")
+    present = [(row, line) for row, line in zip(rows, _lines(rows), strict=True) if row["qid"] in folder]
     problems: list[Problem] = []
     if len(present) < len(rows):
-        absent = [row["qid"] for row in rows if f"qid{row['qid']}.npz" not in names]
-        message = f"'{folder}' lacks {len(absent)} of {len(rows)} queries: {_listed(absent)}"
+        absent = [row["qid"] for row in rows if row["qid"] not in folder]
+        message = f"{folder.where} lacks {len(absent)} of {len(rows)} queries: {_listed(absent)}"
         problems.append(Problem("error", None, "qid", message))
-    note = f"'{folder}': text features of {len(present)} of {len(rows)} queries"
+    note = f"{folder.where}: text features of {len(present)} of {len(rows)} queries"
     if reference_rows is not None:
         found = _compare_with_reference(present, reference_rows)
         return problems + found, f"{note}; sentences compared with {len(reference_rows)} reference rows"
@@ -245,7 +261,7 @@ def _compare_with_reference(
 
 
 def _compare_features(
-    rows: Sequence[tuple[Mapping[str, Any], int | None]], folder: Path, max_comparisons: int, progress: bool
+    rows: Sequence[tuple[Mapping[str, Any], int | None]], folder: FeatureFolder, max_comparisons: int, progress: bool
 ) -> tuple[list[Problem], int]:
     """Problems found by comparing the features of repeated and of different sentences, and how many were repeated."""
     by_sentence: defaultdict[str, list[tuple[Mapping[str, Any], int | None]]] = defaultdict(list)
@@ -256,23 +272,16 @@ def _compare_features(
     previous: tuple[np.ndarray, str] | None = None
     for group in tqdm(repeated, desc="text features", unit="sentence", disable=not progress):
         (first, _), (second, line) = group[0], group[-1]
-        feature, other = (_load_text_feature(folder / f"qid{row['qid']}.npz") for row in (first, second))
+        feature, other = folder.read(first["qid"]), folder.read(second["qid"])
         if not _same_feature(feature, other):
             message = f"repeats the sentence of qid {first['qid']}, but the two text features differ: the features in"
-            text = f"{message} '{folder}' were made from other sentences"
+            text = f"{message} {folder.where} were made from other sentences"
             problems.append(Problem("error", line, "qid", text, second["qid"]))
         if previous is not None and _same_feature(feature, previous[0]):
             text = f"has the same text feature as qid {previous[1]}, which is another sentence"
             problems.append(Problem("error", group[0][1], "qid", text, first["qid"]))
         previous = feature, first["qid"]
     return problems, len(repeated)
-
-
-def _load_text_feature(path: Path) -> np.ndarray:
-    with np.load(path) as archive:
-        if TEXT_FEATURE_KEY not in archive:
-            raise ValueError(f"'{path}' has no array '{TEXT_FEATURE_KEY}', only: {', '.join(archive.files)}.")
-        return archive[TEXT_FEATURE_KEY].astype(np.float32)
 
 
 def _same_feature(left: np.ndarray, right: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_bmdetr.configuration_bmdetr import FeatureContract
 from modeling_bmdetr.data import (
     CleaningRules,
     RowFile,
@@ -18,6 +19,7 @@ from modeling_bmdetr.data import (
     validate_rows,
     write_rows,
 )
+from modeling_bmdetr.data.feature_writer import FeatureWriter
 from modeling_bmdetr.data.schema import ROW_FIELDS
 
 
@@ -418,7 +420,7 @@ def test_the_note_says_when_nothing_could_be_compared(tmp_path):
 def test_a_text_feature_without_its_array_is_an_error(tmp_path):
     folder = write_text_features(tmp_path / "text", {str(i): sentence for i, sentence in enumerate(SENTENCES)})
     np.savez(folder / "qid0.npz", pooler_output=np.zeros(3))
-    with pytest.raises(ValueError, match="no array 'last_hidden_state', only: pooler_output"):
+    with pytest.raises(ValueError, match="no array 'last_hidden_state', only pooler_output"):
         check_text_features(TEXT_ROWS, folder, progress=False)
 
 
@@ -442,3 +444,21 @@ def test_a_folder_without_features_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     report = validate_file(path, feature_dir=tmp_path / "empty", progress=False)
     assert "hold no .npz or .npy" in report.errors[0].message
+
+
+def test_a_packed_store_is_checked_against_the_rows(tmp_path):
+    contract = FeatureContract(
+        video_encoders=({"name": "made", "dim": 4},), text_encoder={"name": "made", "dim": 4}, clip_length=2.0
+    )
+    with FeatureWriter(tmp_path / "packed", contract) as writer:
+        writer.add_video("v1", np.ones((10, 4), np.float32))
+        writer.add_text("q1", np.ones((3, 4), np.float32), "A door opens.")
+        writer.finish()
+    report = validate_file(write_lines(tmp_path / "rows.jsonl", row()), feature_dir=tmp_path / "packed", progress=False)
+    assert report.ok, report.format()
+    assert "packed features of every video and query" in report.notes[0]
+    rows = write_lines(tmp_path / "rows.jsonl", row(query="A window opens."), row(qid="q2", vid="v2", query="?"))
+    report = validate_file(rows, feature_dir=tmp_path / "packed", progress=False)
+    message = report.errors[0].message
+    for text in ("1 of 2 videos are missing", "1 of 2 queries are missing", "another sentence"):
+        assert text in message
