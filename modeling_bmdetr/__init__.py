@@ -1,6 +1,28 @@
 """BM-DETR for video moment retrieval, in the Hugging Face ecosystem."""
 
-from .configuration_bmdetr import BMDetrConfig
-from .modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
-__all__ = ["BMDetrConfig", "BMDetrForMomentRetrieval", "BMDetrModel"]
+from .configuration_bmdetr import BMDetrConfig, FeatureContract
+from .modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrModel
+from .pipeline_bmdetr import MomentRetrievalPipeline
+from .processing_bmdetr import BMDetrProcessor
+from .training import BMDetrTrainer, BMDetrTrainingArguments
+
+AutoConfig.register(BMDetrConfig.model_type, BMDetrConfig, exist_ok=True)
+AutoModel.register(BMDetrConfig, BMDetrForMomentRetrieval, exist_ok=True)
+AutoProcessor.register(BMDetrConfig, BMDetrProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "temporal-grounding", pipeline_class=MomentRetrievalPipeline, pt_model=AutoModel, type="multimodal"
+)
+
+__all__ = [
+    "BMDetrConfig",
+    "BMDetrModel",
+    "BMDetrForMomentRetrieval",
+    "BMDetrProcessor",
+    "MomentRetrievalPipeline",
+    "BMDetrTrainer",
+    "BMDetrTrainingArguments",
+    "FeatureContract",
+]

@@ -265,6 +265,37 @@ class BMDetrProcessor(ProcessorMixin):
             inputs["negative_text_features"], inputs["negative_text_mask"] = features[:, None], mask[:, None]
         return BatchFeature(inputs)
 
+    def decode(
+        self,
+        logits: Tensor,
+        pred_spans: Tensor,
+        num_clips: Tensor,
+        durations_s: Tensor,
+        axes_s: Tensor | None = None,
+    ) -> Tensor:
+        """Every predicted span as a moment in seconds, in the processor's format, on the outputs' device.
+
+        Args:
+            logits, pred_spans: As the model returns them.
+            num_clips: `(batch,)`, real clips of each video.
+            durations_s: `(batch,)`, seconds of each video.
+            axes_s: `(batch,)`, seconds that the clips span; from the contract when left out.
+
+        Returns:
+            `(batch, queries, 3)` rows (start s, end s, score), best first.
+        """
+        contract, durations_s = self.contract, durations_s.to(pred_spans.device)
+        if self.prediction_format == "released":
+            longest_s = torch.full_like(durations_s, contract.max_clips * contract.clip_length)
+            moments = decode_moments(logits, pred_spans, torch.minimum(durations_s, longest_s), longest_s)
+            times = (moments[..., :2] / contract.clip_length).round() * contract.clip_length
+            return torch.cat((times, (moments[..., 2:] * 1e4).round() / 1e4), dim=-1)[:, :10]
+        if axes_s is None:
+            axes_s = num_clips.to(durations_s) * contract.clip_length
+            if contract.long_video == "resample":  # the rule of `time_axis_s`
+                axes_s = torch.where(num_clips.to(durations_s.device) < contract.max_clips, axes_s, durations_s)
+        return decode_moments(logits, pred_spans, axes_s, durations_s)
+
     def post_process_moments(
         self,
         outputs: Mapping[str, Any],
@@ -280,7 +311,8 @@ class BMDetrProcessor(ProcessorMixin):
         Args:
             outputs: [`BMDetrMomentRetrievalOutput`] of the batch.
             video_mask: `(batch, video_len)`, the mask the model was given.
-            durations_s: Seconds of each video. Moments are clipped to it; without it, to the clips' time axis.
+            durations_s: Seconds of each video, to which moments are clipped. Without it they are clipped to the clips'
+                time axis; needed for the released format and for videos that may be resampled.
             top_k: At most so many moments a row.
             score_threshold: Drops moments with a lower score.
             nms_threshold: Overrides the processor's.
@@ -288,34 +320,31 @@ class BMDetrProcessor(ProcessorMixin):
         Returns:
             One list a row, of dicts `start` (s), `end` (s) and `score` (probability of foreground in [0, 1]).
         """
-        contract, released = self.contract, self.prediction_format == "released"
-        if durations_s is not None and len(durations_s) != len(video_mask):
-            raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
-        longest_s = contract.max_clips * contract.clip_length
-        device = outputs["pred_spans"].device
-        axes, limits = [], []
-        for i, num_clips in enumerate(video_mask.sum(dim=1).int().tolist()):
-            duration = None if durations_s is None else float(durations_s[i])
-            if released and duration is None:
+        contract, num_clips = self.contract, video_mask.sum(dim=1)
+        if durations_s is None:
+            if self.prediction_format == "released":
                 raise ValueError("`durations_s` is missing: the released format scales spans by the video's duration")
-            axis = min(duration, longest_s) if released and duration else time_axis_s(num_clips, duration, contract)
-            axes.append(axis)
-            limits.append(longest_s if released else duration if duration is not None else axis)
-        axes_s, limits_s = torch.tensor(axes, device=device), torch.tensor(limits, device=device)
-        moments = decode_moments(outputs["logits"], outputs["pred_spans"], axes_s, limits_s).cpu()
-        if released:
-            moments[..., :2] = (moments[..., :2] / contract.clip_length).round() * contract.clip_length
-            top_k = min(top_k or 10, 10)
+            durations_s = [time_axis_s(int(clips), None, contract) for clips in num_clips]
+        if len(durations_s) != len(video_mask):
+            raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
+        decoded = self.decode(outputs["logits"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
+        return [
+            [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
+            for moments in (
+                self.select(moments, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold)
+                for moments in decoded.cpu()
+            )
+        ]
+
+    def select(
+        self,
+        moments: Tensor,
+        *,
+        top_k: int | None = None,
+        score_threshold: float = 0.0,
+        nms_threshold: float | None = None,
+    ) -> Tensor:
+        """The moments to keep of one query: `(n, 3)` rows (start s, end s, score), best first, in and out."""
+        moments = moments[moments[:, 2] >= score_threshold]
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
-        results = []
-        for row in moments:
-            row = row[row[:, 2] >= score_threshold]
-            if nms_threshold is not None:
-                row = temporal_nms(row, nms_threshold)
-            results.append([_moment(values, 4 if released else None) for values in row[:top_k].tolist()])
-        return results
-
-
-def _moment(row: Sequence[float], score_digits: int | None) -> dict[str, float]:
-    start, end, score = row
-    return {"start": start, "end": end, "score": score if score_digits is None else round(score, score_digits)}
+        return (moments if nms_threshold is None else temporal_nms(moments, nms_threshold))[:top_k]

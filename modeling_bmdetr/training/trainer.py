@@ -19,7 +19,7 @@ from ..data.sampler import UniqueVideoBatchSampler
 from ..data.schema import CanonicalRow
 from ..evaluation import evaluate_submission
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
-from ..processing_bmdetr import BMDetrProcessor, decode_moments
+from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
 
@@ -75,6 +75,7 @@ class BMDetrTrainer(Trainer):
         self.store = store
         self.config: BMDetrConfig = model.config
         self.contract = model.config.feature_contract
+        self.processor = processor or BMDetrProcessor(self.contract)
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._term_steps = 0
         super().__init__(
@@ -83,7 +84,7 @@ class BMDetrTrainer(Trainer):
             train_dataset=None if train_rows is None else MomentRetrievalDataset(train_rows),
             eval_dataset=None if eval_rows is None else MomentRetrievalDataset(eval_rows),
             data_collator=no_collator,
-            processing_class=processor or BMDetrProcessor(self.contract),
+            processing_class=self.processor,
             compute_metrics=self.moment_metrics,
             **kwargs,
         )
@@ -211,10 +212,7 @@ class BMDetrTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         mask, durations_s = inputs["video_mask"].bool(), inputs["durations_s"]
-        axes_s = mask.sum(dim=1) * self.contract.clip_length
-        if self.contract.long_video == "resample":
-            axes_s = torch.where(mask.sum(dim=1) < self.contract.max_clips, axes_s, durations_s)
-        moments = decode_moments(outputs["logits"], outputs["pred_spans"], axes_s, durations_s)
+        moments = self.processor.decode(outputs["logits"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
         saliency = outputs["saliency_scores"].float().masked_fill(~mask, IGNORE)
         sharpness = mean_probabilities(outputs.get("frame_probabilities"), inputs.get("labels"), mask)
         return loss, (moments, saliency, sharpness), inputs["row_index"]
@@ -232,18 +230,18 @@ class BMDetrTrainer(Trainer):
                 metrics[name] = round(float(values[values != IGNORE].mean()), 4)
         return metrics
 
-    @staticmethod
-    def as_predictions(arrays: Any, row_index: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def as_predictions(self, arrays: Any, row_index: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Gathered arrays of `prediction_step` as canonical predictions."""
         predictions = []
         for index, moments, saliency in zip(row_index, arrays[0], arrays[1], strict=True):
             row = rows[int(index)]
+            kept = self.processor.select(torch.from_numpy(moments))
             predictions.append(
                 {
                     "qid": row["qid"],
                     "query": row["query"],
                     "vid": row["vid"],
-                    "pred_relevant_windows": moments.astype(float).tolist(),
+                    "pred_relevant_windows": kept.double().tolist(),
                     "pred_saliency_scores": saliency[saliency != IGNORE].astype(float).tolist(),
                 }
             )

@@ -1,0 +1,221 @@
+"""A video file and sentences in, ranked moments in seconds out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Pipeline
+from transformers.utils import logging
+
+from .encoders_bmdetr import Video
+from .processing_bmdetr import BMDetrProcessor, pad_rows, prepare_text_features, prepare_video_features
+from .video_bmdetr import probe_video
+
+logger = logging.get_logger(__name__)
+
+WINDOW_NMS_IOU = 0.7  # moments that two windows found both
+
+
+@dataclass
+class EncodedVideo:
+    """A video encoded once, to be asked many queries.
+
+    Attributes:
+        features: `(clips, dim)`, raw rows of the checkpoint's video encoders.
+        duration_s: Length of the video in seconds.
+        name: What messages call it.
+    """
+
+    features: np.ndarray
+    duration_s: float
+    name: str = "the video"
+
+
+class MomentRetrievalPipeline(Pipeline):
+    """Finds the moments that sentences describe.
+
+    ```python
+    pipe = pipeline("temporal-grounding", model="someone/bmdetr-qvhighlights", trust_remote_code=True)
+    pipe("kitchen.mp4", "she opens the door")["moments"][0]      # {"start": 12.1, "end": 15.8, "score": 0.93}
+    video = pipe.encode_video("kitchen.mp4")                     # decoded and encoded once
+    answers = pipe(video, ["she opens the door", "a dog barks"])
+    ```
+
+    The encoders are those that the checkpoint's feature contract names. Each answer is a dict:
+        query: the sentence;
+        moments: dicts `start`, `end` (s) and `score` (probability in [0, 1] that the span is a described moment),
+            best first;
+        saliency: a value for each clip, higher where the clip matters more to the query; unbounded;
+        frame_probabilities, frame_attention: p (Eq. 6) and o (Eq. 7) for each clip, where the model has them;
+        duration, clip_length: seconds.
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    processor: BMDetrProcessor
+
+    def __call__(self, video: Any, query: str | Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Answers one query with a dict, a list of queries with a list of dicts.
+
+        Args:
+            video: Path of a video file, decoded frames `(frames, height, width, 3)` (with `fps`), or the result of
+                `encode_video`. A dict `{"video": ..., "query": ...}` is accepted too.
+            query: A sentence, or a list of them.
+            fps: Frame rate of decoded frames.
+            top_k: At most so many moments an answer (5).
+            score_threshold: Leaves out moments that score less (0).
+            nms_threshold: Temporal IoU above which the weaker of two moments is left out (None: keep all).
+            long_video: Overrides the contract for a video of more than `max_clips` clips: `window`, `truncate` or
+                `resample`.
+            query_batch_size: Pairs of a window and a query the model sees at once (32).
+        """
+        if isinstance(video, Mapping):
+            video, query = video["video"], video["query"]
+        if query is None:
+            raise ValueError("`query` is missing: pass a sentence, or a list of sentences")
+        queries = [query] if isinstance(query, str) else list(query)
+        if not queries:
+            raise ValueError("`query` is an empty list: pass at least one sentence")
+        answers = super().__call__({"video": video, "queries": queries}, **kwargs)
+        return answers[0] if isinstance(query, str) else answers
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Sorts arguments by step; what a call leaves out keeps the value the pipeline was made with."""
+        steps = (("fps", "long_video"), ("query_batch_size",), ("top_k", "score_threshold", "nms_threshold"))
+        if unknown := sorted(set(kwargs).difference(*steps)):
+            raise TypeError(f"unknown arguments {unknown}; expected some of {sorted(sum(steps, ()))}")
+        if kwargs.get("long_video") not in (None, "window", "truncate", "resample"):
+            raise ValueError(
+                f"`long_video` must be 'window', 'truncate' or 'resample', received {kwargs['long_video']!r}"
+            )
+        preprocess, forward, postprocess = ({k: kwargs[k] for k in names if k in kwargs} for names in steps)
+        return preprocess, forward, postprocess
+
+    def encode_video(self, video: Video, fps: float | None = None, progress: Any = None) -> EncodedVideo:
+        """Decodes and encodes a video once; the result stands for the video in later calls."""
+        features = self.processor.encode_video(video, fps=fps, progress=progress)
+        if isinstance(video, np.ndarray):
+            return EncodedVideo(features, len(video) / float(fps or 1))
+        return EncodedVideo(features, probe_video(video).duration_s, str(video))
+
+    def preprocess(  # type: ignore[override]
+        self, inputs: dict[str, Any], fps: float | None = None, long_video: str | None = None
+    ) -> dict[str, Any]:
+        """Windows of prepared clips and prepared tokens of every query."""
+        video = inputs["video"]
+        if not isinstance(video, EncodedVideo):
+            video = self.encode_video(video, fps=fps)
+        contract = self.processor.contract
+        mode = long_video or contract.long_video
+        clips, longest = len(video.features), contract.max_clips
+        if clips > longest and mode == "truncate":
+            logger.warning(
+                f"{video.name} lasts {video.duration_s:.1f} s, and this checkpoint reads {longest} clips of "
+                f"{contract.clip_length:g} s: only the first {longest * contract.clip_length:.1f} s are searched. "
+                'Pass long_video="window" to search all of it.'
+            )
+        starts = window_starts(clips, longest) if mode == "window" else [0]
+        windows = [video.features[start : start + longest] if mode == "window" else video.features for start in starts]
+        if mode == "resample" and clips > longest:
+            clip_s = video.duration_s / longest
+        else:
+            clip_s = contract.clip_length
+        changed = {"long_video": "resample" if mode == "resample" else "truncate"}
+        prepared = type(contract).from_dict({**contract.to_dict(), **changed})
+        return {
+            "windows": [prepare_video_features(window, prepared) for window in windows],
+            "starts": starts,
+            "texts": [prepare_text_features(row, contract) for row in self.processor.encode_text(inputs["queries"])],
+            "queries": inputs["queries"],
+            "duration_s": video.duration_s,
+            "clip_s": clip_s,
+        }
+
+    def _forward(self, model_inputs: dict[str, Any], query_batch_size: int = 32) -> dict[str, Any]:  # type: ignore[override]
+        """The model on every pair of a query and a window, in batches."""
+        windows, texts = model_inputs["windows"], model_inputs["texts"]
+        pairs = [(query, window) for query in range(len(texts)) for window in range(len(windows))]
+        results: list[dict[str, Tensor]] = []
+        for i in range(0, len(pairs), query_batch_size):
+            chunk = pairs[i : i + query_batch_size]
+            video_features, video_mask = pad_rows([windows[window] for _, window in chunk])
+            text_features, text_mask = pad_rows([texts[query] for query, _ in chunk])
+            inputs = {
+                "video_features": video_features.to(self.device, self.model.dtype),
+                "video_mask": video_mask.to(self.device),
+                "text_features": text_features.to(self.device, self.model.dtype),
+                "text_mask": text_mask.to(self.device),
+            }
+            outputs = self.model(**inputs)
+            for row, (_, window) in enumerate(chunk):
+                real = len(windows[window])
+                result = {name: outputs[name][row].float().cpu() for name in ("logits", "pred_spans")}
+                for name in ("saliency_scores", "frame_probabilities"):
+                    if outputs.get(name) is not None:
+                        result[name] = outputs[name][row, :real].float().cpu()
+                results.append(result)
+        return {**model_inputs, "results": results}
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: dict[str, Any],
+        top_k: int | None = 5,
+        score_threshold: float = 0.0,
+        nms_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
+        windows, starts, clip_s = model_outputs["windows"], model_outputs["starts"], model_outputs["clip_s"]
+        duration_s, answers = model_outputs["duration_s"], []
+        if len(windows) > 1 and nms_threshold is None:
+            nms_threshold = WINDOW_NMS_IOU
+        for i, query in enumerate(model_outputs["queries"]):
+            results = model_outputs["results"][i * len(windows) : (i + 1) * len(windows)]
+            found = []
+            for result, window, start in zip(results, windows, starts, strict=True):
+                axis_s = torch.tensor([len(window) * clip_s])
+                limit_s = torch.tensor([duration_s - start * clip_s])
+                moments = self.processor.decode(
+                    result["logits"][None], result["pred_spans"][None], torch.tensor([len(window)]), limit_s, axis_s
+                )[0]
+                found.append(moments + torch.tensor([start * clip_s, start * clip_s, 0.0]))
+            ranked = torch.cat(found)
+            ranked = ranked[ranked[:, 2].argsort(descending=True, stable=True)]
+            ranked = self.processor.select(
+                ranked, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold
+            )
+            answer = {
+                "query": query,
+                "moments": [dict(zip(("start", "end", "score"), row, strict=True)) for row in ranked.tolist()],
+                "saliency": mean_over_windows([result["saliency_scores"] for result in results], starts).tolist(),
+                "duration": duration_s,
+                "clip_length": clip_s,
+            }
+            if "frame_probabilities" in results[0]:
+                p = mean_over_windows([result["frame_probabilities"] for result in results], starts)
+                answer["frame_probabilities"] = p.tolist()
+                answer["frame_attention"] = p.softmax(dim=0).tolist()
+            answers.append(answer)
+        return answers
+
+
+def window_starts(clips: int, window: int) -> list[int]:
+    """First clips of windows that overlap by half and cover all clips; the last one ends with the video."""
+    if clips <= window:
+        return [0]
+    return [*range(0, clips - window, max(1, window // 2)), clips - window]
+
+
+def mean_over_windows(values: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
+    """Per-clip values of overlapping windows, averaged where several cover a clip."""
+    total = torch.zeros(starts[-1] + len(values[-1]))
+    count = torch.zeros_like(total)
+    for value, start in zip(values, starts, strict=True):
+        total[start : start + len(value)] += value
+        count[start : start + len(value)] += 1
+    return total / count
