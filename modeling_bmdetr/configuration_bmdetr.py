@@ -2,9 +2,10 @@
 
 # No `from __future__ import annotations` here: it would switch off the validation that `strict` does.
 
+import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -47,18 +48,18 @@ class FeatureContract:
     text_rows: Literal["to_end_of_text", "all"] = "to_end_of_text"
 
     def __post_init__(self):
-        object.__setattr__(self, "video_encoders", tuple(dict(encoder) for encoder in self.video_encoders))
-        for encoder in (*self.video_encoders, *([self.text_encoder] if self.text_encoder else [])):
-            if not isinstance(encoder.get("name"), str) or not isinstance(encoder.get("dim"), int):
-                raise ValueError(
-                    "an encoder of the feature contract needs a `name` (str) and a `dim` (int, values per row), "
-                    f"received {encoder!r}"
-                )
-        if not (self.clip_length > 0 and math.isfinite(self.clip_length)):
+        object.__setattr__(self, "video_encoders", tuple(_plain_encoder(encoder) for encoder in self.video_encoders))
+        if self.text_encoder is not None:
+            object.__setattr__(self, "text_encoder", _plain_encoder(self.text_encoder))
+        is_number = isinstance(self.clip_length, (int, float))
+        if not is_number or not (self.clip_length > 0 and math.isfinite(self.clip_length)):
             raise ValueError(f"`clip_length` must be a positive number of seconds, received {self.clip_length!r}")
         for name in ("max_clips", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, received {getattr(self, name)!r}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, received {getattr(self, name)!r}")
+        for name in ("long_video", "text_rows"):
+            if getattr(self, name) not in (choices := get_args(type(self).__annotations__[name])):
+                raise ValueError(f"`{name}` must be one of {choices}, received {getattr(self, name)!r}")
 
     @property
     def video_dim(self) -> int:
@@ -100,6 +101,17 @@ class FeatureContract:
                 + f"\nExtract the features again with the encoders and clip length of {own_name}, "
                 f"or use a checkpoint trained on those of {other_name}."
             )
+
+
+def _plain_encoder(encoder: Any) -> dict[str, Any]:
+    """A copy as JSON gives it back, so that a stored contract equals the one it was stored from."""
+    dim = encoder.get("dim") if isinstance(encoder, dict) else None
+    if not isinstance(dim, int) or dim < 1 or not isinstance(encoder.get("name"), str):
+        raise ValueError(
+            "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (int, values per row), "
+            f"received {encoder!r}"
+        )
+    return json.loads(json.dumps(encoder))
 
 
 def _describe(value: Any) -> str:
