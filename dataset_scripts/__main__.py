@@ -14,7 +14,7 @@ from modeling_bmdetr.data import CleaningRules, check_text_features
 from .builder import BenchmarkBuilder
 from .export import export, push_to_hub
 from .registry import BENCHMARKS, builder_class
-from .statistics import builder_statistics, format_statistics, statistics_as_json
+from .split_statistics import builder_statistics, format_statistics, statistics_as_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from modeling_bmdetr.data import write_rows
 
 from .builder import BenchmarkBuilder
-from .statistics import builder_statistics, format_statistics, statistics_as_json
+from .split_statistics import builder_statistics, format_statistics, statistics_as_json
 
 EXPORTED = ("README.md", "statistics.json", "data/*.parquet", "jsonl/*.jsonl", "jsonl/README.md")
 

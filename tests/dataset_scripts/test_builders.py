@@ -13,7 +13,7 @@ from dataset_scripts.charades_sta import CharadesSTA
 from dataset_scripts.qvhighlights import QVHighlights
 from dataset_scripts.registry import BENCHMARKS, builder_class, load_benchmark
 from dataset_scripts.released_qids import adopt_released_qids
-from dataset_scripts.statistics import builder_statistics
+from dataset_scripts.split_statistics import builder_statistics
 from dataset_scripts.tacos import TACoS
 from modeling_bmdetr.data import CleaningRules, read_rows, validate_rows
 
