@@ -534,10 +534,10 @@ def test_a_hostile_file_writes_no_folder(tmp_path):
 
 
 def test_loading_changes_no_global_permission(tmp_path, state_dict):
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     path = save_released(tmp_path / "model.ckpt", state_dict)
     read_released_checkpoint(path)
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     with torch.serialization.safe_globals([argparse.Namespace]):
         read_released_checkpoint(path)
         assert argparse.Namespace in torch.serialization.get_safe_globals()
