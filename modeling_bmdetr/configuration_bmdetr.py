@@ -225,7 +225,7 @@ class BMDetrConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if unknown := sorted(key for key in kwargs if not key.startswith("_") and key not in _BASE_FIELDS):
             hints = "".join(f"; `{key}` is `{_OTHER_NAMES[key]}` here" for key in unknown if key in _OTHER_NAMES)
-            if "transformers_version" not in kwargs:
+            if self.transformers_version is None:  # not from a file
                 raise TypeError(f"unknown BMDetrConfig fields {unknown}{hints}")
             # A config.json written by another version of the library loads, but not silently.
             logger.warning(f"config.json has fields that BMDetrConfig does not know: {unknown}{hints}")
