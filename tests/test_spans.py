@@ -97,6 +97,7 @@ def test_spans_without_length_have_no_overlap_and_finite_gradients():
     giou = generalized_temporal_iou(point, torch.tensor([0.3, 0.3]))
     assert giou.item() == 0
     giou.backward()
+    assert point.grad is not None
     assert point.grad.isfinite().all()
     assert temporal_iou(torch.tensor([0.3, 0.3]), torch.tensor([0.0, 1.0]))[0].item() == 0
 
