@@ -56,9 +56,11 @@ class FeatureFolder:
 
     @property
     def names(self) -> list[str]:
-        """Names of all arrays, sorted, without video and camera suffixes. Lists the folder once."""
+        """Names of all arrays, sorted, without video and camera suffixes where one is enough. Lists the folder once."""
         self._list()
-        return sorted(self._plain_names)
+        return sorted(
+            name for plain, stems in self._plain_names.items() for name in (stems if len(stems) > 1 else [plain])
+        )
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) is not None

@@ -19,7 +19,7 @@ import numpy as np
 from ..configuration_bmdetr import FeatureContract
 from .feature_checks import find_problems
 from .feature_files import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos
-from .packed_features import MODALITIES, PackedArrays, is_packed, join_arrays, read_manifest
+from .packed_features import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
 
 PathOrPaths = str | os.PathLike | Sequence[str | os.PathLike]
 
@@ -112,23 +112,23 @@ class FeatureStore:
         manifests = [read_manifest(item) for item in directories]
         for item, manifest in zip(directories, manifests, strict=True):
             if not manifest["complete"]:
-                counts = f"{manifest['video']['arrays']} videos and {manifest['text']['arrays']} queries"
+                videos, queries = (count_arrays(item, modality) for modality in MODALITIES)
                 raise ValueError(
-                    f"'{item}' is unfinished (it was opened for writing with {counts} in it): run the extraction or "
+                    f"'{item}' is unfinished ({videos} videos and {queries} queries so far): run the extraction or "
                     "packing again, which goes on where it stopped"
                 )
         merged = _merged_contract(manifests, directories)
         if contract is not None:
             contract.require_match(merged, "the contract given", " + ".join(f"'{item}'" for item in directories))
             merged = _with_encoders(contract, merged)
-        videos, texts = (
+        video_arrays, text_arrays = (
             join_arrays(
                 [PackedArrays(item, modality, manifest) for item, manifest in zip(directories, manifests, strict=True)]
             )
             for modality in MODALITIES
         )
         failures = {vid: why for manifest in manifests for vid, why in manifest["failed_videos"].items()}
-        return cls(merged, videos, texts, failures)
+        return cls(merged, video_arrays, text_arrays, failures)
 
     @classmethod
     def from_files(

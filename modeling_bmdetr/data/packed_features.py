@@ -226,6 +226,12 @@ def index_path(directory: Path, modality: str) -> Path:
     return directory / f"{modality}.index.jsonl"
 
 
+def count_arrays(directory: str | os.PathLike, modality: str) -> int:
+    """How many arrays the index of a folder names, finished or not."""
+    path = index_path(Path(directory), modality)
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
 def parse_entry(line: bytes) -> dict[str, Any] | None:
     """An entry of the index, or None where a line is not whole."""
     try:
