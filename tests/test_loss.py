@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ def test_matching_is_the_best_of_all_permutations(seed, queries, moments):
     for b in range(3):
         wanted = moments_of(labels[b])
         expected, least = matching_by_hand(logits[b].tolist(), spans[b].tolist(), wanted, COSTS)
-        got = {m: matched.query_index[b, m].item() for m in range(moments) if matched.valid[b, m]}
+        got = {m: int(matched.query_index[b, m]) for m in range(moments) if matched.valid[b, m]}
         assert len(set(got.values())) == len(got) == min(queries, len(wanted))
         pairs = [(logits[b, s].tolist(), spans[b, s].tolist(), labels[b, m].tolist()) for m, s in got.items()]
         assert sum(cost_by_hand(*pair, *COSTS) for pair in pairs) == pytest.approx(least if expected else 0, abs=1e-4)
@@ -428,8 +429,8 @@ def test_every_term_of_a_batch_against_the_loops(seed):
                 sides_n = sides(moments_of(negative_labels[b, n]), b)
                 negative = outputs["negative_probabilities"][b, n].tolist()
                 expected["loss_prob_negative"].append(probability_by_hand(negative, *sides_n))
-    embeds = [[outputs[name][b].tolist() for b in kept] for name in ("video_embeds", "text_embeds")]
-    expected["loss_semantic"] = alignment_by_hand(*embeds, 0.07, with_own=False)
+    videos, texts = ([outputs[name][b].tolist() for b in kept] for name in ("video_embeds", "text_embeds"))
+    expected["loss_semantic"] = alignment_by_hand(videos, texts, 0.07, with_own=False)
 
     losses = losses_of(outputs, labels, mask, rows, negative_labels_cxw=negative_labels, negative_mask=negative_mask)
     assert set(losses) == set(expected)
@@ -455,10 +456,14 @@ def test_mean_counts_over_processes_make_the_mean_over_the_whole_batch():
             negative_labels_cxw=labels[rows, None], negative_mask=present[rows],
         )  # fmt: skip
 
-    counts: list[list[Tensor]] = []
-    for half in (slice(0, 2), slice(2, 4)):
-        counts.append([])
-        part(half, count=lambda number: counts[-1].append(number) or number)
+    counts: list[list[Tensor]] = [[], []]
+
+    def recorded(number: Tensor, counts: list[Tensor]) -> Tensor:
+        counts.append(number)
+        return number
+
+    for half, into in zip((slice(0, 2), slice(2, 4)), counts, strict=True):
+        part(half, count=partial(recorded, counts=into))
     means = [(a + b) / 2 for a, b in zip(*counts, strict=True)]
     halves = []
     for half in (slice(0, 2), slice(2, 4)):
