@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# Handlers import what they need when they run, so that `--help` answers at once.
+# Handlers import what they need when they run, so that a command needs only the extras of its own task.
 
 
 def predict(args: argparse.Namespace) -> int:
-    from transformers import pipeline
+    from . import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 
-    from . import BMDetrProcessor  # noqa: F401 - importing the package registers the task
-
-    pipe: Any = pipeline("temporal-grounding", model=args.model, revision=args.revision, device=args.device)
+    model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
+    processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
+    pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
     bar = _Bar("clips")
     video = pipe.encode_video(args.video, progress=bar)
     bar.close()
@@ -131,8 +131,8 @@ def info(args: argparse.Namespace) -> int:
     config = BMDetrConfig.from_pretrained(args.checkpoint, revision=args.revision)
     model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
     contract = config.feature_contract
-    forms = ("background_aware", "learnable_spans", "decoder_memory", "frame_attention_scale")
-    forms += ("alignment_pooling", "alignment_denominator")
+    forms = ["background_aware", "learnable_spans", "decoder_memory", "frame_attention_scale"]
+    forms += ["alignment_pooling", "alignment_denominator"]
     result: dict[str, Any] = {
         "checkpoint": args.checkpoint,
         "parameters": model.num_parameters(),
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.function(args))
-    except (ValueError, TypeError, FileNotFoundError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"bmdetr {args.command}: {message}", file=sys.stderr)
         return 2
