@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..configuration_bmdetr import FeatureContract
 from ..processing_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
@@ -15,6 +16,8 @@ from .feature_store import FeatureStore
 from .negative_sampling import NegativeSampler
 from .schema import CanonicalRow
 from .shifting import shift_moment
+
+logger = logging.get_logger(__name__)
 
 SHIFTING_LIMIT_S = 60.0  # 3.4: only shorter videos are shifted
 
@@ -40,6 +43,9 @@ class MomentRetrievalCollator:
 
     Everything random (negative queries, shifted views, a sample of the moments of a query that has more than the
     model has spans) is drawn from the seed, the epoch and the row alone.
+
+    Every batch has the same entries: a batch in which no row has a negative query, or none a shifted view, has them
+    with nothing but padding. Processes that train together therefore never wait for each other in vain.
 
     Args:
         rows: Canonical rows; the items of a batch index them.
@@ -78,9 +84,16 @@ class MomentRetrievalCollator:
                 f"`negatives` was made for {len(negatives)} rows, but there are {len(rows)}: make it from the same rows"
             )
         self.rows, self.store, self.contract = rows, store, contract
-        self.negatives, self.num_negatives = negatives, num_negatives
-        self.temporal_shifting, self.shifting_limit_s = temporal_shifting, shifting_limit_s
+        draws_negatives = negatives is not None and negatives.strategy != "none" and num_negatives > 0
+        self.negatives, self.num_negatives = negatives if draws_negatives else None, num_negatives
+        self.shifting_limit_s = shifting_limit_s
         self.max_moments, self.seed, self.with_labels = max_moments, seed, with_labels
+        self.temporal_shifting = temporal_shifting and with_labels and any(self.can_shift(row) for row in rows)
+        if temporal_shifting and not self.temporal_shifting:
+            logger.warning(
+                f"temporal shifting is on, but none of {len(rows)} rows has exactly one moment in a video shorter than "
+                f"{shifting_limit_s:g} s: no view is shifted"
+            )
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         rows = [self.rows[index] for _, index in items]
@@ -122,6 +135,10 @@ class MomentRetrievalCollator:
             windows = windows[np.sort(rng.choice(len(windows), self.max_moments, replace=False))]
         return np.stack((windows.mean(axis=1), windows[:, 1] - windows[:, 0]), axis=1)
 
+    def can_shift(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row may have a shifted view: one moment, and a video short enough."""
+        return len(row["relevant_windows"]) == 1 and row["duration"] < self.shifting_limit_s
+
     def saliency(self, rows: Sequence[Mapping[str, Any]], video_mask: Tensor) -> Tensor:
         """Summed ratings of the annotated clips, `(batch, video_len)`; -100 where there is none."""
         labels = torch.full(video_mask.shape, IGNORE)
@@ -142,28 +159,24 @@ class MomentRetrievalCollator:
         generators: Sequence[np.random.Generator],
         video_len: int,
     ) -> dict[str, Tensor]:
-        """Frame orders and labels of the shifted view; nothing when no row of the batch has one."""
+        """Frame orders and labels of the shifted view; a row without one keeps its order and has no label."""
         orders = torch.arange(video_len).repeat(len(rows), 1)
         labels = torch.full((len(rows), 1, 2), IGNORE)
         for i, (row, video, span, rng) in enumerate(zip(rows, videos, spans, generators, strict=True)):
-            if len(row["relevant_windows"]) != 1 or len(span) != 1 or row["duration"] >= self.shifting_limit_s:
+            if not self.can_shift(row) or len(span) != 1:
                 continue
             if (shifted := shift_moment((span[0, 0], span[0, 1]), len(video), rng)) is not None:
                 orders[i, : len(video)] = torch.from_numpy(shifted[0])
                 labels[i, 0] = torch.tensor(shifted[1])
-        if (labels == IGNORE).all():
-            return {}
         return {"shifted_frame_order": orders, "shifted_labels": labels}
 
     def negative_queries(
         self, indices: Sequence[int], axes_s: Sequence[float], generators: Sequence[np.random.Generator]
     ) -> dict[str, Tensor]:
-        """Features, masks and own moments of the negative queries; nothing when no row of the batch has any."""
+        """Features, masks and own moments of the negative queries; an all-zero mask where a row has none."""
         assert self.negatives is not None
         drawn = [self.negatives.draw(i, rng, self.num_negatives) for i, rng in zip(indices, generators, strict=True)]
-        if not any(drawn):
-            return {}
-        width = max(map(len, drawn))
+        width = max(1, *map(len, drawn))
         texts, spans = [], []
         nothing = np.zeros((0, self.store.contract.text_dim), dtype=np.float32)
         for index, axis, rng, negatives in zip(indices, axes_s, generators, drawn, strict=True):
@@ -173,7 +186,7 @@ class MomentRetrievalCollator:
                 spans.append(self.spans(self.rows[negative], axis, rng) if own else np.zeros((0, 2)))
             texts += [nothing] * (width - len(negatives))
             spans += [np.zeros((0, 2))] * (width - len(negatives))
-        features, mask = pad_rows(texts)
+        features, mask = pad_rows(texts, length=max(1, *map(len, texts)))
         batch = {
             "negative_text_features": features.unflatten(0, (len(indices), width)),
             "negative_text_mask": mask.unflatten(0, (len(indices), width)),

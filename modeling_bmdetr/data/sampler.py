@@ -1,6 +1,7 @@
 """Batches in which no two queries share a video, as the semantic alignment loss (Eq. 17) needs."""
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -12,9 +13,9 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
     """Every query once an epoch, no two of a batch from one video, nothing read to find out.
 
     Each batch is filled from the videos with the most queries left, ties in random order, so that no query is left
-    over; the batches then come in random order, smaller ones last. There are as few batches as the video with the
-    most queries allows: with fewer videos than the batch size (TACoS has 75), batches are as large as the number of
-    videos.
+    over; the batches then come in random order, smaller ones last. There are as few batches as the batch size and the
+    video with the most queries allow, and the queries are spread evenly over them: TACoS has 75 videos, one of them
+    with 230 queries, so that batches of 256 cannot be had; there are 230 of 42 or 43.
 
     With several processes, each yields its share of the same global batches, so that queries are unique across
     processes as well and every process has equally many batches, none of them empty.
@@ -24,7 +25,7 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         video_ids: The video of each row.
-        batch_size: Queries a batch, on each process.
+        batch_size: Queries a batch, on each process; at most.
         seed: Seed of the order.
         num_processes, process_index: The share that this process yields.
 
@@ -53,10 +54,17 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
             rows_of[video].append(row)
         self.video_of = list(video_ids)
         self.rows_of = list(rows_of.values())
-        self.global_batch_size = batch_size * num_processes
         self.seed, self.num_processes, self.process_index = seed, num_processes, process_index
         self.epoch = 0
-        self._num_batches = len(self.global_batches(0))
+        most = max(map(len, self.rows_of))
+        self._num_batches = max(most, math.ceil(len(video_ids) / (batch_size * num_processes)))
+        self.global_batch_size = math.ceil(len(video_ids) / self._num_batches)
+        if self._num_batches * num_processes > len(video_ids):
+            raise ValueError(
+                f"{len(video_ids)} queries, {most} of them of one video, cannot be spread over {num_processes} processes "
+                f"so that each of {self._num_batches} steps has queries of different videos on every process; train on "
+                "fewer processes or with a larger batch"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order and draws the next iteration yields."""
@@ -85,24 +93,22 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
                 if left[video]:
                     heapq.heappush(heap, (-len(left[video]), rng.random(), video))
         self._fill_up(batches)
-        full = [batch for batch in batches if len(batch) == len(batches[0])]
-        short = [batch for batch in batches if len(batch) < len(batches[0])]
+        full = [batch for batch in batches if len(batch) == self.global_batch_size]
+        short = [batch for batch in batches if len(batch) < self.global_batch_size]
         return [full[i] for i in rng.permutation(len(full))] + sorted(short, key=len, reverse=True)
 
     def _fill_up(self, batches: list[list[int]]) -> None:
-        """Gives every batch at least one row a process, taken from the largest batches."""
-        for batch in batches:
+        """Gives every batch at least one row a process, taken from larger batches."""
+        for batch in [batch for batch in batches if len(batch) < self.num_processes]:
             videos = {self.video_of[row] for row in batch}
-            for donor in sorted(batches, key=len, reverse=True):
-                for row in list(donor):
-                    if len(batch) >= self.num_processes or len(donor) <= self.num_processes:
-                        break
-                    if self.video_of[row] not in videos:
-                        donor.remove(row)
-                        batch.append(row)
-                        videos.add(self.video_of[row])
-            if len(batch) < self.num_processes:
-                raise ValueError(
-                    f"{len(self.video_of)} queries cannot be spread over {self.num_processes} processes so that each "
-                    "step has a query of another video on every process; train on fewer processes"
+            while len(batch) < self.num_processes:
+                donors = (
+                    (donor, row)
+                    for donor in sorted(batches, key=len, reverse=True)
+                    for row in donor
+                    if len(donor) > self.num_processes and self.video_of[row] not in videos
                 )
+                donor, row = next(donors)
+                donor.remove(row)
+                batch.append(row)
+                videos.add(self.video_of[row])

@@ -1,0 +1,140 @@
+"""Rows, features in memory and trainers that run in seconds: for tests, and for the processes that tests start."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.data.feature_store import FeatureStore
+from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+
+VIDEO_DIM, TEXT_DIM = 6, 5
+CONTRACT = FeatureContract(
+    video_encoders=({"name": "tiny-video", "dim": VIDEO_DIM},),
+    text_encoder={"name": "tiny-text", "dim": TEXT_DIM},
+    clip_length=2.0,
+    max_clips=12,
+    max_tokens=6,
+)
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 4,
+    "alignment_dim": 8,
+}
+NO_DROPOUT = {"projection_dropout": 0.0, "dropout": 0.0, "attention_dropout": 0.0}
+
+
+class MemoryArrays:
+    """Arrays of one modality by name, as a feature store reads them."""
+
+    where = "memory"
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.arrays = dict(arrays)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def num_rows(self, name: str) -> int:
+        return len(self.arrays[name])
+
+    def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
+        return self.arrays[name][:max_rows]
+
+
+def make_rows(num_videos: int = 9, seed: int = 0, prefix: str = "v", several_moments: bool = True) -> list[Any]:
+    """Canonical rows of videos of 8 to 24 s with one to four queries each; every third query has two moments.
+
+    Queries of the same video whose moments do not touch are each other's negatives.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    for video in range(num_videos):
+        duration = float(rng.integers(8, 25))
+        of_video = []
+        for _ in range(int(rng.integers(1, 5))):
+            start = round(float(rng.uniform(0, duration - 4)), 1)
+            windows = [[start, round(start + float(rng.uniform(1, 4)), 1)]]
+            if several_moments and len(rows + of_video) % 3 == 2 and windows[0][1] + 3 < duration:
+                windows.append([windows[0][1] + 1, duration])
+            number = len(rows) + len(of_video)
+            of_video.append(
+                {
+                    "qid": f"{prefix}q{number}",
+                    "vid": f"{prefix}{video}",
+                    "query": f"sentence {number}",
+                    "duration": duration,
+                    "relevant_windows": windows,
+                }
+            )
+        for row in of_video:
+            row["neg_query_ids"] = [other["qid"] for other in of_video if not _touch(row, other)]
+        rows += of_video
+    return rows
+
+
+def _touch(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return any(a < d and c < b for a, b in row["relevant_windows"] for c, d in other["relevant_windows"])
+
+
+def make_store(*row_sets: Sequence[Mapping[str, Any]], contract: FeatureContract = CONTRACT) -> FeatureStore:
+    """Random features of the rows' videos (as long as their durations) and queries (one to six tokens)."""
+    videos, texts = {}, {}
+    for number, row in enumerate(row for rows in row_sets for row in rows):
+        rng = np.random.default_rng(number)
+        clips = max(1, round(row["duration"] / contract.clip_length))
+        videos.setdefault(row["vid"], rng.standard_normal((clips, VIDEO_DIM)).astype(np.float32))
+        texts[row["qid"]] = rng.standard_normal((int(rng.integers(1, 7)), TEXT_DIM)).astype(np.float32)
+    return FeatureStore(contract, MemoryArrays(videos), MemoryArrays(texts))
+
+
+def make_model(seed: int = 0, contract: FeatureContract = CONTRACT, **fields: Any) -> BMDetrForMomentRetrieval:
+    torch.manual_seed(seed)
+    return BMDetrForMomentRetrieval(BMDetrConfig.from_contract(contract, **{**SIZES, **fields}))
+
+
+def make_trainer(
+    output_dir: str | Path,
+    train_rows: Sequence[Any] | None = None,
+    eval_rows: Sequence[Any] | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+    store: FeatureStore | None = None,
+    trainer_class: type[BMDetrTrainer] = BMDetrTrainer,
+    **arguments: Any,
+) -> BMDetrTrainer:
+    """A trainer of a tiny model on `make_rows`; `model` are fields of its configuration, the rest are arguments."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    train_rows = make_rows() if train_rows is None else train_rows
+    eval_rows = make_rows(5, seed=1, prefix="e") if eval_rows is None else eval_rows
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "num_train_epochs": 2,
+        "lr_drop_epochs": 0,
+        "temporal_shifting": True,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+    return trainer_class(
+        make_model(**(model or {})),
+        BMDetrTrainingArguments(output_dir=str(output_dir), **{**defaults, **arguments}),
+        store=store or make_store(train_rows, eval_rows),
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+    )
