@@ -61,9 +61,9 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
         self.global_batch_size = math.ceil(len(video_ids) / self._num_batches)
         if self._num_batches * num_processes > len(video_ids):
             raise ValueError(
-                f"{len(video_ids)} queries, {most} of them of one video, cannot be spread over {num_processes} processes "
-                f"so that each of {self._num_batches} steps has queries of different videos on every process; train on "
-                "fewer processes or with a larger batch"
+                f"{len(video_ids)} queries, {most} of them of one video, cannot be spread over {num_processes} "
+                f"processes so that each of {self._num_batches} steps has queries of different videos on every "
+                "process; train on fewer processes or with a larger batch"
             )
 
     def set_epoch(self, epoch: int) -> None:

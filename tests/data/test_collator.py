@@ -27,10 +27,8 @@ def training_collator(**options):
 
 
 def row(**fields):
-    return {
-        **{"qid": "q", "vid": "v", "query": "a sentence", "duration": 20.0, "relevant_windows": [[3.0, 7.0]]},
-        **fields,
-    }
+    plain = {"qid": "q", "vid": "v", "query": "a sentence", "duration": 20.0, "relevant_windows": [[3.0, 7.0]]}
+    return {**plain, **fields}
 
 
 def one_row(**fields):

@@ -42,15 +42,13 @@ def test_as_few_batches_as_possible_and_as_many_in_every_epoch(sizes, batch_size
 @given(video_sizes, st.integers(1, 6), st.integers(2, 4), st.integers(0, 3))
 def test_processes_share_the_same_global_batches(sizes, batch_size, processes, epoch):
     vids = videos(sizes)
-    try:
-        samplers = [UniqueVideoBatchSampler(vids, batch_size, 7, processes, index) for index in range(processes)]
-    except ValueError as error:
-        # A step needs a row of another video on every process; where batches as large as allowed, and as many as the
-        # largest video needs, do not have that many rows in all, nothing can be done.
-        assert "train on fewer processes" in str(error)
-        steps = max(max(sizes), math.ceil(sum(sizes) / (batch_size * processes)))
-        assert steps * processes > sum(sizes)
+    steps = max(max(sizes), math.ceil(sum(sizes) / (batch_size * processes)))
+    if steps * processes > sum(sizes):
+        # Each step needs a row on every process, and fewer steps cannot be had.
+        with pytest.raises(ValueError, match="train on fewer processes"):
+            UniqueVideoBatchSampler(vids, batch_size, 7, processes, 0)
         return
+    samplers = [UniqueVideoBatchSampler(vids, batch_size, 7, processes, index) for index in range(processes)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     shares = [list(sampler) for sampler in samplers]
