@@ -1,0 +1,263 @@
+"""The main job, offline on a CPU: real mp4 files and sentences in, a trained BM-DETR and answered questions out.
+
+    make quickstart                     # or: python examples/quickstart.py --seed 1 --out outputs/seed1
+
+Renders a small data set of moving shapes as video files, extracts features with the weightless encoders, mines negative
+queries, trains, evaluates on videos never seen against two trivial baselines, then loads the saved folder into the
+pipeline and asks free-text questions about one of those videos. Writes `report.json`, `timeline.png` and `model/`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dataset_scripts.moving_shapes import render_moving_shapes
+from transformers import pipeline, set_seed
+
+from modeling_bmdetr import (
+    BMDetrConfig,
+    BMDetrForMomentRetrieval,
+    BMDetrProcessor,
+    BMDetrTrainer,
+    BMDetrTrainingArguments,
+)
+from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
+from modeling_bmdetr.encoders_bmdetr import build_text_encoder
+from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
+from modeling_bmdetr.visualization import plot_moments
+
+VIDEO_ENCODER, TEXT_ENCODER, CLIP_LENGTH_S = "pixel-grid", "hashed-words", 1.0
+QUERIES_SHOWN = 3
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "av")
+
+Row = dict[str, Any]
+
+
+class Stages:
+    """Announces the stages of the run and keeps their seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, what: str) -> Iterator[None]:
+        print(f"\n== {what}", flush=True)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+
+
+class HashedSentences:
+    """Mean of the hashed word vectors: a stand-in for SentenceBERT where nothing can be downloaded."""
+
+    def __init__(self) -> None:
+        self.encoder = build_text_encoder(TEXT_ENCODER)
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        return np.stack([rows.mean(axis=0) for rows in self.encoder.encode_text(sentences)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
+    parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
+    parser.add_argument("--epochs", type=int, default=30, help="passes over the training queries")
+    args = parser.parse_args()
+    stages, workers = Stages(), min(4, os.cpu_count() or 1)
+    set_seed(args.seed)
+
+    with stages("render", "rendering videos"):
+        splits = render_moving_shapes(args.out / "videos", seed=args.seed, workers=workers)
+    everything = [row for rows in splits.values() for row in rows]
+
+    with stages("extract", "extracting features"):
+        report = extract_features(
+            everything,
+            args.out / "videos",
+            args.out / "features",
+            VIDEO_ENCODER,
+            TEXT_ENCODER,
+            CLIP_LENGTH_S,
+            workers=workers,
+        )
+        print(report)
+    store = FeatureStore.from_packed(args.out / "features")
+
+    with stages("negatives", "mining negative queries"):
+        train_rows, mining = mine_negative_queries(splits["train"], encoder=HashedSentences(), progress=False)
+        print(mining)
+
+    config = BMDetrConfig.from_contract(
+        store.contract,
+        hidden_size=128,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        projection_dropout=0.1,
+        max_clips=max(store.num_clips(vid) for vid in store.video_ids),
+    )
+    model = BMDetrForMomentRetrieval(config)
+    training = BMDetrTrainingArguments(
+        output_dir=str(args.out / "checkpoints"),
+        seed=args.seed,
+        num_train_epochs=args.epochs,
+        learning_rate=1e-3,
+        lr_drop_epochs=int(0.8 * args.epochs),
+        per_device_train_batch_size=32,
+        temporal_shifting=True,
+        eval_strategy="steps",
+        eval_steps=0.2,
+        save_strategy="best",
+        use_cpu=True,
+    )
+    with stages("train", f"training on {len(train_rows)} queries"):
+        shutil.rmtree(args.out / "checkpoints", ignore_errors=True)
+        trainer = BMDetrTrainer(
+            model,
+            training,
+            store=store,
+            train_rows=train_rows,
+            eval_rows=splits["val"],
+            processor=BMDetrProcessor(config),
+        )
+        trainer.train()
+
+    with stages("evaluate", f"evaluating on {len(splits['test'])} queries of videos never seen"):
+        test_rows = splits["test"]
+        metrics = evaluate_submission(trainer.predict_rows(test_rows), test_rows, clip_length_s=CLIP_LENGTH_S)
+        swapped = swap_sentences(test_rows)
+        swapped_metrics = evaluate_submission(trainer.predict_rows(swapped), swapped, clip_length_s=CLIP_LENGTH_S)
+        baselines = {
+            "whole video": evaluate_submission(whole_video(test_rows), test_rows),
+            "best fixed span": evaluate_submission(best_fixed_span(train_rows, test_rows), test_rows),
+        }
+        print(format_metrics(metrics))
+
+    with stages("answer", "answering questions about a video never seen"):
+        trainer.save_model(str(args.out / "model"))
+        answers, truth, video = ask(args.out / "model", args.out / "videos", test_rows)
+        plot_moments(answers, video, truth, args.out / "timeline.png", title=f"{video.name}, never seen in training")
+
+    result = {
+        "metrics": metrics,
+        "baselines": baselines,
+        "swapped_sentences": swapped_metrics,
+        "checks": checks(metrics, baselines, swapped_metrics),
+        "seed": args.seed,
+        "data": {
+            name: {"videos": len({r["vid"] for r in rows}), "queries": len(rows)} for name, rows in splits.items()
+        },
+        "negatives": mining.to_dict(),
+        "training": {
+            "epochs": args.epochs,
+            "learning_rate": training.learning_rate,
+            "batch_size": training.per_device_train_batch_size,
+            "parameters": model.num_parameters(),
+            "validation": trainer.state.best_metric,
+        },
+        "seconds": {**stages.seconds, "total": round(sum(stages.seconds.values()), 1)},
+        "answers": [
+            {"query": a["query"], "truth": t, "moments": a["moments"]} for a, t in zip(answers, truth, strict=True)
+        ],
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+    }
+    (args.out / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+    print_summary(result, args.out)
+    sys.exit(0 if all(result["checks"].values()) else 1)
+
+
+def whole_video(rows: Sequence[Row]) -> list[Row]:
+    """Baseline: every moment is the whole video."""
+    return [{**_ids(row), "pred_relevant_windows": [[0.0, row["duration"], 1.0]]} for row in rows]
+
+
+def best_fixed_span(train_rows: Sequence[Row], test_rows: Sequence[Row]) -> list[Row]:
+    """Baseline: the share of the video that is right most often (IoU 0.7) on the training queries."""
+    spans = np.array([[w / row["duration"] for w in row["relevant_windows"][0]] for row in train_rows])
+    grid = np.linspace(0, 1, 21)
+    best, best_hits = (0.0, 1.0), -1.0
+    for start in grid[:-1]:
+        for end in grid[grid > start]:
+            overlap = np.clip(np.minimum(spans[:, 1], end) - np.maximum(spans[:, 0], start), 0, None)
+            union = (spans[:, 1] - spans[:, 0]) + (end - start) - overlap
+            hits = float((overlap / union >= 0.7).mean())
+            if hits > best_hits:
+                best, best_hits = (float(start), float(end)), hits
+    return [
+        {**_ids(row), "pred_relevant_windows": [[best[0] * row["duration"], best[1] * row["duration"], 1.0]]}
+        for row in test_rows
+    ]
+
+
+def swap_sentences(rows: Sequence[Row]) -> list[Row]:
+    """Every moment is asked for with the sentence of another query of its video."""
+    by_video: dict[str, list[Row]] = {}
+    for row in rows:
+        by_video.setdefault(row["vid"], []).append(row)
+    return [
+        {**other, "relevant_windows": row["relevant_windows"]}
+        for group in by_video.values()
+        if len(group) > 1
+        for row, other in zip(group, group[1:] + group[:1], strict=True)
+    ]
+
+
+def ask(model_dir: Path, video_dir: Path, rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[Any], Path]:
+    """Answers the first sentences about the test video that has most of them, from the saved folder."""
+    counts = {row["vid"]: sum(other["vid"] == row["vid"] for other in rows) for row in rows}
+    chosen = [row for row in rows if row["vid"] == max(counts, key=lambda vid: counts[vid])][:QUERIES_SHOWN]
+    pipe = pipeline("temporal-grounding", model=str(model_dir))
+    video = video_dir / chosen[0]["video"]
+    answers = pipe(video, [row["query"] for row in chosen])
+    return answers, [row["relevant_windows"] for row in chosen], video
+
+
+def checks(metrics: dict[str, float], baselines: dict[str, Any], swapped: dict[str, float]) -> dict[str, bool]:
+    """What the run must show: that the model learned, and that it listens to the sentence."""
+    r5, r7 = metrics["MR-full-R1@0.5"], metrics["MR-full-R1@0.7"]
+    better = max(baseline["MR-full-R1@0.7"] for baseline in baselines.values())
+    return {
+        "R1@0.5 is at least 60": r5 >= 60,
+        "R1@0.7 is at least 40": r7 >= 40,
+        "R1@0.7 is at least three times the better baseline": r7 >= 3 * better,
+        "another sentence of the video at least halves R1@0.7": swapped["MR-full-R1@0.7"] <= r7 / 2,
+    }
+
+
+def print_summary(result: dict[str, Any], out: Path) -> None:
+    """The figures that matter, and where the rest lies."""
+    columns = {"BM-DETR": result["metrics"], **result["baselines"], "BM-DETR, swapped": result["swapped_sentences"]}
+    print(f"\n{'on videos never seen':<28}{'R1@0.5':>8}{'R1@0.7':>8}{'mIoU':>8}")
+    for name, metrics in columns.items():
+        values = (metrics[f"MR-full-{key}"] for key in ("R1@0.5", "R1@0.7", "mIoU"))
+        print(f"{name:<28}" + "".join(f"{value:>8.2f}" for value in values))
+    for name, holds in result["checks"].items():
+        print(f"{'yes' if holds else 'NO ':<4}{name}")
+    for answer in result["answers"]:
+        best, truth = answer["moments"][0], answer["truth"][0]
+        print(f"\n“{answer['query']}”\n  {best['start']:.1f}-{best['end']:.1f} s, score {best['score']:.2f}", end="")
+        print(f"   (described: {truth[0]:.1f}-{truth[1]:.1f} s)", end="")
+    print(
+        f"\n\n{result['seconds']['total']:.0f} s in all. Look at {out / 'timeline.png'}; the model is in {out / 'model'}"
+    )
+
+
+def _ids(row: Row) -> Row:
+    return {name: row[name] for name in ("qid", "vid", "query")}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    main()
