@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -169,6 +169,7 @@ class BMDetrConfig(PreTrainedConfig):
     """
 
     model_type = "bmdetr"
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["loss_dict", "shifted"]
     attribute_map = {"d_model": "hidden_size", "num_hidden_layers": "encoder_layers"}
 
@@ -229,6 +230,9 @@ class BMDetrConfig(PreTrainedConfig):
                 raise TypeError(f"unknown BMDetrConfig fields {unknown}{hints}")
             # A config.json written by another version of the library loads, but not silently.
             logger.warning(f"config.json has fields that BMDetrConfig does not know: {unknown}{hints}")
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # The installed library registers the pipeline itself, so its users need not trust a repository's code.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def validate_sizes(self):

@@ -39,6 +39,7 @@ from .layers_bmdetr import (
     video_positions,
 )
 from .loss_bmdetr import BMDetrLoss, MomentTargets
+from .sharing_bmdetr import SharingMixin
 
 
 @dataclass
@@ -481,8 +482,10 @@ class BMDetrAttentivePooling(nn.Module):
         return F.normalize(pooled if self.output is None else self.output(pooled), dim=-1)
 
 
-class BMDetrForMomentRetrieval(BMDetrPreTrainedModel):
+class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ignore[misc]
     """BM-DETR with its heads and losses: moments and saliency of a video for a query."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: BMDetrConfig):
         super().__init__(config)

@@ -1,5 +1,6 @@
 """A video file and sentences in, ranked moments in seconds out."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,11 @@ class MomentRetrievalPipeline(Pipeline):
     _load_tokenizer = False  # type: ignore[assignment]
 
     processor: BMDetrProcessor
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the processor and the model with all that goes with it; `kwargs` as the model's `save_pretrained`."""
+        self.processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
 
     def __call__(self, video: Any, query: str | Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Answers one query with a dict, a list of queries with a list of dicts.

@@ -141,6 +141,8 @@ class BMDetrProcessor(ProcessorMixin):
         nms_threshold: Temporal IoU above which the weaker of two moments is dropped; None keeps all.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(
         self,
         feature_contract: FeatureContract | Mapping[str, Any] | None = None,

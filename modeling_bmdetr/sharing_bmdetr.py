@@ -1,0 +1,171 @@
+"""Saving and uploading a model with all that goes with the weights: code, pipeline, processor and model card.
+
+transformers copies into a saved checkpoint, and fetches from the Hub, every file that the model's file imports
+relatively, at whatever depth and inside functions too. The pipeline and the processor are imported here for that
+reason as well: wherever the model goes, they go.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_bmdetr import BMDetrConfig
+
+logger = logging.get_logger(__name__)
+
+TASK = "temporal-grounding"
+PROCESSOR_FILE, CARD_FILE = "processor_config.json", "README.md"
+# What a checkpoint consists of; optimizer states, logs and pickled arguments of a training run are no part of it.
+CHECKPOINT_FILES = (
+    *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *(PROCESSOR_FILE, "*_bmdetr.py", CARD_FILE),
+)
+_UPLOAD_ARGUMENTS = ("repo_id", "revision", "private", "token", "commit_message", "commit_description", "create_pr")
+
+
+class SharingMixin:
+    """`save_pretrained` and `push_to_hub` of a model, which write all that others need to use it."""
+
+    config: BMDetrConfig
+    # Writes a model card of (model, folder). The installed library sets it; code loaded from the Hub has none.
+    card_writer: ClassVar[Callable[[PreTrainedModel, Path], Any] | None] = None
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves weights, configuration, code, declaration of the pipeline, processor and model card.
+
+        A model card, and a processor with this feature contract, that are in the folder already stay as they are.
+
+        Args:
+            save_directory, is_main_process, state_dict, kwargs: As in [`PreTrainedModel.save_pretrained`].
+            push_to_hub: Uploads the folder as well; `kwargs` may then have `repo_id` (the folder's name when left
+                out) and the other arguments of `upload_checkpoint`.
+        """
+        folder = Path(save_directory)
+        uploads = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
+        if is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_default_processor(self.config, folder)
+            writer = type(self).card_writer
+            if writer is not None and not (folder / CARD_FILE).exists():
+                writer(self, folder)  # type: ignore[arg-type]
+        declared = self.config.__dict__.get("custom_pipelines")
+        self.config.custom_pipelines = pipeline_declaration()
+        try:
+            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
+        finally:
+            if declared is None:
+                del self.config.custom_pipelines
+        if push_to_hub and is_main_process:
+            upload_checkpoint(folder, **{"repo_id": folder.name, **uploads})
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs: Any) -> str:
+        """Uploads what `save_pretrained` writes, in one commit, and returns the address of the commit.
+
+        A model card that the repository has already stays as it is.
+
+        Args:
+            repo_id: The repository, which is made if it does not exist.
+            max_shard_size: As in `save_pretrained`.
+            kwargs: Other arguments of `upload_checkpoint`, such as `revision`, `private`, `token`, `commit_message`.
+        """
+        with TemporaryDirectory() as folder:
+            fetch_companions(folder, repo_id, kwargs.get("revision"), kwargs.get("token"))
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload_checkpoint(folder, repo_id, **kwargs)
+
+
+def pipeline_declaration() -> dict[str, dict[str, Any]]:
+    """The entry `custom_pipelines` of `config.json`, by which `transformers.pipeline` finds our class."""
+    from .pipeline_bmdetr import MomentRetrievalPipeline as Implementation
+
+    module = Implementation.__module__.rpartition(".")[2]
+    return {TASK: {"impl": f"{module}.{Implementation.__name__}", "pt": ["AutoModel"], "type": "multimodal"}}
+
+
+def save_default_processor(config: BMDetrConfig, folder: str | os.PathLike) -> None:
+    """Writes a processor for the configuration's feature contract.
+
+    One that is in the folder already stays if it has this contract: it may carry options of its own.
+    """
+    from .processing_bmdetr import BMDetrProcessor
+
+    processor, path = BMDetrProcessor(config.feature_contract), Path(folder) / PROCESSOR_FILE
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if stored.get("feature_contract") != processor.feature_contract:
+        processor.save_pretrained(folder)
+
+
+def fetch_companions(folder: str | os.PathLike, repo_id: str, revision: str | None, token: str | bool | None) -> None:
+    """Downloads the model card and the processor that a repository has, so that saving keeps or replaces them."""
+    for name in (CARD_FILE, PROCESSOR_FILE):
+        try:
+            HfApi(token=token).hf_hub_download(repo_id, name, revision=revision, local_dir=Path(folder))
+        except (EntryNotFoundError, RevisionNotFoundError):
+            logger.debug(f"{repo_id} has no {name} yet")
+
+
+def upload_checkpoint(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    more_files: Sequence[str] = (),
+) -> str:
+    """Uploads a saved checkpoint in one commit, so that readers see all of it or nothing.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+        repo_id: The repository, which is made if it does not exist.
+        revision: Branch to commit to, made if it does not exist; `main` when left out.
+        private: Whether a new repository is private; None leaves it to the account's default.
+        token: Access token; the one stored by `hf auth login` when left out.
+        more_files: Names or patterns of other files in the folder to upload as well.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: there is no configuration or no weights in the folder.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused; its message says why.
+    """
+    patterns = (*CHECKPOINT_FILES, *more_files)
+    files = {path.name: path for pattern in patterns for path in sorted(Path(folder).glob(pattern)) if path.is_file()}
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+        raise FileNotFoundError(
+            f"'{folder}' is no saved checkpoint: it holds no config.json with *.safetensors; write one with "
+            "`model.save_pretrained`"
+        )
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    # `upload_folder` may split a slow upload into several commits.
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
+        commit_message=commit_message or "Upload BM-DETR checkpoint",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
+    return commit.commit_url
