@@ -54,8 +54,8 @@ class ConversionReport:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def summary(self) -> str:
-        """The report as text, with every name that was not converted."""
+    def __str__(self) -> str:
+        """Counts, and every name that was not converted."""
         lines = [f"{self.origin}: {len(self.converted)} parameters converted"]
         for label in ("dropped", "unknown", "missing"):
             if names := getattr(self, label):
@@ -87,7 +87,7 @@ def convert_released_checkpoint(
             is named.
     """
     model, report = _convert(read_released_checkpoint(source), strict, config_options)
-    (logger.warning if report.unknown or report.missing else logger.info)(report.summary())
+    (logger.warning if report.unknown or report.missing else logger.info)(str(report))
     return model
 
 
@@ -199,7 +199,7 @@ def _convert(
         )
     if strict and (report.unknown or report.missing):
         raise ValueError(
-            f"{report.summary()}\nThe checkpoint is of another model, or incomplete. Get it whole, or pass "
+            f"{report}\nThe checkpoint is of another model, or incomplete. Get it whole, or pass "
             "strict=False to leave unknown parameters out and initialise missing ones."
         )
     _check_shapes(checkpoint, own, layout)

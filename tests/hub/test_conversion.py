@@ -318,10 +318,10 @@ def test_export(tmp_path, case, checkpoint, suffix):
     assert options == content["opt"]
     original = released_opt(max_v_l=60)
     assert {name: options[name] for name in options} == {name: original[name] for name in options}
-    again = convert_released_checkpoint(file).config.to_dict()
-    first = BMDetrForMomentRetrieval.from_pretrained(tmp_path / "converted").config.to_dict()
-    saved = {"_name_or_path", "dtype", "architectures"}  # what save_pretrained adds
-    assert {name: again[name] for name in again.keys() - saved} == {name: first[name] for name in first.keys() - saved}
+    again = convert_released_checkpoint(file).config
+    first = BMDetrForMomentRetrieval.from_pretrained(tmp_path / "converted").config
+    for field in BMDetrConfig.__annotations__:
+        assert getattr(again, field) == getattr(first, field), field
 
 
 def test_export_leaves_options_that_are_there(tmp_path, checkpoint):
@@ -414,7 +414,7 @@ def test_not_strict_takes_what_is_there(tmp_path, state_dict):
     report = convert_to_folder(broken, tmp_path, strict=False)
     assert report.unknown == ("extra",)
     assert report.missing == ("class_embed.bias",)
-    assert "extra" in report.summary()
+    assert "extra" in str(report)
     model = BMDetrForMomentRetrieval.from_pretrained(tmp_path)
     assert torch.equal(model.state_dict()["class_head.weight"], state_dict["class_embed.weight"])
     assert model.state_dict()["class_head.bias"].isfinite().all()
