@@ -1,9 +1,12 @@
 """Training arguments: transformers' own, with the paper's schedule as defaults and what BM-DETR adds."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from ..data.negative_sampling import Strategy
 
 
 @dataclass
@@ -39,6 +42,8 @@ class BMDetrTrainingArguments(TrainingArguments):
     logging_strategy: IntervalStrategy | str = field(default="epoch")
     remove_unused_columns: bool = field(default=False)
     report_to: str | list[str] = field(default="none")
+    # Every parameter has a gradient in every step, whatever the losses' weights and the rows of a batch are.
+    ddp_find_unused_parameters: bool | None = field(default=False)
 
     lr_drop_epochs: int = field(default=40)
     lr_drop_factor: float = field(default=0.1)
@@ -59,6 +64,20 @@ class BMDetrTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`lr_drop_epochs` is {self.lr_drop_epochs} and `lr_scheduler_type` is {self.lr_scheduler_type}: set "
                 "`lr_drop_epochs` to 0 to use the latter"
+            )
+        if self.negative_sampling not in get_args(Strategy):
+            raise ValueError(
+                f"`negative_sampling` must be one of {list(get_args(Strategy))}, received {self.negative_sampling!r}"
+            )
+        if self.num_negatives < 1:
+            raise ValueError(
+                f"`num_negatives` must be at least 1, received {self.num_negatives}; set `negative_sampling` to 'none' "
+                "to train without negative queries"
+            )
+        if not self.shifting_limit_s > 0:
+            raise ValueError(
+                f"`shifting_limit_s` must be positive, received {self.shifting_limit_s}; set `temporal_shifting` to "
+                "False to train without shifted views"
             )
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: rows are turned into tensors by the collator")

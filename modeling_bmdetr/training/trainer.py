@@ -1,5 +1,6 @@
 """BMDetrTrainer: transformers' Trainer on canonical rows and a feature store."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,6 +76,7 @@ class BMDetrTrainer(Trainer):
         self.store = store
         self.config: BMDetrConfig = model.config
         self.contract = model.config.feature_contract
+        # Not the Trainer's `processing_class`, which must have a tokenizer.
         self.processor = processor or BMDetrProcessor(self.contract)
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._term_steps = 0
@@ -84,7 +86,6 @@ class BMDetrTrainer(Trainer):
             train_dataset=None if train_rows is None else MomentRetrievalDataset(train_rows),
             eval_dataset=None if eval_rows is None else MomentRetrievalDataset(eval_rows),
             data_collator=no_collator,
-            processing_class=self.processor,
             compute_metrics=self.moment_metrics,
             **kwargs,
         )
@@ -116,16 +117,20 @@ class BMDetrTrainer(Trainer):
         """Seed of the batches and of everything the collator draws."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def get_train_dataloader(self) -> DataLoader:
+    def train_sampler(self) -> UniqueVideoBatchSampler:
+        """This process's batches of the training rows."""
         if not isinstance(self.train_dataset, MomentRetrievalDataset):
             raise ValueError("training needs `train_rows`")
-        sampler = UniqueVideoBatchSampler(
+        return UniqueVideoBatchSampler(
             [row["vid"] for row in self.train_dataset.rows],
             self.args.per_device_train_batch_size,
             seed=self.data_seed,
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
         )
+
+    def get_train_dataloader(self) -> DataLoader:
+        sampler = self.train_sampler()
         # The sampler yields this process's share, so Accelerate must not divide it again.
         return self._loader(UniqueVideoDataLoader, self.train_dataset, training=True, batch_sampler=sampler)
 
@@ -181,12 +186,20 @@ class BMDetrTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None and self.args.lr_drop_epochs:
-            steps_per_epoch = max(1, round(num_training_steps / self.args.num_train_epochs))
-            drop_steps, factor = self.args.lr_drop_epochs * steps_per_epoch, self.args.lr_drop_factor
+            updates = math.ceil(len(self.train_sampler()) / self.args.gradient_accumulation_steps)
+            drop_steps, factor = self.args.lr_drop_epochs * updates, self.args.lr_drop_factor
             optimizer = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = LambdaLR(optimizer, lambda step: factor ** (step // drop_steps))
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, its code, its processor and its card, ready for `from_pretrained`."""
+        if self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
 
     # Evaluation
 
