@@ -1,0 +1,396 @@
+"""Train a grid of variants of BM-DETR over seeds, and tabulate them: the paper's ablations and ours.
+
+    python examples/ablate.py --preset charades_simulated --data-dir annotations/charades_sta \
+        --variants objective forms --seeds 0,1,2 --out outputs/ablation
+    python examples/ablate.py --list
+
+Variants are named one by one, by table, or `all` (see `--list`); the order given is the order they run in, a seed of
+every variant before the next seed. Every run writes one result file under `OUT/runs` when it is done, so a killed grid
+goes on with what is missing when the same command is given again; a result made with other settings or data does not
+count. `--jobs N` shares the grid between N processes; processes started by hand on the same folder share it too.
+Written to `--out` after every run: `ablation.csv`, `ablation.md`, and at the end `*.png`.
+
+Presets that simulate frames compare variants with each other; their figures are no benchmark results.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation_report import write_report
+from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, Preset, Variant, select_variants
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, set_seed
+from transformers.utils import logging
+
+from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.data import CanonicalRow, read_rows
+from modeling_bmdetr.data.feature_store import FeatureStore
+from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+
+_METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
+_TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)}
+
+
+@dataclass(frozen=True)
+class ExperimentData:
+    """What every run of a grid trains and is evaluated on."""
+
+    train_rows: Sequence[CanonicalRow]
+    eval_rows: Sequence[CanonicalRow]
+    store: FeatureStore
+
+    def digest(self) -> str:
+        """Changes when rows or the feature contract do."""
+        rows = [[dict(row) for row in rows] for rows in (self.train_rows, self.eval_rows)]
+        return _digest([rows, self.store.contract.to_dict()])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed, in full."""
+
+    variant: Variant
+    seed: int
+    model: dict[str, Any]
+    training: dict[str, Any]
+    data_digest: str
+
+    @property
+    def digest(self) -> str:
+        """Equal for runs that compute the same, whatever the variant is called."""
+        config = BMDetrConfig(**self.model).to_dict()
+        config = {name: value for name, value in config.items() if name in BMDetrConfig.__annotations__}
+        # A setting that says what the default says is no difference.
+        training = {name: value for name, value in self.training.items() if value != _TRAINING_DEFAULTS.get(name)}
+        return _digest([config, training, self.data_digest])
+
+    def result_path(self, out_dir: Path) -> Path:
+        return out_dir / "runs" / f"{self.variant.name}-{self.digest}-seed{self.seed}.json"
+
+    def find_result(self, out_dir: Path) -> dict[str, Any] | None:
+        """The result of this run, or of another variant's run that computes the same."""
+        for path in sorted((out_dir / "runs").glob(f"*-{self.digest}-seed{self.seed}.json")):
+            return json.loads(path.read_text(encoding="utf-8"))
+        return None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def plan_runs(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    preset: Preset,
+    data: ExperimentData,
+    model: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """The grid in the order it runs in: every variant with the first seed, then with the second.
+
+    Args:
+        model, training: Settings of every run, over the preset's and under the variant's.
+    """
+    contract = data.store.contract
+    features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    digest = data.digest()
+    return [
+        Run(
+            variant,
+            seed,
+            {**features, **preset.model, **(model or {}), **variant.model},
+            {**preset.training, **(training or {}), **variant.training},
+            digest,
+        )
+        for seed in seeds
+        for variant in variants
+    ]
+
+
+class _EvaluateAtEpochs(TrainerCallback):
+    """Asks for an evaluation at the end of chosen epochs, and counts the steps."""
+
+    def __init__(self, epochs: Sequence[int]):
+        self.epochs = set(epochs)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        control.should_evaluate = round(state.epoch) in self.epochs
+        return control
+
+
+def train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int] = ()) -> dict[str, Any]:
+    """Trains one variant with one seed, and evaluates it at the end and after the epochs of `evaluate_at`."""
+    started = time.perf_counter()
+    set_seed(run.seed)
+    model = BMDetrForMomentRetrieval(BMDetrConfig(**run.model))
+    args = BMDetrTrainingArguments(
+        **{
+            "output_dir": "unused",  # nothing is saved
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "disable_tqdm": True,
+            "log_level": "error",
+            **run.training,
+        },
+        seed=run.seed,
+    )
+    epochs = [epoch for epoch in evaluate_at if epoch < args.num_train_epochs]
+    trainer = BMDetrTrainer(
+        model,
+        args,
+        store=data.store,
+        train_rows=data.train_rows,
+        eval_rows=data.eval_rows,
+        callbacks=[_EvaluateAtEpochs(epochs)],
+    )
+    trainer.remove_callback(_printer())
+    trainer.train()
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
+    return {
+        "variant": run.variant.name,
+        "seed": run.seed,
+        "metrics": metrics,
+        "history": [
+            {"epoch": round(entry["epoch"]), **{name: entry.get(f"eval_{name}") for name in _METRICS}}
+            for entry in history
+        ],
+        "losses": [
+            {name: value for name, value in entry.items() if name == "epoch" or "loss" in name}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ],
+        "steps": trainer.state.global_step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": run.model,
+        "training": run.training,
+        "data_digest": run.data_digest,
+        "torch": torch.__version__,
+    }
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def write_atomically(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether this process may do a run. The claim goes with the process, killed or not."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: `--jobs` is refused there
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def run_grid(
+    runs: Sequence[Run],
+    data: ExperimentData,
+    out_dir: str | os.PathLike,
+    *,
+    evaluate_at: Sequence[int] = (),
+    report: bool = True,
+    parent: int | None = None,
+) -> bool:
+    """Does what is missing of a grid, leaving out what other processes are doing.
+
+    Args:
+        report: Print a line and write the tables after every run.
+        parent: Stop after the present run when this process id is no longer the parent.
+
+    Returns:
+        Whether the grid is complete; not so while another process is still at a run.
+    """
+    out_dir = Path(out_dir)
+    bar = tqdm(total=len(runs), desc="runs", unit="run", disable=not report, dynamic_ncols=True)
+    complete = True
+    for run in runs:
+        if parent is not None and os.getppid() != parent:
+            return False
+        if run.find_result(out_dir) is None:
+            with _claim(out_dir / "claims" / f"{run.digest}-seed{run.seed}") as mine:
+                if not mine:
+                    complete = False
+                elif run.find_result(out_dir) is None:  # another process may just have done it
+                    result = train_and_evaluate(run, data, evaluate_at)
+                    write_atomically(run.result_path(out_dir), result)
+                    if report:
+                        bar.write(progress_line(result))
+                        write_report(collect(runs, out_dir), out_dir, plots=False)
+        bar.update()
+    bar.close()
+    return complete
+
+
+def collect(runs: Sequence[Run], out_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The results there are, one for every run of the grid that is done, under the run's own variant."""
+    found = []
+    for run in runs:
+        if (result := run.find_result(Path(out_dir))) is not None:
+            variant = run.variant
+            found.append({**result, "variant": variant.name, "table": variant.table, "label": variant.label})
+    return found
+
+
+def progress_line(result: Mapping[str, Any]) -> str:
+    """One line about one run."""
+    metrics = result["metrics"]
+    shown = "  ".join(f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in _METRICS if name in metrics)
+    return f"{result['variant']:32} seed {result['seed']}  {shown}  ({result['seconds']:.0f} s)"
+
+
+def spawn_helpers(number: int, arguments: Sequence[str]) -> list[subprocess.Popen]:
+    """Further processes on the same grid; each takes the runs that nobody has claimed."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise ValueError("`--jobs` above 1 needs file locks, which this system does not have: use `--jobs 1`") from None
+    command = [sys.executable, os.path.abspath(__file__), *arguments, "--helper-of", str(os.getpid())]
+    return [subprocess.Popen(command) for _ in range(number)]
+
+
+# Data
+
+
+def load_data(args: argparse.Namespace, preset: Preset) -> ExperimentData:
+    """Rows and features of a preset: simulated, rendered, or the user's own."""
+    if args.train_rows or args.eval_rows or args.features:
+        if not (args.train_rows and args.eval_rows and args.features):
+            raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
+        return ExperimentData(
+            list(read_rows(args.train_rows)), list(read_rows(args.eval_rows)), FeatureStore.open(args.features)
+        )
+    if preset.benchmark:
+        return simulated_data(Path(args.out) / "data", preset, args.data_dir)
+    raise ValueError(f"the preset `{args.preset}` needs `--train-rows`, `--eval-rows` and `--features`")
+
+
+def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
+    """Simulates the features of a preset once; later calls open them."""
+    import simulated_features as simulation
+
+    names = ("train", preset.eval_split)
+    if not all((directory / f"{name}.jsonl").is_file() for name in names):
+        splits = simulation.load_splits(None, preset.benchmark, data_dir, names)
+        options = simulation.SimulationOptions(**preset.simulation)
+        chosen = {
+            name: simulation.take_videos(splits[name], limit, options.seed)
+            for name, limit in zip(names, preset.limits, strict=True)
+        }
+        print(simulation.NOTICE)
+        simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
+    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
+    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
+
+
+# Command line
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="print presets and variants, and stop")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="charades_simulated")
+    parser.add_argument("--variants", nargs="+", default=["all"], metavar="NAME", help="variants, tables, or `all`")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, separated by commas (default 0,1,2)")
+    parser.add_argument("--out", default="outputs/ablation", metavar="DIR", help="results (default outputs/ablation)")
+    parser.add_argument("--data-dir", metavar="DIR", help="original annotation files of the preset's benchmark")
+    parser.add_argument("--train-rows", metavar="FILE", help="canonical rows, in place of the preset's")
+    parser.add_argument("--eval-rows", metavar="FILE", help="canonical rows to evaluate on")
+    parser.add_argument("--features", nargs="+", metavar="DIR", help="packed feature store of both")
+    parser.add_argument("--model", nargs="+", default=[], metavar="FIELD=VALUE", help="BMDetrConfig of every run")
+    parser.add_argument("--training", nargs="+", default=[], metavar="FIELD=VALUE", help="arguments of every run")
+    parser.add_argument("--evaluate-at", default="", metavar="EPOCHS", help="also evaluate after these, by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the grid (default 1)")
+    parser.add_argument("--report-only", action="store_true", help="write the tables of what is done, and stop")
+    parser.add_argument("--helper-of", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`field=value` pairs; values are JSON where they can be, else text."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"expected FIELD=VALUE, received {pair!r}")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def list_grid() -> str:
+    lines = ["Presets:", *(f"  {name:20} {preset.description}" for name, preset in PRESETS.items())]
+    for table, title in TABLES.items():
+        lines += ["", f"{table}: {title}"]
+        lines += [f"  {variant.name:32} {variant.label}" for variant in VARIANTS.values() if variant.table == table]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args = parse_arguments(arguments)
+    if args.list:
+        print(list_grid())
+        return
+    logging.set_verbosity_error()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    evaluate_at = [int(epoch) for epoch in args.evaluate_at.split(",") if epoch]
+    preset, out_dir = PRESETS[args.preset], Path(args.out)
+    data = load_data(args, preset)
+    variants = select_variants([REFERENCE, *args.variants])
+    runs = plan_runs(variants, seeds, preset, data, parse_settings(args.model), parse_settings(args.training))
+    if args.helper_of is not None:
+        run_grid(runs, data, out_dir, evaluate_at=evaluate_at, report=False, parent=args.helper_of)
+        return
+    if not args.report_only:
+        helpers = spawn_helpers(args.jobs - 1, arguments) if args.jobs > 1 else []
+        run_grid(runs, data, out_dir, evaluate_at=evaluate_at)
+        for helper in helpers:
+            helper.wait()
+        run_grid(runs, data, out_dir, evaluate_at=evaluate_at)  # what a helper left undone, if it died
+    results = collect(runs, out_dir)
+    write_report(results, out_dir)
+    print(f"{len(results)} of {len(runs)} runs done; tables: {out_dir / 'ablation.md'}, {out_dir / 'ablation.csv'}")
+
+
+if __name__ == "__main__":
+    main()

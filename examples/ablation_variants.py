@@ -1,0 +1,272 @@
+"""The grid of `ablate.py`: named variants of BM-DETR, by table, and the presets they run on.
+
+A variant names only what differs from the reference, the package's defaults on a preset's sizes. Tables and figures are
+those of the paper (arXiv:2306.02728); those without a number are ours.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    Attributes:
+        name: Names the row on the command line and its result files.
+        table: The table it belongs to, a key of `TABLES`.
+        label: What the row says in the table.
+        model: Fields of `BMDetrConfig` that differ from the reference.
+        training: Fields of `BMDetrTrainingArguments` that differ.
+    """
+
+    name: str
+    table: str
+    label: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and schedule, small enough for a CPU where it says so.
+
+    Attributes:
+        description: What it needs and what it takes.
+        model: Fields of `BMDetrConfig`.
+        training: Fields of `BMDetrTrainingArguments`.
+        benchmark: The benchmark whose annotations frames are simulated over, or None.
+        simulation: Fields of `SimulationOptions`.
+        limits: Training and evaluation queries of the simulation.
+        eval_split: The benchmark's split to evaluate on.
+    """
+
+    description: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    benchmark: str | None = None
+    simulation: dict[str, Any] = field(default_factory=dict)
+    limits: tuple[int, int] = (0, 0)
+    eval_split: str = "test"
+
+
+TABLES: dict[str, str] = {
+    "reference": "Reference",
+    "objective": "Background-aware objectives: weights of L_prob on the joint probability, on P(f|Q+) and on P(f|Q-)",
+    "forms": "Forms of Eq. 8: what the decoder reads, and how frame attention scales",
+    "alignment": "Paper or released: semantic alignment (Eq. 9-10, 17)",
+    "components": "Components (Table 7)",
+    "losses": "Losses (Table 8)",
+    "sampling": "Sampling of negative queries (Figure 3, left)",
+    "number": "Negative queries a training query",
+    "shifting": "Temporal shifting (Figure 3, right)",
+}
+
+REFERENCE = "reference"
+_NO_NEGATIVES = {"negative_sampling": "none"}
+_COMPONENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # component -> what switches it off
+    "bmd": ({"background_aware": False}, {}),
+    "fs": ({"alignment_loss_weight": 0.0}, {}),
+    "ls": ({"learnable_spans": False}, {}),
+    "ts": ({}, {"temporal_shifting": False}),
+}
+_LOSSES: dict[str, dict[str, Any]] = {  # loss of Table 8 -> what switches it off
+    "l": {"class_loss_weight": 0.0, "l1_loss_weight": 0.0, "giou_loss_weight": 0.0},
+    "lm": {"margin_loss_weight": 0.0},
+    "ls": {"alignment_loss_weight": 0.0},
+    "lp": {
+        "probability_loss_weight": 0.0,
+        "positive_probability_loss_weight": 0.0,
+        "negative_probability_loss_weight": 0.0,
+    },
+}
+
+
+def _objective(joint: float, positive: float, negative: float) -> Variant:
+    name = f"objective_{joint:g}_{positive:g}_{negative:g}".replace(".", "p")
+    note = " (the paper's)" if positive == negative == 0 else ""
+    weights = {
+        "probability_loss_weight": joint,
+        "positive_probability_loss_weight": positive,
+        "negative_probability_loss_weight": negative,
+    }
+    return Variant(name, "objective", f"joint {joint:g}, positive {positive:g}, negative {negative:g}{note}", weights)
+
+
+def _only_components(kept: Iterable[str]) -> Variant:
+    kept = list(kept)
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for component, (model_off, training_off) in _COMPONENTS.items():
+        if component not in kept:
+            model.update(model_off)
+            training.update(training_off)
+    label = " + ".join(component.upper() for component in kept) or "all off"
+    return Variant(f"components_{'_'.join(kept) or 'none'}", "components", label, model, training)
+
+
+def _only_losses(kept: Iterable[str]) -> Variant:
+    kept = list(kept)
+    off: dict[str, Any] = {}
+    for loss, weights in _LOSSES.items():
+        if loss not in kept:
+            off.update(weights)
+    label = " + ".join({"l": "L", "lm": "L_m", "ls": "L_s", "lp": "L_p"}[loss] for loss in kept)
+    return Variant(f"losses_{'_'.join(kept)}", "losses", label, off)
+
+
+def _variants() -> list[Variant]:
+    """The grid, the most telling rows of each table first."""
+    grid = [
+        Variant(REFERENCE, "reference", "the package's defaults"),
+        Variant("no_negatives", "objective", "no negative queries", {"probability_loss_weight": 2.0}, _NO_NEGATIVES),
+        _objective(2, 0, 0),
+        _objective(2, 2, 0),
+        _objective(0, 2, 2),
+        _objective(0, 2, 1),
+        _objective(2, 2, 1),
+        _objective(2, 2, 2),
+        _objective(0, 2, 0),
+        # As much weight on P(f|Q+) as `joint 2, positive 2` has in all: is it the negatives, or the weight?
+        Variant(
+            "no_negatives_weight_4",
+            "objective",
+            "no negative queries, weight 4",
+            {"probability_loss_weight": 4.0},
+            _NO_NEGATIVES,
+        ),
+        _objective(1, 1, 0),
+        _objective(0, 1, 1),
+        _objective(0, 4, 4),
+    ]
+    for memory in ("encoder", "attended"):
+        for scale in ("literal", "mean_one"):
+            label = f"decoder reads {'X+' if memory == 'encoder' else 'X+ times attention'}, attention {scale}"
+            fields = {"decoder_memory": memory, "frame_attention_scale": scale}
+            grid.append(Variant(f"form_{memory}_{scale}", "forms", label, fields))
+    for pooling in ("linear", "gated"):
+        for denominator in ("negatives", "all"):
+            fields = {"alignment_pooling": pooling, "alignment_denominator": denominator}
+            label = f"{pooling} pooling, denominator over {denominator}"
+            grid.append(Variant(f"alignment_{pooling}_{denominator}", "alignment", label, fields))
+    grid += [
+        _only_components(kept)
+        for kept in (
+            ("fs", "ls", "ts"),
+            ("bmd", "ls", "ts"),
+            ("bmd", "fs", "ts"),
+            ("bmd", "fs", "ls"),
+            ("bmd", "fs", "ls", "ts"),
+            (),
+            ("bmd",),
+            ("fs",),
+            ("ls",),
+            ("ts",),
+            ("bmd", "fs"),
+            ("bmd", "ls"),
+            ("bmd", "ts"),
+        )
+    ]
+    grid += [
+        Variant(f"sampling_{strategy}", "sampling", label, {}, {"negative_sampling": strategy})
+        for strategy, label in (
+            ("mined", "same video, Principles 1 and 2"),
+            ("same_video", "same video, any other query"),
+            ("random_video", "another video"),
+            ("none", "no negative queries"),
+        )
+    ]
+    grid += [
+        Variant(f"negatives_{number}", "number", f"{number} negative queries", {}, {"num_negatives": number})
+        for number in (1, 2, 4)
+    ]
+    grid += [
+        Variant("shifting_off", "shifting", "off", {}, {"temporal_shifting": False}),
+        Variant("shifting_short", "shifting", "videos shorter than 60 s", {}, {"temporal_shifting": True}),
+        Variant(
+            "shifting_all",
+            "shifting",
+            "videos of any length",
+            {},
+            {"temporal_shifting": True, "shifting_limit_s": 1e9},
+        ),
+    ]
+    grid += [
+        _only_losses(kept)
+        for kept in (
+            ("lm", "ls", "lp"),
+            ("l",),
+            ("l", "lm"),
+            ("l", "ls"),
+            ("l", "lp"),
+            ("l", "lm", "lp"),
+            ("l", "ls", "lp"),
+            ("l", "lm", "ls"),
+            ("l", "lm", "ls", "lp"),
+        )
+    ]
+    return grid
+
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}
+
+_SMALL_MODEL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "intermediate_size": 256,
+    "projection_dropout": 0.2,
+    "alignment_dim": 128,
+}
+_SHORT_SCHEDULE: dict[str, Any] = {
+    "num_train_epochs": 16,
+    "lr_drop_epochs": 13,
+    "learning_rate": 4e-4,
+    "per_device_train_batch_size": 32,
+    "temporal_shifting": True,
+}
+PRESETS: dict[str, Preset] = {
+    "charades_simulated": Preset(
+        "Charades-STA's annotations (`--data-dir`), simulated frames, a small model: minutes a run on one CPU core.",
+        _SMALL_MODEL,
+        _SHORT_SCHEDULE,
+        "charades_sta",
+        limits=(1400, 600),
+    ),
+    "tacos_simulated": Preset(
+        "TACoS's annotations (`--data-dir`), simulated frames mean-pooled to 75 clips: shifting on long videos.",
+        {**_SMALL_MODEL, "long_video": "resample"},
+        {**_SHORT_SCHEDULE, "temporal_shifting": False},
+        "tacos",
+        simulation={"clip_length_s": 2.0},
+        limits=(1400, 600),
+    ),
+    "moving_shapes": Preset(
+        "Rendered videos of moving shapes, features by the weightless encoders; nothing is needed.",
+        _SMALL_MODEL,
+        _SHORT_SCHEDULE,
+        eval_split="test",
+    ),
+    "rows": Preset(
+        "Your own rows and features (`--train-rows`, `--eval-rows`, `--features`), full size, the paper's schedule.",
+    ),
+}
+
+
+def select_variants(names: Iterable[str]) -> list[Variant]:
+    """Variants by name, by table, or `all`; the reference comes first, for every table is held against it.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    chosen: dict[str, Variant] = {REFERENCE: VARIANTS[REFERENCE]}
+    for name in names:
+        found = [variant for variant in VARIANTS.values() if name in ("all", variant.name, variant.table)]
+        if not found:
+            raise ValueError(
+                f"unknown variant {name!r}; expected `all`, a table of {list(TABLES)}, or one of {list(VARIANTS)}"
+            )
+        chosen.update({variant.name: variant for variant in found})
+    return list(chosen.values())

@@ -1,0 +1,261 @@
+"""The ablation grid: variants, resuming after SIGKILL, sharing between processes, tables."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import ablate
+import ablation_report
+from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, select_variants
+
+from modeling_bmdetr import BMDetrConfig
+from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.data import write_rows
+from modeling_bmdetr.data.feature_writer import FeatureWriter
+from modeling_bmdetr.training import BMDetrTrainingArguments
+
+CONTRACT = FeatureContract(
+    video_encoders=({"name": "random", "dim": 8},), text_encoder={"name": "random text", "dim": 6}, clip_length=2.0
+)
+MODEL = ["hidden_size=16", "num_attention_heads=2", "intermediate_size=16", "alignment_dim=8"]
+TRAINING = ["num_train_epochs=2", "lr_drop_epochs=1", "per_device_train_batch_size=8"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Rows of six videos with two queries each, that are each other's negatives, and features for them."""
+    rng = np.random.default_rng(0)
+    with FeatureWriter(tmp_path / "features", CONTRACT) as writer:
+        for split in ("train", "test"):
+            rows = []
+            for video in range(6):
+                writer.add_video(f"{split}{video}", rng.standard_normal((10, 8)))
+                for number in range(2):
+                    qid, other = (f"{split}{video}_{i}" for i in (number, 1 - number))
+                    writer.add_text(qid, rng.standard_normal((4, 6)), f"sentence {qid}")
+                    window = [2.0 + 10 * number, 8.0 + 10 * number]
+                    row = {"qid": qid, "vid": f"{split}{video}", "query": f"sentence {qid}", "duration": 20.0}
+                    rows.append({**row, "relevant_windows": [window], "neg_query_ids": [other]})
+            write_rows(tmp_path / f"{split}.jsonl", rows)
+        writer.finish()
+    return tmp_path
+
+
+def arguments(folder, variants, seeds="0", out="out", **options):
+    extra = [item for name, value in options.items() for item in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        *("--train-rows", str(folder / "train.jsonl"), "--eval-rows", str(folder / "test.jsonl")),
+        *("--features", str(folder / "features"), "--out", str(folder / out), "--seeds", seeds),
+        *("--model", *MODEL, "--training", *TRAINING, "--variants", *variants, *extra),
+    ]
+
+
+def results_of(folder, out="out"):
+    results = [json.loads(path.read_text()) for path in sorted((folder / out / "runs").glob("*.json"))]
+    return {(result["variant"], result["seed"]): result for result in results}
+
+
+def comparable(result):
+    timings = ("seconds", "metrics", "losses", "history")
+    metrics = {name: value for name, value in result["metrics"].items() if "second" not in name and name != "runtime"}
+    return {**{name: value for name, value in result.items() if name not in timings}, "metrics": metrics}
+
+
+def test_every_variant_is_valid_and_names_are_distinct_within_their_tables():
+    labels = [(variant.table, variant.label) for variant in VARIANTS.values()]
+    assert len(set(labels)) == len(labels)
+    for variant in VARIANTS.values():
+        assert variant.table in TABLES
+        for preset in PRESETS.values():
+            BMDetrConfig(**{**preset.model, **variant.model})
+            BMDetrTrainingArguments(output_dir="unused", **{**preset.training, **variant.training})
+
+
+def test_variants_do_what_their_names_say():
+    off = VARIANTS["components_none"]
+    config = BMDetrConfig(**off.model)
+    assert not config.background_aware
+    assert not config.learnable_spans
+    assert config.alignment_loss_weight == 0
+    assert off.training == {"temporal_shifting": False}
+    assert VARIANTS["components_bmd_fs_ls_ts"].model == VARIANTS["components_bmd_fs_ls_ts"].training == {}
+    literal = BMDetrConfig(**VARIANTS["objective_2_0_0"].model)
+    assert (literal.probability_loss_weight, literal.positive_probability_loss_weight) == (2, 0)
+    assert literal.negative_probability_loss_weight == 0
+    without = BMDetrConfig(**VARIANTS["losses_lm_ls_lp"].model)
+    assert without.class_loss_weight == without.l1_loss_weight == without.giou_loss_weight == 0
+    assert without.margin_loss_weight > 0
+    assert VARIANTS["no_negatives"].training["negative_sampling"] == "none"
+    assert {VARIANTS[f"negatives_{n}"].training["num_negatives"] for n in (1, 2, 4)} == {1, 2, 4}
+
+
+def test_variants_are_chosen_by_name_and_table_with_the_reference_first():
+    names = [variant.name for variant in select_variants(["form_attended_literal", "number"])]
+    assert names == [REFERENCE, "form_attended_literal", "negatives_1", "negatives_2", "negatives_4"]
+    assert len(select_variants(["all"])) == len(VARIANTS)
+    with pytest.raises(ValueError, match="unknown variant 'nothing'"):
+        select_variants(["nothing"])
+
+
+def test_a_killed_grid_goes_on_with_what_is_missing(folder):
+    """SIGKILL after the first result; the same command then does the rest, and both agree with an unbroken grid."""
+    command = arguments(folder, ["objective_2_0_0"], "0,1")
+    process = subprocess.Popen(
+        [sys.executable, ablate.__file__, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not results_of(folder) if (folder / "out" / "runs").is_dir() else True:
+        assert process.poll() is None, "the grid ended before it had a result"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = results_of(folder)
+    assert 0 < len(done) < 4
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "runs").glob("*.json")}
+
+    ablate.main(command)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    ablate.main(arguments(folder, ["objective_2_0_0"], "0,1", out="unbroken"))
+    resumed, unbroken = results_of(folder), results_of(folder, "unbroken")
+    assert set(resumed) == {(name, s) for name in (REFERENCE, "objective_2_0_0") for s in (0, 1)}
+    assert {key: comparable(value) for key, value in resumed.items()} == {
+        key: comparable(value) for key, value in unbroken.items()
+    }
+
+
+def test_a_half_written_result_does_not_count(folder, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.write_atomically(folder / "runs" / "a.json", {"variant": "a"})
+    assert not list((folder / "runs").glob("*.json"))
+
+
+def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys):
+    ablate.main(arguments(folder, ["components_bmd_fs_ls_ts", "sampling_mined"], evaluate_at="1"))
+    assert set(results_of(folder)) == {(REFERENCE, 0)}  # both are the reference by another name
+    assert "3 of 3 runs done" in capsys.readouterr().out
+    result = results_of(folder)[REFERENCE, 0]
+    assert [entry["epoch"] for entry in result["history"]] == [1, 2]
+    assert result["history"][-1]["MR-full-R1@0.7"] == result["metrics"]["MR-full-R1@0.7"]
+    assert result["steps"] == 4
+    ablate.main([*arguments(folder, [REFERENCE]), "--training", *TRAINING[1:], "num_train_epochs=1"])
+    assert len(list((folder / "out" / "runs").glob("*.json"))) == 2
+    with open(folder / "out" / "ablation.csv", newline="") as file:
+        assert [row["variant"] for row in csv.DictReader(file)] == [REFERENCE]
+
+
+def test_a_run_that_another_process_is_at_is_left_out(folder):
+    args = ablate.parse_arguments(arguments(folder, [REFERENCE]))
+    data = ablate.load_data(args, PRESETS["rows"])
+    small = {**ablate.parse_settings(MODEL), "encoder_layers": 1, "decoder_layers": 1}
+    runs = ablate.plan_runs([VARIANTS[REFERENCE]], [0], PRESETS["rows"], data, small, ablate.parse_settings(TRAINING))
+    with ablate._claim(folder / "claims" / f"{runs[0].digest}-seed0") as mine:
+        assert mine
+        assert not ablate.run_grid(runs, data, folder, report=False)
+    assert not (folder / "runs").exists()
+    assert not ablate.run_grid(runs, data, folder, report=False, parent=os.getppid() + 1)  # an orphan stops
+    assert not (folder / "runs").exists()
+    assert ablate.run_grid(runs, data, folder, report=False)
+    assert set(results_of(folder, "")) == {(REFERENCE, 0)}
+    other_rows = replace(data, train_rows=data.train_rows[:-2])
+    changed = ablate.plan_runs([VARIANTS[REFERENCE]], [0], PRESETS["rows"], other_rows, small)
+    assert changed[0].find_result(folder) is None
+
+
+def result(variant, seed, r1, p=(0.9, 0.1)):
+    table = VARIANTS[variant].table
+    metrics = {"MR-full-R1@0.5": 80.0, "MR-full-R1@0.7": r1, "p_inside": p[0], "p_outside": p[1]}
+    label = VARIANTS[variant].label
+    row = {"variant": variant, "table": table, "label": label, "seed": seed}
+    return {**row, "seconds": 1.0, "steps": 2, "metrics": metrics}
+
+
+RESULTS = [
+    *(result(REFERENCE, seed, r1) for seed, r1 in enumerate((58.0, 60.0, 62.0))),
+    *(result("objective_2_0_0", seed, r1, (0.9, 0.5)) for seed, r1 in enumerate((49.0, 50.0, 51.0))),
+    *(result("no_negatives", seed, r1) for seed, r1 in enumerate((57.0, 58.5, 60.0))),
+]
+
+
+def test_mean_spread_and_what_lies_within_it():
+    summary = {entry["variant"]: entry for entry in ablation_report.summarize(RESULTS)}
+    reference = summary[REFERENCE]["MR-full-R1@0.7"]
+    assert (reference["mean"], reference["spread"]) == (60.0, 2.0)
+    worse, near = (summary[name]["MR-full-R1@0.7"] for name in ("objective_2_0_0", "no_negatives"))
+    assert (worse["difference"], worse["spread"], worse["within_spread"]) == (-10.0, 1.0, False)
+    assert (near["difference"], near["within_spread"]) == (-1.5, True)  # sqrt(4 + 2.25) = 2.5
+    assert summary["objective_2_0_0"]["p_difference"]["mean"] == pytest.approx(0.4)
+
+
+def test_a_variant_is_held_against_the_seeds_it_shares_with_the_reference():
+    summary = ablation_report.summarize([*RESULTS[:3], result("negatives_2", 2, 63.0)])
+    assert summary[1]["MR-full-R1@0.7"]["difference"] == 1.0  # 63 - 62, not 63 - 60
+    assert math.isnan(summary[1]["MR-full-R1@0.7"]["spread"])
+    summary = ablation_report.summarize([result("negatives_2", 2, 63.0)])
+    assert "difference" not in summary[0]["MR-full-R1@0.7"]
+
+
+def test_markdown_csv_and_plots(tmp_path):
+    ablation_report.write_report(RESULTS, tmp_path, notes=["Simulated frames."])
+    text = (tmp_path / "ablation.md").read_text()
+    assert "Simulated frames." in text
+    assert "| the package's defaults | 80.0 ± 0.0 | 60.0 ± 2.0 | 0.90 ± 0.00 | 0.10 ± 0.00 |" in text
+    assert "0.40 ± 0.00 | 3 | **-10.0** |" in text
+    assert "| 3 | ~ -1.5 |" in text
+    assert TABLES["losses"] not in text
+    with open(tmp_path / "ablation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    assert rows[3]["MR-full-R1@0.7"] == "49.0"
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "objective.png").stat().st_size > 5000
+
+
+def test_simulated_preset_is_made_once_and_reused(tmp_path, monkeypatch):
+    simulation = pytest.importorskip("simulated_features")
+    from test_simulated_features import WordEncoder, make_rows
+
+    def splits(rows_files, benchmark, data_dir, names):
+        assert (benchmark, names) == ("charades_sta", ("train", "test"))
+        return {name: make_rows(4, name) for name in names}
+
+    monkeypatch.setattr(simulation, "load_splits", splits)
+    monkeypatch.setattr(simulation, "TransformerSentenceEncoder", WordEncoder)
+    preset = replace(PRESETS["charades_simulated"], limits=(4, 2))
+    data = ablate.simulated_data(tmp_path, preset, None)
+    assert (len(data.train_rows), len(data.eval_rows)) == (4, 2)
+    monkeypatch.setattr(simulation, "load_splits", None)  # not called again
+    assert ablate.simulated_data(tmp_path, preset, None).digest() == data.digest()
+    assert data.store.contract.video_encoders[0]["name"] == "simulated-frames"
+
+
+def test_command_line_errors_and_list(folder, capsys):
+    ablate.main(["--list"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in [*VARIANTS, *PRESETS])
+    with pytest.raises(ValueError, match="all three"):
+        ablate.main(["--train-rows", str(folder / "train.jsonl")])
+    with pytest.raises(ValueError, match="needs `--train-rows`"):
+        ablate.main(["--preset", "rows"])
+    with pytest.raises(ValueError, match="FIELD=VALUE"):
+        ablate.parse_settings(["hidden_size"])
+    assert ablate.parse_settings(["a=1", "b=0.5", "c=true", "d=text"]) == {"a": 1, "b": 0.5, "c": True, "d": "text"}
