@@ -198,7 +198,9 @@ class FeatureStore:
             ValueError: if its file is damaged or not as wide as the contract says.
         """
         rows = self.source("video").read(vid)
-        return _checked_width(rows, self.contract.video_dim, f"video '{vid}' in {self.source('video').where}")
+        if rows.shape[1] != self.contract.video_dim:
+            raise _wrong_width(rows, self.contract.video_dim, f"video '{vid}' in {self.where('video')}")
+        return rows
 
     def text(self, qid: str) -> np.ndarray:
         """Rows of a query: `(tokens, dim)` float32, not normalised, at most `contract.max_tokens`.
@@ -211,7 +213,9 @@ class FeatureStore:
                 sentence ends.
         """
         rows = self.source("text").read(qid, self.contract.max_tokens)
-        return _checked_width(rows, self.contract.text_dim, f"query '{qid}' in {self.source('text').where}")
+        if rows.shape[1] != self.contract.text_dim:
+            raise _wrong_width(rows, self.contract.text_dim, f"query '{qid}' in {self.where('text')}")
+        return rows
 
     def sentence(self, qid: str) -> str | None:
         """The sentence whose features are stored, where the store recorded it."""
@@ -322,7 +326,5 @@ def _listed(widths: Sequence[tuple[str, int]]) -> str:
     return " + ".join(f"{name} ({dim} wide)" for name, dim in widths)
 
 
-def _checked_width(rows: np.ndarray, dim: int, what: str) -> np.ndarray:
-    if rows.shape[1] != dim:
-        raise ValueError(f"{what} is {rows.shape[1]} wide, the contract says {dim}: it was made by another encoder")
-    return rows
+def _wrong_width(rows: np.ndarray, dim: int, what: str) -> ValueError:
+    return ValueError(f"{what} is {rows.shape[1]} wide, the contract says {dim}: it was made by another encoder")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import torch
 
 from ..configuration_bmdetr import FeatureContract
 from .feature_files import plain_name
@@ -25,6 +26,7 @@ from .feature_files import plain_name
 FORMAT, VERSION = "bmdetr-features", 1
 MANIFEST = "manifest.json"
 MODALITIES: tuple[Literal["video"], Literal["text"]] = ("video", "text")
+_HAS_POSITIONAL_READS = hasattr(os, "preadv")
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
@@ -70,6 +72,7 @@ class PackedArrays:
         self, directory: str | os.PathLike, modality: Literal["video", "text"], manifest: Mapping[str, Any]
     ) -> None:
         self.directory, self.modality = Path(directory), modality
+        self._path = data_path(self.directory, modality)
         self.dim = int(manifest[modality]["dim"])
         self.dtype = DTYPES[manifest["dtype"]]
         entries = _read_index(index_path(self.directory, modality))
@@ -107,7 +110,9 @@ class PackedArrays:
         rows = int(self._rows[index]) if max_rows is None else min(int(self._rows[index]), max_rows)
         block = np.empty((rows, self.dim), dtype=self.dtype)
         self._read_into(block, int(self._first[index]))
-        return block.astype(np.float32, copy=False)
+        if self.dtype == np.float16:
+            return torch.from_numpy(block).float().numpy()  # several times faster than NumPy's conversion
+        return block
 
     def close(self) -> None:
         """Closes the file; the next read opens it again."""
@@ -132,24 +137,23 @@ class PackedArrays:
         return index
 
     def _read_into(self, block: np.ndarray, first_row: int) -> None:
-        path = data_path(self.directory, self.modality)
-        if not hasattr(os, "preadv"):
+        if not _HAS_POSITIONAL_READS:
             if self._map is None:
-                self._map = np.memmap(path, dtype=self.dtype, mode="r").reshape(-1, self.dim)
+                self._map = np.memmap(self._path, dtype=self.dtype, mode="r").reshape(-1, self.dim)
             block[:] = self._map[first_row : first_row + len(block)]
             return
         if self._file is None:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (stays open from read to read)
+            self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115  (stays open from read to read)
         view = memoryview(block.data).cast("B")
         offset = first_row * self.dim * self.dtype.itemsize
         while len(view):
             received = os.preadv(self._file.fileno(), [view], offset)
             if not received:
-                raise ValueError(f"{path} ends early: it was cut off after it was opened. Copy or pack it again.")
+                raise ValueError(f"{self._path} ends early: it was cut off after it was opened. Copy or pack it again.")
             view, offset = view[received:], offset + received
 
     def _check(self, stated: Mapping[str, int]) -> None:
-        path = data_path(self.directory, self.modality)
+        path = self._path
         expected = int(self._rows.sum()) * self.dim * self.dtype.itemsize
         received = path.stat().st_size if path.is_file() else 0
         if received != expected or len(self._rows) != stated["arrays"]:

@@ -1,0 +1,202 @@
+"""Packed against published features: reading speed side by side, and memory over an epoch with several workers.
+
+    python examples/benchmarks/feature_store_speed.py --json speed.json
+
+Writes random features of the size of SlowFast + CLIP (75 clips, 2,304 + 512 wide) in the layouts in which such features
+are published and in the packed form, and reads each in the same random order, in this process, one thread:
+
+- cold: the files are dropped from the page cache before (where the system allows it);
+- warm: they are in the page cache;
+- cpu: warm, by processor time in place of the clock, which other programs on the machine disturb less.
+
+Then a data loader with several workers reads a warm epoch of each, while the memory of every worker is watched. What
+counts is the growth from the tenth part of the epoch to its end: a store that keeps what it has read grows by it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.data import FeatureStore, pack_features
+
+CLIPS = 75
+WIDTHS = {"slowfast": 2304, "clip": 512}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse_arguments(arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        stores, folders = write_layouts(Path(folder), options.videos)
+        results = {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "videos": options.videos,
+            "shape": [CLIPS, sum(WIDTHS.values())],
+            "speed": measure_speed(stores, folders, options.repeats),
+            "memory": [measure_memory(name, store, options) for name, store in stores.items()],
+        }
+    print_tables(results)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--videos", type=int, default=600, help="videos to write; 600 take 1.9 GB (default %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="data loader workers (default %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="times the videos are read for memory (default %(default)s)"
+    )
+    parser.add_argument("--dir", help="where to write the features; a disk, not a memory file system")
+    parser.add_argument("--json", help="file for the figures")
+    return parser.parse_args(arguments)
+
+
+def write_layouts(folder: Path, videos: int) -> tuple[dict[str, FeatureStore], dict[str, list[Path]]]:
+    """The stores to compare, and the folders that each reads. The first is what the others are compared with."""
+    rng = np.random.default_rng(0)
+    places = {name: folder / name for name in ("slowfast", "clip", "npy", "packed32", "packed16")}
+    for name in ("slowfast", "clip", "npy"):
+        places[name].mkdir()
+    for number in range(videos):
+        parts = {name: rng.standard_normal((CLIPS, dim), dtype=np.float32) for name, dim in WIDTHS.items()}
+        for name, part in parts.items():
+            np.savez(places[name] / f"v{number}.npz", features=part)
+        np.save(places["npy"] / f"v{number}.npy", np.concatenate(list(parts.values()), axis=1))
+    contract = FeatureContract(clip_length=2.0)
+    published = FeatureStore.from_files([places["slowfast"], places["clip"]], contract=contract)
+    stores = {
+        "files: npz per encoder": published,
+        "files: one npy": FeatureStore.from_files(places["npy"], contract=contract),
+        "packed float32": pack_features(published, places["packed32"], progress=False),
+        "packed float16": pack_features(published, places["packed16"], dtype="float16", progress=False),
+    }
+    folders = [[places["slowfast"], places["clip"]], [places["npy"]], [places["packed32"]], [places["packed16"]]]
+    return stores, dict(zip(stores, folders, strict=True))
+
+
+def measure_speed(
+    stores: dict[str, FeatureStore], folders: dict[str, list[Path]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Videos a second, by kind of run. Layouts take turns, so that a slow moment of the machine hits all of them."""
+    order = [str(vid) for vid in np.random.default_rng(1).permutation(stores[next(iter(stores))].video_ids)]
+    rates: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": [], "cpu": []} for name in stores}
+    for _ in range(repeats):
+        for name, store in stores.items():
+            if drop_from_cache(folders[name]):
+                rates[name]["cold"].append(videos_per_second(store, order)[0])
+            videos_per_second(store, order)
+            for kind, rate in zip(("warm", "cpu"), videos_per_second(store, order), strict=True):
+                rates[name][kind].append(rate)
+    return {
+        name: {kind: statistics.median(values) for kind, values in kinds.items() if values}
+        for name, kinds in rates.items()
+    }
+
+
+def videos_per_second(store: FeatureStore, order: Sequence[str]) -> tuple[float, float]:
+    """By the clock, and by processor time."""
+    started, processor_started = time.perf_counter(), time.process_time()
+    for vid in order:
+        store.video(vid)
+    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor_started
+    return len(order) / seconds, len(order) / processor_seconds
+
+
+def drop_from_cache(folders: Sequence[Path]) -> bool:
+    """Asks the system to forget the files; False where it cannot be asked."""
+    advise: Callable[..., None] | None = getattr(os, "posix_fadvise", None)
+    if advise is None:
+        return False
+    for path in (path for folder in folders for path in folder.iterdir()):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            advise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return True
+
+
+class StoreDataset(Dataset):
+    """Every video of a store, `epochs` times over, in random order."""
+
+    def __init__(self, store: FeatureStore, epochs: int) -> None:
+        rng = np.random.default_rng(2)
+        self.store = store
+        self.order = [vid for _ in range(epochs) for vid in rng.permutation(store.video_ids)]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.store.video(self.order[index]))
+
+
+def measure_memory(name: str, store: FeatureStore, options: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory of the largest worker, in MiB: at a tenth of the epoch, at its end, and the growth."""
+    try:
+        import psutil
+    except ImportError:
+        sys.exit("measuring memory needs psutil: pip install psutil")
+    dataset = StoreDataset(store, options.epochs)
+    before = {child.pid for child in psutil.Process().children()}
+    batches = iter(DataLoader(dataset, batch_size=16, num_workers=options.workers))
+    workers = [child for child in psutil.Process().children() if child.pid not in before]
+    total = -(-len(dataset) // 16)
+    early = late = 0.0
+    for number, _ in enumerate(batches):
+        # The last few batches are left out: workers that are done leave.
+        if number in (total // 10, total - 4 * options.workers):
+            resident = max(worker.memory_info().rss for worker in workers) / 2**20
+            early, late = (resident, late) if number == total // 10 else (early, resident)
+    return {
+        "store": name,
+        "workers": options.workers,
+        "read_mib": round(len(dataset) * CLIPS * store.contract.video_dim * 4 / 2**20),
+        "resident_early_mib": round(early, 1),
+        "resident_late_mib": round(late, 1),
+        "growth_mib": round(late - early, 1),
+    }
+
+
+def print_tables(results: dict[str, Any]) -> None:
+    speed = results["speed"]
+    base = next(iter(speed.values()))
+    print(
+        f"\n{results['videos']} videos of {results['shape'][0]} x {results['shape'][1]} float32; {results['machine']}"
+    )
+    kinds = ("cold", "warm", "cpu")
+    print(f"{'store':<26}" + "".join(f"{kind + ' /s':>10}{'x':>7}" for kind in kinds))
+    for name, rates in speed.items():
+        cells = (f"{rates[k]:>10,.0f}{rates[k] / base[k]:>7.1f}" if k in rates else f"{'-':>10}{'-':>7}" for k in kinds)
+        print(f"{name:<26}" + "".join(cells))
+    gains = {kind: speed["packed float32"][kind] / base[kind] for kind in ("warm", "cpu")}
+    print(f"packed float32 against published files: {gains['warm']:.1f} times by the clock, {gains['cpu']:.1f} by cpu")
+    print(f"\n{'store':<26}{'workers':>8}{'read MiB':>10}{'early MiB':>11}{'late MiB':>10}{'growth':>8}")
+    for row in results["memory"]:
+        print(
+            f"{row['store']:<26}{row['workers']:>8}{row['read_mib']:>10,}{row['resident_early_mib']:>11,.0f}"
+            f"{row['resident_late_mib']:>10,.0f}{row['growth_mib']:>8,.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
