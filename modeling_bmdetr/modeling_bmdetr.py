@@ -552,7 +552,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
                 saliency_labels,
                 num_negatives=0 if negative_text_mask is None else negative_text_mask.shape[1],
             )
-            result.loss, result.loss_dict = self.compute_loss(
+            loss, loss_dict = self.compute_loss(
                 result,
                 video_mask,
                 negative_text_mask,
@@ -562,6 +562,8 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
                 negative_labels,
                 saliency_labels,
             )
+            # Made anew, since a tuple of the outputs keeps the order in which they were set: the loss comes first.
+            result = BMDetrMomentRetrievalOutput(loss=loss, loss_dict=loss_dict, **result)
         return result
 
     def predict(self, output: BMDetrModelOutput, video_mask: Tensor, text_mask: Tensor) -> BMDetrMomentRetrievalOutput:
