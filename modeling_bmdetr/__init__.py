@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
+from .hub.model_card import write_model_card
 from .modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrModel
 from .pipeline_bmdetr import MomentRetrievalPipeline
 from .processing_bmdetr import BMDetrProcessor
@@ -15,6 +16,7 @@ AutoProcessor.register(BMDetrConfig, BMDetrProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "temporal-grounding", pipeline_class=MomentRetrievalPipeline, pt_model=AutoModel, type="multimodal"
 )
+BMDetrForMomentRetrieval.card_writer = staticmethod(write_model_card)
 
 __all__ = [
     "BMDetrConfig",

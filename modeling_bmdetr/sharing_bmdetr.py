@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_bmdetr import BMDetrConfig
@@ -35,8 +34,8 @@ class SharingMixin:
     """`save_pretrained` and `push_to_hub` of a model, which write all that others need to use it."""
 
     config: BMDetrConfig
-    # Writes a model card of (model, folder). The installed library sets it; code loaded from the Hub has none.
-    card_writer: ClassVar[Callable[[PreTrainedModel, Path], Any] | None] = None
+    # Writes a model card, see `write_model_card`. The installed library sets it; code loaded from the Hub has none.
+    card_writer: ClassVar[Callable[..., Any] | None] = None
 
     def save_pretrained(
         self,
@@ -62,7 +61,7 @@ class SharingMixin:
             save_default_processor(self.config, folder)
             writer = type(self).card_writer
             if writer is not None and not (folder / CARD_FILE).exists():
-                writer(self, folder)  # type: ignore[arg-type]
+                writer(self, folder, repo_id=uploads.get("repo_id"))
         declared = self.config.__dict__.get("custom_pipelines")
         self.config.custom_pipelines = pipeline_declaration()
         try:
@@ -83,8 +82,13 @@ class SharingMixin:
             max_shard_size: As in `save_pretrained`.
             kwargs: Other arguments of `upload_checkpoint`, such as `revision`, `private`, `token`, `commit_message`.
         """
+        places = {name: kwargs[name] for name in ("revision", "private", "token") if name in kwargs}
+        repo_id = open_repository(repo_id, **places)
         with TemporaryDirectory() as folder:
             fetch_companions(folder, repo_id, kwargs.get("revision"), kwargs.get("token"))
+            writer = type(self).card_writer
+            if writer is not None and not (Path(folder) / CARD_FILE).exists():
+                writer(self, folder, repo_id=repo_id)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             return upload_checkpoint(folder, repo_id, **kwargs)
 
@@ -108,6 +112,17 @@ def save_default_processor(config: BMDetrConfig, folder: str | os.PathLike) -> N
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if stored.get("feature_contract") != processor.feature_contract:
         processor.save_pretrained(folder)
+
+
+def open_repository(
+    repo_id: str, *, revision: str | None = None, private: bool | None = None, token: str | bool | None = None
+) -> str:
+    """Makes a repository, and a branch of it, where they do not exist; returns the full name of the repository."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
 
 
 def fetch_companions(folder: str | os.PathLike, repo_id: str, revision: str | None, token: str | bool | None) -> None:
@@ -155,12 +170,9 @@ def upload_checkpoint(
             f"'{folder}' is no saved checkpoint: it holds no config.json with *.safetensors; write one with "
             "`model.save_pretrained`"
         )
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not revision.startswith("refs/pr/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    repo_id = open_repository(repo_id, revision=revision, private=private, token=token)
     # `upload_folder` may split a slow upload into several commits.
-    commit = api.create_commit(
+    commit = HfApi(token=token).create_commit(
         repo_id,
         [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
         commit_message=commit_message or "Upload BM-DETR checkpoint",

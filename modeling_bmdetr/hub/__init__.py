@@ -7,6 +7,8 @@ from .conversion import (
     export_released,
     to_released_state_dict,
 )
+from .model_card import render_model_card, write_model_card
+from .training_record import training_record
 
 __all__ = [
     "convert_released_checkpoint",
@@ -14,4 +16,7 @@ __all__ = [
     "export_released",
     "to_released_state_dict",
     "ConversionReport",
+    "render_model_card",
+    "write_model_card",
+    "training_record",
 ]

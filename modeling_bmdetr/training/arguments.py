@@ -1,7 +1,7 @@
 """Training arguments: transformers' own, with the paper's schedule as defaults and what BM-DETR adds."""
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
@@ -52,6 +52,10 @@ class BMDetrTrainingArguments(TrainingArguments):
     temporal_shifting: bool = field(default=False)
     shifting_limit_s: float = field(default=60.0)
     evaluate_with_negatives: bool = field(default=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: everything but the access token, since `training_args.bin` is pushed with the model."""
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,8 +1,11 @@
 """BMDetrTrainer: transformers' Trainer on canonical rows and a feature store."""
 
+import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,11 @@ from ..data.negative_sampling import NegativeSampler
 from ..data.sampler import UniqueVideoBatchSampler
 from ..data.schema import CanonicalRow
 from ..evaluation import evaluate_submission
+from ..hub.model_card import write_model_card
+from ..hub.training_record import training_record
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor
+from ..sharing_bmdetr import CARD_FILE, PROCESSOR_FILE
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
 
@@ -200,6 +206,44 @@ class BMDetrTrainer(Trainer):
         if self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | dict[str, str] | None = None,
+    ) -> None:
+        """Writes `README.md`, with the metrics of the weights as they are now, and its figures as `results.json`.
+
+        Args:
+            language, license, tags: Entries of the card's header.
+            model_name: Named in the card's examples where no repository is known.
+            dataset: Name of the data, or a dict with `name`, `id` and `split` of the evaluated rows.
+        """
+        if not self.is_world_process_zero():
+            return
+        record = training_record(self, dataset)
+        folder = Path(str(self.args.output_dir))
+        write_model_card(
+            self.accelerator.unwrap_model(self.model),
+            folder,
+            record,
+            repo_id=getattr(self, "hub_model_id", None) or model_name,
+            license=license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags or (),
+        )
+        (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""
+        if self.is_world_process_zero():
+            for pattern in ("*_bmdetr.py", PROCESSOR_FILE, CARD_FILE):
+                for path in Path(checkpoint_folder).glob(pattern):
+                    shutil.copy(path, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     # Evaluation
 
