@@ -336,7 +336,7 @@ class TestSampler:
 
     def test_bad_rows_are_refused(self):
         with pytest.raises(ValueError, match="`strategy` must be one of"):
-            NegativeSampler(sampler_rows(), "hard")
+            NegativeSampler(sampler_rows(), "hard")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="no row has `neg_query_ids`: mine them"):
             NegativeSampler([row("0", "eats", (0, 5))])
         for wrong, problem in (
