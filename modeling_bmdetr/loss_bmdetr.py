@@ -26,6 +26,9 @@ FOREGROUND, BACKGROUND = 0, 1  # class indices of `logits`
 
 # Turns a count of rows or moments on this process into the divisor of a mean; see `BMDetrLoss`.
 CountReduction = Callable[[Tensor], Tensor]
+# The views of a video, by the prefix of their terms, and what the terms of each are means over.
+VIEWS = ("", "shifted_")
+COUNTS = ("rows", "moments", "rows_with_negatives", "negatives")
 
 
 @dataclass
@@ -334,8 +337,16 @@ class BMDetrLoss:
         cost = matching_cost(logits, pred_spans, labels_cxw, cfg.class_cost, cfg.l1_cost, cfg.giou_cost)
         return match_moments(cost, has_moment(labels_cxw))
 
+    def divisor(self, view: str, what: str) -> CountReduction | None:  # noqa: ARG002 - for subclasses
+        """What turns the number of `what`, one of `COUNTS`, in a view into the divisor of its means; None leaves it."""
+        return self.count
+
+    def view_weight(self, rows: Tensor, view: str) -> Tensor:  # noqa: ARG002 - for subclasses
+        """Weight of a view in the overall loss: the share of rows `(batch,)` bool that take part in it."""
+        return rows.float().mean()
+
     def terms(
-        self, targets: MomentTargets, outputs: Mapping[str, Any], negative_mask: Tensor | None = None
+        self, targets: MomentTargets, outputs: Mapping[str, Any], negative_mask: Tensor | None = None, view: str = ""
     ) -> dict[str, Tensor]:
         """Every unweighted term of one view.
 
@@ -343,16 +354,18 @@ class BMDetrLoss:
             outputs: The fields of `BMDetrMomentRetrievalOutput`, those of Eq. 4-6 only where the model is
                 background-aware and negatives were given.
             negative_mask: `(batch, negatives)` bool, negatives that are present.
+            view: One of `VIEWS`.
         """
-        cfg, count, rows = self.config, self.count, targets.rows
+        cfg, rows = self.config, targets.rows
+        count, moment_count = self.divisor(view, "rows"), self.divisor(view, "moments")
         spans, labels = outputs["pred_spans"], targets.spans_cxw
         matched = self.match(outputs["logits"], spans, labels)
         losses = {
             "loss_cls": class_loss(outputs["logits"], matched, cfg.no_object_weight, rows, count),
-            "loss_l1": l1_loss(spans, labels, matched, count),
-            "loss_iou": giou_loss(spans, labels, matched, count),
+            "loss_l1": l1_loss(spans, labels, matched, moment_count),
+            "loss_iou": giou_loss(spans, labels, matched, moment_count),
             "loss_margin": frame_margin_loss(outputs["saliency_scores"], targets.margin_pairs, cfg.margin, rows, count),
-            "loss_semantic": self.alignment(outputs["video_embeds"], outputs["text_embeds"], rows),
+            "loss_semantic": self.alignment(outputs["video_embeds"], outputs["text_embeds"], rows, view),
         }
         if "frame_probabilities" in outputs:
             losses["loss_prob"] = frame_probability_loss(
@@ -364,7 +377,7 @@ class BMDetrLoss:
                 targets.foreground,
                 targets.video_mask,
                 rows & negative_mask.any(dim=1),
-                count,
+                self.divisor(view, "rows_with_negatives"),
             )
             if targets.negative_foreground is not None:
                 losses["loss_prob_negative"] = frame_probability_loss(
@@ -372,15 +385,15 @@ class BMDetrLoss:
                     targets.negative_foreground.flatten(0, 1),
                     targets.video_mask[:, None].expand_as(targets.negative_foreground).flatten(0, 1),
                     (negative_mask & rows[:, None]).flatten(),
-                    count,
+                    self.divisor(view, "negatives"),
                 )
         return losses
 
-    def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor) -> Tensor:
+    def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor, view: str = "") -> Tensor:
         """Eq. 17 within this process's batch."""
-        cfg = self.config
+        cfg, count = self.config, self.divisor(view, "rows")
         return semantic_alignment_loss(
-            video_embeds, text_embeds, cfg.temperature, cfg.alignment_denominator, rows, count=self.count
+            video_embeds, text_embeds, cfg.temperature, cfg.alignment_denominator, rows, count=count
         )
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ from .layers_bmdetr import (
     masked_softmax,
     video_positions,
 )
-from .loss_bmdetr import BMDetrLoss, MomentTargets
+from .loss_bmdetr import VIEWS, BMDetrLoss, MomentTargets
 from .sharing_bmdetr import SharingMixin
 
 
@@ -607,10 +607,10 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         negative_mask = None if negative_text_mask is None else negative_text_mask.any(dim=-1)
         views, weights, loss_dict = (result, result.shifted), [], {}
         total = torch.zeros((), device=labels.device)
-        for prefix, view, target in zip(("", "shifted_"), views, targets, strict=False):
+        for prefix, view, target in zip(VIEWS, views, targets, strict=False):
             assert view is not None  # there are as many targets as views
-            terms = self.criterion.terms(target, view, negative_mask)
-            weights.append(target.rows.float().mean())
+            terms = self.criterion.terms(target, view, negative_mask, prefix)
+            weights.append(self.criterion.view_weight(target.rows, prefix))
             total = total + weights[-1] * self.criterion.weighted_sum(terms)
             loss_dict.update({prefix + name: term.detach() for name, term in terms.items()})
         return total / torch.stack(weights).sum(), loss_dict

@@ -24,6 +24,8 @@ class BMDetrTrainingArguments(TrainingArguments):
         shifting_limit_s: Videos this long (s) or longer are not shifted.
         evaluate_with_negatives: Give negatives in evaluation too, for measuring p as in Table 9; never for figures
             that are compared with other methods.
+        gather_alignment: With several processes, semantic alignment (Eq. 17) compares a video with the queries of all
+            of them, as one process with the whole batch would.
     """
 
     learning_rate: float = field(default=2e-4)
@@ -52,6 +54,7 @@ class BMDetrTrainingArguments(TrainingArguments):
     temporal_shifting: bool = field(default=False)
     shifting_limit_s: float = field(default=60.0)
     evaluate_with_negatives: bool = field(default=False)
+    gather_alignment: bool = field(default=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: everything but the access token, since `training_args.bin` is pushed with the model."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from ..configuration_bmdetr import BMDetrConfig
 from ..data.collator import MomentRetrievalCollator, MomentRetrievalDataset
@@ -29,6 +31,16 @@ from ..processing_bmdetr import BMDetrProcessor
 from ..sharing_bmdetr import CARD_FILE, PROCESSOR_FILE
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
+from .checkpoints import (
+    TRAINER_STATE,
+    last_checkpoint,
+    publish_checkpoint,
+    rotate_checkpoints,
+    unfinished_dir,
+)
+from .distributed import GlobalBatchLoss, mean_counts
+
+logger = logging.get_logger(__name__)
 
 
 class UniqueVideoDataLoader(DataLoader):
@@ -82,10 +94,17 @@ class BMDetrTrainer(Trainer):
         self.store = store
         self.config: BMDetrConfig = model.config
         self.contract = model.config.feature_contract
+        self.criterion = GlobalBatchLoss(model.config, args.gather_alignment)
         # Not the Trainer's `processing_class`, which must have a tokenizer.
         self.processor = processor or BMDetrProcessor(self.contract)
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._term_steps = 0
+        self._writes_checkpoint = False
+        if args.n_gpu > 1:
+            logger.warning(
+                f"one of {args.n_gpu} accelerators is used: start one process on each with `accelerate launch`"
+            )
+            args._n_gpu = 1  # else the Trainer would split every batch with DataParallel
         super().__init__(
             model=model,
             args=args,
@@ -165,15 +184,23 @@ class BMDetrTrainer(Trainer):
 
     # Loss and schedule
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of an update, and what its losses are means over (`mean_counts`)."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, mean_counts(batches, self.config.num_queries, device) if batches else None
+
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002 - the Trainer passes it
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """The loss of a batch; in training as its part of the global batch, whose counts `get_batch_samples` made."""
         inputs = {name: value for name, value in inputs.items() if name not in ("row_index", "durations_s")}
-        outputs = model(**inputs)
+        counts = num_items_in_batch if model.training and isinstance(num_items_in_batch, Tensor) else None
+        with self.criterion.over(counts):
+            outputs = model(**inputs)
         if model.training:
             for name, term in outputs["loss_dict"].items():
                 self._term_sums[name] = self._term_sums[name].to(term.device) + term
@@ -200,6 +227,47 @@ class BMDetrTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+
+        Raises:
+            ValueError: it is True and `output_dir` has no such checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"'{self.args.output_dir}' holds no whole checkpoint to go on from")
+        self.accelerator.unwrap_model(self.model).criterion = self.criterion
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        directory = super()._get_output_dir(trial)
+        return str(unfinished_dir(directory)) if self._writes_checkpoint else directory
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint out of sight, and moves it to its place when every process is done with it."""
+        output_dir = self._get_output_dir(trial)
+        if self.args.should_save:
+            shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)  # left by a process that died
+        self.accelerator.wait_for_everyone()
+        self._writes_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_checkpoint = False
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written, target = unfinished_dir(output_dir) / name, Path(output_dir) / name
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(target)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(written / TRAINER_STATE))
+            publish_checkpoint(written, output_dir)
+            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, its code, its processor and its card, ready for `from_pretrained`."""
@@ -239,6 +307,8 @@ class BMDetrTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""
+        if self._writes_checkpoint:
+            return  # pushed when it is at its place
         if self.is_world_process_zero():
             for pattern in ("*_bmdetr.py", PROCESSOR_FILE, CARD_FILE):
                 for path in Path(checkpoint_folder).glob(pattern):
