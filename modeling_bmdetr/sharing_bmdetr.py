@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
 from transformers.utils import logging
 
 from .configuration_bmdetr import BMDetrConfig
@@ -161,6 +161,7 @@ def upload_checkpoint(
 
     Raises:
         FileNotFoundError: there is no configuration or no weights in the folder.
+        ConnectionError: the connection broke.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused; its message says why.
     """
     patterns = (*CHECKPOINT_FILES, *more_files)
@@ -170,14 +171,22 @@ def upload_checkpoint(
             f"'{folder}' is no saved checkpoint: it holds no config.json with *.safetensors; write one with "
             "`model.save_pretrained`"
         )
-    repo_id = open_repository(repo_id, revision=revision, private=private, token=token)
-    # `upload_folder` may split a slow upload into several commits.
-    commit = HfApi(token=token).create_commit(
-        repo_id,
-        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
-        commit_message=commit_message or "Upload BM-DETR checkpoint",
-        commit_description=commit_description,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    try:
+        repo_id = open_repository(repo_id, revision=revision, private=private, token=token)
+        # `upload_folder` may split a slow upload into several commits.
+        commit = HfApi(token=token).create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
+            commit_message=commit_message or "Upload BM-DETR checkpoint",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except HTTPError as error:
+        if isinstance(error, OSError):  # the Hub's own answer
+            raise
+        raise ConnectionError(
+            f"the connection broke while uploading to {repo_id} ({error}); all of the upload is visible there or none of "
+            "it, so run it again"
+        ) from error
     return commit.commit_url
