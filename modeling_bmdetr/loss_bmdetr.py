@@ -143,9 +143,10 @@ def match_moments(cost: Tensor, valid: Tensor) -> MatchedMoments:
     cost = torch.nan_to_num(cost.float(), nan=1e6, posinf=1e6, neginf=-1e6)
     if cost.shape[2] == 1:
         return MatchedMoments(cost.argmin(dim=1), valid)
-    if not is_scipy_available():
+    if is_scipy_available():  # where code is loaded from the Hub, an import outside such a block is demanded at once
+        from scipy.optimize import linear_sum_assignment
+    else:
         raise ImportError("matching several moments a query needs SciPy: pip install scipy")
-    from scipy.optimize import linear_sum_assignment
 
     costs, valid_rows = cost.cpu().numpy(), valid.cpu().numpy()
     query_index = torch.zeros(valid.shape, dtype=torch.long)
