@@ -1,0 +1,300 @@
+"""Train BM-DETR by a recipe, evaluate it, and report over seeds.
+
+    accelerate launch examples/train.py examples/configs/charades_sta_slowfast_clip.yaml
+    accelerate launch examples/train.py RECIPE.yaml --override training.learning_rate=1e-4 model.hidden_size=128
+    accelerate launch examples/train.py RECIPE.yaml --seeds 1,2,3
+    accelerate launch examples/train.py RECIPE.yaml --seeds 1,2,3 --resume
+
+The best checkpoint by `training.metric_for_best_model` on `data.eval` is evaluated on every set of `data.test`. Written
+to `--out` (`outputs/<recipe>`): `report.json`, `report.md`, and for each run (a subfolder `seed<N>` with `--seeds`)
+the best model in `model/`, `predictions_<set>.jsonl`, `result.json` and checkpoints. A run that was stopped goes on
+with `--resume`, exactly where its last checkpoint left it; seeds that are done are not run again.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from recipes import (
+    Recipe,
+    RecipeRows,
+    build_config,
+    load_rows,
+    open_store,
+    read_recipe,
+    training_arguments,
+    with_negatives,
+)
+from transformers import set_seed
+
+from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr.data import FeatureStore, MomentRetrievalDataset, NegativeSampler
+from modeling_bmdetr.data.negative_sampling import Strategy
+from modeling_bmdetr.evaluation import write_jsonl
+from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
+
+PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
+# Shown in the table; the report has all.
+HEADLINES = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP")
+_NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else None
+        recipe = read_recipe(args.recipe, args.override)
+        out = Path(args.out or recipe.training.get("output_dir") or Path("outputs") / Path(args.recipe).stem)
+        train_by_recipe(recipe, out, seeds, resume=args.resume)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a YAML file, such as those in examples/configs")
+    overrides = "entries to change or add, as section.entry=value"
+    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="ENTRY=VALUE", help=overrides)
+    parser.add_argument("--seeds", help="one run for each of these seeds, such as 1,2,3")
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run of this recipe stopped")
+    parser.add_argument("--out", help="folder for everything written (outputs/<name of the recipe>)")
+    return parser
+
+
+def train_by_recipe(
+    recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Runs a recipe, once or for each seed, and returns the report that it writes to `out`."""
+    folders = {None: out} if seeds is None else {seed: out / f"seed{seed}" for seed in seeds}
+    # The first arguments start the process group; every process reads the rows, one of them mines negatives.
+    arguments = training_arguments(recipe, out)
+    say = print if arguments.process_index == 0 else lambda *_: None
+    rows = load_rows(recipe)
+    store = open_store(recipe, rows)
+    with arguments.main_process_first(local=False, desc="mining negative queries"):
+        train_rows = with_negatives(recipe, rows.train, out)
+    rows = RecipeRows(train_rows, rows.eval, rows.test)
+    data = describe_data(recipe, rows)
+    say(json.dumps(data, indent=2))
+    results = []
+    for seed, folder in folders.items():
+        arguments = training_arguments(recipe, folder, seed)
+        progress = find_progress(recipe, arguments, resume)
+        if progress.result is not None:
+            say(f"{folder}: done before")
+        results.append(progress.result or run(recipe, rows, store, arguments, progress.checkpoint))
+    report = {
+        "recipe": recipe.to_dict(),
+        "data": data,
+        "summary": summarize(results),
+        "runs": results,
+        "machine": describe_machine(arguments),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+    if arguments.process_index == 0:
+        table = report_table(report)
+        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (out / "report.md").write_text(table + "\n", encoding="utf-8")
+        say(f"\n{table}\n\n{out / 'report.json'}")
+    return report
+
+
+@dataclass
+class Progress:
+    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one."""
+
+    result: dict[str, Any] | None = None
+    checkpoint: str | None = None
+
+
+def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
+    """What an earlier run left in the output folder. All processes answer alike, as the first one sees it.
+
+    Raises:
+        ValueError: the folder holds a run, and it is not to be resumed.
+    """
+    folder, answer = Path(str(arguments.output_dir)), [Progress()]
+    if arguments.process_index == 0:
+        path = folder / "result.json"
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        answer[0] = Progress(result, last_checkpoint(folder))
+        # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
+        if resume and result and result["recipe"] != _plain(recipe.to_dict()):
+            answer[0].result = None
+        if resume:
+            _warn_of_changes(recipe, folder)
+    if arguments.world_size > 1:
+        broadcast_object_list(answer)
+    if not resume and answer[0] != Progress():
+        raise ValueError(f"'{folder}' holds a run: pass --resume to go on with it, or another --out")
+    return answer[0]
+
+
+def _warn_of_changes(recipe: Recipe, folder: Path) -> None:
+    """Says what differs from the recipe with which the run in a folder was begun."""
+    path = folder / "recipe.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else recipe.to_dict()
+    for section, entries in _plain(recipe.to_dict()).items():
+        for name in sorted({*entries, *before[section]}):
+            if entries.get(name) != before[section].get(name):
+                old, new = before[section].get(name, "unset"), entries.get(name, "unset")
+                print(f"{folder} was begun with {section}.{name} = {old}, and goes on with {new}", file=sys.stderr)
+
+
+def run(
+    recipe: Recipe,
+    rows: RecipeRows,
+    store: FeatureStore,
+    arguments: BMDetrTrainingArguments,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Trains once, evaluates the best checkpoint, and writes model, predictions and result."""
+    out, is_main = Path(str(arguments.output_dir)), arguments.process_index == 0
+    set_seed(arguments.seed)
+    model = BMDetrForMomentRetrieval(build_config(recipe, store.contract))
+    trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
+    if is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    started = time.perf_counter()
+    trained = trainer.train(checkpoint)
+    trained_s = time.perf_counter() - started
+    trainer.save_model(str(out / "model"))
+
+    metrics = {}
+    for name, part in {"eval": rows.eval, **rows.test}.items():
+        label = Path(name).stem
+        predictions, metrics[label] = evaluate(trainer, part)
+        if is_main:
+            write_jsonl(predictions, out / f"predictions_{label}.jsonl")
+    result = {
+        "seed": arguments.seed,
+        "metrics": metrics,
+        "best": {
+            "metric": arguments.metric_for_best_model,
+            "value": trainer.state.best_metric,
+            "checkpoint": trainer.state.best_model_checkpoint,
+        },
+        "training": {
+            "loss": round(trained.training_loss, 5),
+            "epochs": trainer.state.epoch,
+            "updates": trainer.state.global_step,
+            "parameters": model.num_parameters(),
+            "resumed_from": checkpoint,
+        },
+        "seconds": {"train": round(trained_s, 1), "total": round(time.perf_counter() - started, 1)},
+        "recipe": _plain(recipe.to_dict()),
+    }
+    if is_main:
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    return result
+
+
+def evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Predictions and metrics of rows; no metrics where they have no labels."""
+    if not all(row.get("relevant_windows") for row in rows):
+        return trainer.predict_rows(rows), {}
+    output = trainer.predict(MomentRetrievalDataset(rows), metric_key_prefix="test")
+    named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}
+    metrics = {name: value for name, value in named.items() if name not in _NO_METRICS}
+    return trainer.as_predictions(output.predictions, output.label_ids, rows), metrics
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def describe_data(recipe: Recipe, rows: RecipeRows) -> dict[str, Any]:
+    """Sizes of the sets, and where the negative queries of an epoch come from."""
+    strategy = recipe.training.get("negative_sampling", "mined")
+    used = strategy if recipe.model.get("background_aware", True) else "none"
+    sets = {"train": rows.train, "eval": rows.eval, **rows.test}
+    return {
+        "sets": {
+            name: {"queries": len(part), "videos": len({row["vid"] for row in part})} for name, part in sets.items()
+        },
+        "negatives": {
+            name: round(share, 4) for name, share in NegativeSampler(rows.train, cast(Strategy, used)).shares().items()
+        },
+        "moments_a_query": dict(sorted(Counter(len(row["relevant_windows"] or ()) for row in rows.train).items())),
+    }
+
+
+def describe_machine(arguments: BMDetrTrainingArguments) -> dict[str, Any]:
+    device = arguments.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "processes": arguments.world_size,
+        "precision": getattr(arguments, "mixed_precision", "no"),
+        "batch_size": arguments.per_device_train_batch_size * arguments.world_size,
+        "accumulated_batches": arguments.gradient_accumulation_steps,
+    }
+
+
+def summarize(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean and sample standard deviation over the runs, for each set and metric that all runs have."""
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
+    for label in results[0]["metrics"]:
+        summary[label] = {}
+        for name in results[0]["metrics"][label]:
+            values = [result["metrics"][label].get(name) for result in results]
+            if None not in values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                summary[label][name] = {
+                    "mean": round(statistics.fmean(values), 4),
+                    "std": None if spread is None else round(spread, 4),
+                    "values": values,
+                }
+    return summary
+
+
+def report_table(report: dict[str, Any]) -> str:
+    """The headline metrics in Markdown, percent: mean and standard deviation over the seeds."""
+    seeds = [result["seed"] for result in report["runs"]]
+    lines = [f"Seeds {', '.join(map(str, seeds))}; percent, mean ± standard deviation.", ""]
+    lines += ["| set | " + " | ".join(HEADLINES) + " |", "|---|" + "---:|" * len(HEADLINES)]
+    for label, metrics in report["summary"].items():
+        entries = (metrics.get(f"MR-full-{name}") for name in HEADLINES)
+        lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in entries) + " |")
+    return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
+    return f"{entry['mean']:.2f}{spread}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON reads it back."""
+    return json.loads(json.dumps(value))
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
