@@ -204,7 +204,19 @@ class BMDetrProcessor(ProcessorMixin):
         return np.concatenate([part[:shortest] for part in parts], axis=1)
 
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each."""
+        """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each.
+
+        Raises:
+            ValueError: the checkpoint was trained on text features that keep their padding rows, which the encoders
+                here do not make.
+        """
+        if self.contract.text_rows == "all":
+            raise ValueError(
+                "this checkpoint was trained on text features with padding rows (feature contract: text_rows='all', "
+                "as in features released for other code), and the text encoders here give rows of real tokens only: "
+                "pass `text_features` made like those of its training, or set text_rows='to_end_of_text' in its "
+                "configuration and processor, knowing that its accuracy was measured on the former"
+            )
         return self.text_encoder.encode_text(sentences, self.contract.max_tokens)
 
     def __call__(
