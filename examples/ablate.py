@@ -14,7 +14,6 @@ Presets that simulate frames compare variants with each other; their figures are
 """
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -27,33 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ablation_data import ExperimentData, digest_of, load_data
 from ablation_report import write_report
-from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, Preset, Variant, select_variants
+from ablation_variants import PRESETS, TABLES, VARIANTS, Preset, Variant, select_variants
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.data import CanonicalRow, read_rows
-from modeling_bmdetr.data.feature_store import FeatureStore
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
 _TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)}
-
-
-@dataclass(frozen=True)
-class ExperimentData:
-    """What every run of a grid trains and is evaluated on."""
-
-    train_rows: Sequence[CanonicalRow]
-    eval_rows: Sequence[CanonicalRow]
-    store: FeatureStore
-
-    def digest(self) -> str:
-        """Changes when rows or the feature contract do."""
-        rows = [[dict(row) for row in rows] for rows in (self.train_rows, self.eval_rows)]
-        return _digest([rows, self.store.contract.to_dict()])
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class Run:
         config = {name: value for name, value in config.items() if name in BMDetrConfig.__annotations__}
         # A setting that says what the default says is no difference.
         training = {name: value for name, value in self.training.items() if value != _TRAINING_DEFAULTS.get(name)}
-        return _digest([config, training, self.data_digest])
+        return digest_of([config, training, self.data_digest])
 
     def result_path(self, out_dir: Path) -> Path:
         return out_dir / "runs" / f"{self.variant.name}-{self.digest}-seed{self.seed}.json"
@@ -83,10 +67,6 @@ class Run:
         for path in sorted((out_dir / "runs").glob(f"*-{self.digest}-seed{self.seed}.json")):
             return json.loads(path.read_text(encoding="utf-8"))
         return None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
 def plan_runs(
@@ -283,40 +263,6 @@ def spawn_helpers(number: int, arguments: Sequence[str]) -> list[subprocess.Pope
     return [subprocess.Popen(command) for _ in range(number)]
 
 
-# Data
-
-
-def load_data(args: argparse.Namespace, preset: Preset) -> ExperimentData:
-    """Rows and features of a preset: simulated, rendered, or the user's own."""
-    if args.train_rows or args.eval_rows or args.features:
-        if not (args.train_rows and args.eval_rows and args.features):
-            raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
-        return ExperimentData(
-            list(read_rows(args.train_rows)), list(read_rows(args.eval_rows)), FeatureStore.open(args.features)
-        )
-    if preset.benchmark:
-        return simulated_data(Path(args.out) / "data", preset, args.data_dir)
-    raise ValueError(f"the preset `{args.preset}` needs `--train-rows`, `--eval-rows` and `--features`")
-
-
-def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
-    """Simulates the features of a preset once; later calls open them."""
-    import simulated_features as simulation
-
-    names = ("train", preset.eval_split)
-    if not all((directory / f"{name}.jsonl").is_file() for name in names):
-        splits = simulation.load_splits(None, preset.benchmark, data_dir, names)
-        options = simulation.SimulationOptions(**preset.simulation)
-        chosen = {
-            name: simulation.take_videos(splits[name], limit, options.seed)
-            for name, limit in zip(names, preset.limits, strict=True)
-        }
-        print(simulation.NOTICE)
-        simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
-    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
-    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
-
-
 # Command line
 
 
@@ -375,8 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     evaluate_at = [int(epoch) for epoch in args.evaluate_at.split(",") if epoch]
     preset, out_dir = PRESETS[args.preset], Path(args.out)
-    data = load_data(args, preset)
-    variants = select_variants([REFERENCE, *args.variants])
+    data = load_data(args.preset, out_dir / "data", args.data_dir, args.train_rows, args.eval_rows, args.features)
+    variants = select_variants(args.variants)
     runs = plan_runs(variants, seeds, preset, data, parse_settings(args.model), parse_settings(args.training))
     if args.helper_of is not None:
         run_grid(runs, data, out_dir, evaluate_at=evaluate_at, report=False, parent=args.helper_of)

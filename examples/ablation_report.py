@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation_variants import REFERENCE, TABLES
+from ablation_variants import REFERENCE, TABLES, reference_of
 
 # Key of the metrics -> heading.
 COLUMNS: dict[str, str] = {
@@ -27,15 +27,16 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a variant, in the order of the results: seeds, and mean and standard deviation of every metric.
 
     `spread` is the standard deviation over seeds (n - 1 in the divisor; not a number with one seed). `difference` is
-    the mean minus that of the reference, over the seeds that both have; `within_spread` says that it is not larger than
-    the root of the sum of both variances.
+    the mean minus that of the table's reference, over the seeds that both have; `within_spread` says that it is not
+    larger than the root of the sum of both variances.
     """
     by_variant: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         by_variant.setdefault(result["variant"], []).append(result)
-    reference = {result["seed"]: _values(result) for result in by_variant.get(REFERENCE, ())}
     summary = []
     for name, members in by_variant.items():
+        against = by_variant.get(reference_of(members[0]["table"]), ())
+        reference = {result["seed"]: _values(result) for result in against}
         values = {result["seed"]: _values(result) for result in members}
         entry: dict[str, Any] = {
             "variant": name,
@@ -75,11 +76,12 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 def markdown(results: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """Every table that has a row, each with the reference on top."""
     summary = summarize(results)
-    reference = [entry for entry in summary if entry["variant"] == REFERENCE]
     lines = [
-        "Mean ± standard deviation over seeds. The last column is R1@0.7 minus that of the reference; `~` marks a "
-        "difference within the spread (not larger than the root of the sum of both variances), bold one beyond it. "
-        "p is measured at inference, without negative queries.",
+        "Mean ± standard deviation over seeds. The last column is R1@0.7 minus that of the table's first row, over the "
+        "seeds that both have; `~` marks a difference within the spread (not larger than the root of the sum of both "
+        "variances), bold one beyond it. p is measured at inference, without negative queries.",
+        "",
+        _common_settings(results),
         *notes,
     ]
     for table, title in TABLES.items():
@@ -90,10 +92,26 @@ def markdown(results: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) ->
         lines += ["", f"## {title}", ""]
         lines.append("| variant | " + " | ".join(COLUMNS[column] for column in columns) + " | seeds | Δ R1@0.7 |")
         lines.append("|---|" + "---|" * (len(columns) + 2))
-        for entry in [*reference, *(row for row in rows if row["variant"] != REFERENCE)]:
+        reference = [entry for entry in summary if entry["variant"] == reference_of(table)]
+        for entry in [*reference, *(row for row in rows if row not in reference)]:
             cells = [_cell(entry.get(column)) for column in columns]
             lines.append(f"| {entry['label']} | {' | '.join(cells)} | {len(entry['seeds'])} | {_difference(entry)} |")
     return "\n".join(lines) + "\n"
+
+
+def _common_settings(results: Sequence[Mapping[str, Any]]) -> str:
+    """What all runs share, and how long one takes."""
+    shared = {}
+    for part in ("model", "training"):
+        settings = [result.get(part, {}) for result in results]
+        shared[part] = {
+            name: value
+            for name, value in (settings[0].items() if settings else ())
+            if name not in ("video_encoders", "text_encoder") and all(other.get(name) == value for other in settings)
+        }
+    seconds = float(np.median([result["seconds"] for result in results])) if results else 0.0
+    lines = [f"{part}: " + ", ".join(f"{k}={v}" for k, v in values.items()) for part, values in shared.items()]
+    return f"Every run (median {seconds:.0f} s): " + "; ".join(lines) + "."
 
 
 def _cell(value: Mapping[str, float] | None) -> str:
@@ -106,7 +124,7 @@ def _cell(value: Mapping[str, float] | None) -> str:
 
 def _difference(entry: Mapping[str, Any]) -> str:
     decisive = entry.get(DECISIVE, {})
-    if entry["variant"] == REFERENCE or "difference" not in decisive:
+    if entry["variant"] == reference_of(entry["table"]) or "difference" not in decisive:
         return ""
     text = f"{decisive['difference']:+.1f}"
     if math.isnan(decisive["spread"]):
@@ -129,7 +147,9 @@ def plot_table(results: Sequence[Mapping[str, Any]], table: str, path: Path) -> 
     """R1@0.7 of a table's variants (bars with their spread and a dot for every seed), and p inside and outside."""
     from matplotlib.figure import Figure
 
-    summary = [entry for entry in summarize(results) if entry["table"] in (table, REFERENCE) and DECISIVE in entry]
+    summary = [
+        entry for entry in summarize(results) if entry["table"] == table or entry["variant"] == reference_of(table)
+    ]
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(summary)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for place, entry in enumerate(summary):
@@ -138,7 +158,7 @@ def plot_table(results: Sequence[Mapping[str, Any]], table: str, path: Path) -> 
             place,
             entry[DECISIVE]["mean"],
             xerr=None if math.isnan(spread) else spread,
-            color="tab:gray" if entry["variant"] == REFERENCE else "tab:blue",
+            color="tab:gray" if entry["variant"] == reference_of(table) else "tab:blue",
             alpha=0.6,
         )
         seeds = [result["metrics"][DECISIVE] for result in results if result["variant"] == entry["variant"]]

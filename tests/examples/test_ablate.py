@@ -17,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import ablate
+import ablation_data
 import ablation_report
 from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, select_variants
 
@@ -90,7 +91,8 @@ def test_variants_do_what_their_names_say():
     assert not config.learnable_spans
     assert config.alignment_loss_weight == 0
     assert off.training == {"temporal_shifting": False}
-    assert VARIANTS["components_bmd_fs_ls_ts"].model == VARIANTS["components_bmd_fs_ls_ts"].training == {}
+    assert VARIANTS["components_bmd_fs_ls_ts"].model == {}
+    assert VARIANTS["components_bmd_fs_ls_ts"].training == {"temporal_shifting": True}
     literal = BMDetrConfig(**VARIANTS["objective_2_0_0"].model)
     assert (literal.probability_loss_weight, literal.positive_probability_loss_weight) == (2, 0)
     assert literal.negative_probability_loss_weight == 0
@@ -104,6 +106,8 @@ def test_variants_do_what_their_names_say():
 def test_variants_are_chosen_by_name_and_table_with_the_reference_first():
     names = [variant.name for variant in select_variants(["form_attended_literal", "number"])]
     assert names == [REFERENCE, "form_attended_literal", "negatives_1", "negatives_2", "negatives_4"]
+    names = [variant.name for variant in select_variants(["components_ts"])]
+    assert names == ["components_bmd_fs_ls_ts", "components_ts"]
     assert len(select_variants(["all"])) == len(VARIANTS)
     with pytest.raises(ValueError, match="unknown variant 'nothing'"):
         select_variants(["nothing"])
@@ -150,7 +154,7 @@ def test_a_half_written_result_does_not_count(folder, monkeypatch):
 
 
 def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys):
-    ablate.main(arguments(folder, ["components_bmd_fs_ls_ts", "sampling_mined"], evaluate_at="1"))
+    ablate.main(arguments(folder, ["alignment_linear_negatives", "sampling_mined"], evaluate_at="1"))
     assert set(results_of(folder)) == {(REFERENCE, 0)}  # both are the reference by another name
     assert "3 of 3 runs done" in capsys.readouterr().out
     result = results_of(folder)[REFERENCE, 0]
@@ -164,8 +168,8 @@ def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_ag
 
 
 def test_a_run_that_another_process_is_at_is_left_out(folder):
-    args = ablate.parse_arguments(arguments(folder, [REFERENCE]))
-    data = ablate.load_data(args, PRESETS["rows"])
+    files = (str(folder / "train.jsonl"), str(folder / "test.jsonl"), [str(folder / "features")])
+    data = ablation_data.load_data("rows", folder, None, *files)
     small = {**ablate.parse_settings(MODEL), "encoder_layers": 1, "decoder_layers": 1}
     runs = ablate.plan_runs([VARIANTS[REFERENCE]], [0], PRESETS["rows"], data, small, ablate.parse_settings(TRAINING))
     with ablate._claim(folder / "claims" / f"{runs[0].digest}-seed0") as mine:
@@ -241,10 +245,10 @@ def test_simulated_preset_is_made_once_and_reused(tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "load_splits", splits)
     monkeypatch.setattr(simulation, "TransformerSentenceEncoder", WordEncoder)
     preset = replace(PRESETS["charades_simulated"], limits=(4, 2))
-    data = ablate.simulated_data(tmp_path, preset, None)
+    data = ablation_data.simulated_data(tmp_path, preset, None)
     assert (len(data.train_rows), len(data.eval_rows)) == (4, 2)
     monkeypatch.setattr(simulation, "load_splits", None)  # not called again
-    assert ablate.simulated_data(tmp_path, preset, None).digest() == data.digest()
+    assert ablation_data.simulated_data(tmp_path, preset, None).digest() == data.digest()
     assert data.store.contract.video_encoders[0]["name"] == "simulated-frames"
 
 

@@ -1,0 +1,101 @@
+"""What the runs of `ablate.py` train and are evaluated on: simulated, rendered, or the user's own rows and features."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation_variants import PRESETS, Preset
+
+from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
+from modeling_bmdetr.data.feature_store import FeatureStore
+
+
+def digest_of(value: Any) -> str:
+    """A short digest of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class ExperimentData:
+    """What every run of a grid trains and is evaluated on."""
+
+    train_rows: Sequence[CanonicalRow]
+    eval_rows: Sequence[CanonicalRow]
+    store: FeatureStore
+
+    def digest(self) -> str:
+        """Changes when rows or the feature contract do."""
+        rows = [[dict(row) for row in rows] for rows in (self.train_rows, self.eval_rows)]
+        return digest_of([rows, self.store.contract.to_dict()])
+
+
+def load_data(
+    preset_name: str,
+    directory: Path,
+    annotations_dir: str | None = None,
+    train_rows: str | None = None,
+    eval_rows: str | None = None,
+    features: Sequence[str] | None = None,
+) -> ExperimentData:
+    """The user's rows and features where given, else the preset's, which are made in `directory` once.
+
+    Raises:
+        ValueError: some of rows and features are missing, or the preset has no data of its own.
+    """
+    preset = PRESETS[preset_name]
+    if train_rows or eval_rows or features:
+        if not (train_rows and eval_rows and features):
+            raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
+        return ExperimentData(list(read_rows(train_rows)), list(read_rows(eval_rows)), FeatureStore.open(features))
+    if preset.benchmark:
+        return simulated_data(directory, preset, annotations_dir)
+    if preset_name == "moving_shapes":
+        return rendered_data(directory)
+    raise ValueError(f"the preset `{preset_name}` needs `--train-rows`, `--eval-rows` and `--features`")
+
+
+def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
+    """Simulates the features of a preset once; later calls open them."""
+    import simulated_features as simulation
+
+    names = ("train", preset.eval_split)
+    if not all((directory / f"{name}.jsonl").is_file() for name in names):
+        splits = simulation.load_splits(None, preset.benchmark, data_dir, names)
+        options = simulation.SimulationOptions(**preset.simulation)
+        chosen = {
+            name: simulation.take_videos(splits[name], limit, options.seed)
+            for name, limit in zip(names, preset.limits, strict=True)
+        }
+        print(simulation.NOTICE)
+        simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
+    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
+    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
+
+
+def rendered_data(directory: Path) -> ExperimentData:
+    """Renders moving shapes and extracts their features with the weightless encoders once; later calls open them."""
+    from dataset_scripts.moving_shapes import render_moving_shapes
+
+    from modeling_bmdetr.data import extract_features, mine_negative_queries
+    from modeling_bmdetr.encoders_bmdetr import build_text_encoder
+
+    class MeanOfWords:
+        """Sentence vectors for mining negatives where no sentence encoder can be downloaded."""
+
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            return np.stack([rows.mean(axis=0) for rows in build_text_encoder("hashed-words").encode_text(sentences)])
+
+    names = ("train", "test")
+    if not all((directory / f"{name}.jsonl").is_file() for name in names):
+        splits = render_moving_shapes(directory / "videos")
+        rows = [row for name in names for row in splits[name]]
+        extract_features(rows, directory / "videos", directory, "pixel-grid", "hashed-words", 1.0)
+        for name in names:
+            mined, _ = mine_negative_queries(splits[name], encoder=MeanOfWords(), progress=False)
+            write_rows(directory / f"{name}.jsonl", mined)
+    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
+    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
