@@ -1,0 +1,212 @@
+"""Moving Shapes: a small moment-retrieval data set that renders itself as real mp4 files, offline and from a seed.
+
+    python -m dataset_scripts export moving_shapes --data-dir videos --out exported
+
+Each video is 20-40 s of H.264 and shows four or five coloured shapes. They are on screen all the time; now and then one
+of them, or two at once, slides, grows, shrinks, spins, blinks or bounces for 3-12 s (`shapes_scenes.py`). Every such
+event has a sentence (`shapes_sentences.py`). Each shape shares its colour or its form with another one of the video,
+and the same few actions recur in it, so one word of a sentence does not find the moment.
+
+Two ways in: `render_moving_shapes(folder)` returns canonical rows by split, and `MovingShapes(data_dir=folder)` is a
+builder of `datasets` that yields the same rows.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Features, List, Value
+from tqdm.auto import tqdm
+
+from .shapes_rendering import render_scene
+from .shapes_scenes import Scene, sample_scene
+from .shapes_sentences import describe_scene
+
+FPS = 8
+# Raised whenever the same settings would give other videos or rows.
+VERSION = "1.0.0"
+NUM_VIDEOS = {"train": 240, "val": 30, "test": 64}
+MANIFEST = "manifest.json"
+
+Row = dict[str, Any]
+RenderJob = tuple[Path, Scene, tuple[int, ...], int]  # the arguments of render_scene
+
+
+def render_moving_shapes(
+    out_dir: str | os.PathLike,
+    seed: int = 0,
+    num_videos: Mapping[str, int] | None = None,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> dict[str, list[Row]]:
+    """Renders the data set into a folder, or what is missing of it, and returns its rows.
+
+    Every video has a random generator of its own, so neither the number of workers nor that of the other videos
+    changes it. A video appears under its name once it is complete; run again after an interruption, only the others are
+    rendered.
+
+    Args:
+        out_dir: gets `<split>/<vid>.mp4`, one `<split>.jsonl` of the rows, and `manifest.json` with the settings.
+        seed: of everything that is random.
+        num_videos: videos by split, from `train`, `val` and `test`; 240, 30 and 64 if None.
+        workers: processes that render; 1 renders in this one.
+        progress: whether to show a progress bar.
+        overwrite: whether to replace a data set with other settings in `out_dir`.
+
+    Returns:
+        Canonical rows by split, in the order of the events; `video` is the path of the file relative to `out_dir`.
+
+    Raises:
+        ValueError: if `num_videos` names another split or fewer than no videos, if `workers` is less than 1, or if the
+            folder holds a data set with other settings and `overwrite` is false.
+        ImportError: if PyAV or Pillow is not installed.
+    """
+    counts = dict(NUM_VIDEOS if num_videos is None else num_videos)
+    if unknown := sorted(set(counts) - set(NUM_VIDEOS)):
+        raise ValueError(f"num_videos must name some of {', '.join(NUM_VIDEOS)}, got {', '.join(unknown)}.")
+    if negative := {split: count for split, count in counts.items() if count < 0}:
+        raise ValueError(f"num_videos must be at least 0 for every split, got {negative}.")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    out = Path(out_dir)
+    _prepare_folder(out, {"version": VERSION, "seed": seed, "fps": FPS, "num_videos": counts}, overwrite)
+
+    rows: dict[str, list[Row]] = {}
+    missing: list[RenderJob] = []
+    for split in sorted(counts, key=list(NUM_VIDEOS).index):
+        rows[split] = []
+        for index in range(counts[split]):
+            key = (seed, list(NUM_VIDEOS).index(split), index)
+            rng = np.random.default_rng(key)
+            scene = sample_scene(rng, FPS)
+            vid = f"{split}_{index:04d}"
+            video = f"{split}/{vid}.mp4"
+            for number, told in enumerate(describe_scene(rng, scene)):
+                rows[split].append(
+                    {
+                        "qid": f"{vid}_{number}",
+                        "vid": vid,
+                        "query": told.sentence,
+                        "duration": scene.duration_s,
+                        "relevant_windows": [[told.start_s, told.end_s]],
+                        "video": video,
+                    }
+                )
+            if not (out / video).is_file():
+                missing.append((out / video, scene, (*key, 1), FPS))
+    _render_all(missing, workers, progress)
+    for split, split_rows in rows.items():
+        _write_whole(out / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in split_rows))
+    return rows
+
+
+def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Makes the folders and the manifest, or checks that a manifest found there says the same."""
+    manifest = out / MANIFEST
+    if manifest.is_file():
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        if found != settings:
+            if not overwrite:
+                differing = [name for name in settings if found.get(name) != settings[name]]
+                raise ValueError(
+                    f"out_dir {out} holds Moving Shapes with other settings: "
+                    + ", ".join(f"{name} {found.get(name)!r}, not {settings[name]!r}" for name in differing)
+                    + ". Choose another folder, or pass overwrite=True to replace it."
+                )
+            for split in NUM_VIDEOS:
+                shutil.rmtree(out / split, ignore_errors=True)
+                (out / f"{split}.jsonl").unlink(missing_ok=True)
+    for split in settings["num_videos"]:
+        (out / split).mkdir(parents=True, exist_ok=True)
+    _write_whole(manifest, json.dumps(settings, indent=2) + "\n")
+
+
+def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:
+    with tqdm(total=len(jobs), desc="rendering videos", unit="video", disable=not progress) as bar:
+        if workers == 1 or len(jobs) < 2:
+            for job in jobs:
+                render_scene(*job)
+                bar.update()
+            return
+        # Spawned, not forked: the caller may have started threads, of torch for example.
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(render_scene, *job) for job in jobs]):
+                done.result()
+                bar.update()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+@dataclass
+class MovingShapesConfig(datasets.BuilderConfig):
+    """Options of `MovingShapes`: the seed, the videos of each split, and how many processes render them."""
+
+    seed: int = 0
+    train_videos: int = NUM_VIDEOS["train"]
+    val_videos: int = NUM_VIDEOS["val"]
+    test_videos: int = NUM_VIDEOS["test"]
+    workers: int = 1
+
+
+class MovingShapes(datasets.GeneratorBasedBuilder):
+    """Moving Shapes: rendered videos of coloured shapes, with sentences about what they do. Needs no files.
+
+    Args:
+        data_dir: where the videos are rendered, or were by an earlier call with the same options; `video` in the rows
+            is relative to it.
+        cache_dir: where `datasets` keeps the prepared Arrow files.
+        options: fields of `MovingShapesConfig`.
+
+    Raises:
+        ValueError: if there is no `data_dir`, or if it holds videos made with other options.
+    """
+
+    BUILDER_CONFIG_CLASS = MovingShapesConfig
+    VERSION = datasets.Version(VERSION)
+
+    def __init__(self, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any) -> None:
+        if data_dir is None:
+            raise ValueError("data_dir is missing: the folder to render the videos of Moving Shapes into.")
+        cache = None if cache_dir is None else str(cache_dir)
+        super().__init__(data_dir=str(Path(data_dir).absolute()), cache_dir=cache, **options)
+
+    def _info(self) -> datasets.DatasetInfo:
+        text = {name: Value("string") for name in ("qid", "vid", "query", "video")}
+        return datasets.DatasetInfo(
+            description="Videos of moving shapes, rendered from a seed, with one sentence an event.",
+            features=Features({**text, "duration": Value("float64"), "relevant_windows": List(List(Value("float64")))}),
+            license="MIT",
+        )
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Renders what is missing, then prepares the rows; a cache of the rows alone is not enough."""
+        self._render()
+        super().download_and_prepare(*args, **kwargs)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:  # noqa: ARG002
+        splits = self._render()
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": rows}) for split, rows in splits.items() if rows
+        ]
+
+    def _generate_examples(self, rows: list[Row]) -> Iterator[tuple[int, Row]]:
+        yield from enumerate(rows)
+
+    def _render(self) -> dict[str, list[Row]]:
+        config = self.config
+        counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
+        return render_moving_shapes(config.data_dir, config.seed, counts, workers=config.workers)
