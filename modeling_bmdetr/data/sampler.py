@@ -92,10 +92,11 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
             for video in drawn:
                 if left[video]:
                     heapq.heappush(heap, (-len(left[video]), rng.random(), video))
-        self._fill_up(batches)
         full = [batch for batch in batches if len(batch) == self.global_batch_size]
         short = [batch for batch in batches if len(batch) < self.global_batch_size]
-        return [full[i] for i in rng.permutation(len(full))] + sorted(short, key=len, reverse=True)
+        ordered = [full[i] for i in rng.permutation(len(full))] + sorted(short, key=len, reverse=True)
+        self._fill_up(batches)
+        return ordered
 
     def _fill_up(self, batches: list[list[int]]) -> None:
         """Gives every batch at least one row a process, taken from larger batches."""

@@ -1,0 +1,209 @@
+"""Several processes, or several accumulated batches, give the loss and the gradients of one large batch."""
+
+import math
+
+import pytest
+import torch
+import training_runs
+from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
+from training_runs import EVAL_SIZES, RUNS, start_processes, train, wait_for
+from training_runs import evaluate as evaluate_here
+
+from modeling_bmdetr.data.collator import MomentRetrievalCollator
+from modeling_bmdetr.loss_bmdetr import COUNTS, BMDetrLoss
+from modeling_bmdetr.training.distributed import GlobalBatchLoss, count_targets, mean_counts
+
+SAME = [name for name in RUNS if name != "not_gathered"]
+
+
+def assert_same_training(one, other, gathered):
+    """Equal losses, gradients and weights, up to the order of summation."""
+    assert len(one["gradients"]) == len(other["gradients"]) > 3
+    for first, second in zip(one["gradients"], other["gradients"], strict=True):
+        scale = max(float(gradient.abs().max()) for gradient in first.values())
+        for name in first:
+            difference = (first[name] - second[name]).abs().max()
+            assert difference <= 1e-4 * scale, name
+    for first, second in zip(one["logs"], other["logs"], strict=True):
+        terms = [term for term in first if gathered or not term.endswith("semantic")]
+        assert {term: first[term] for term in terms} == pytest.approx(
+            {term: second[term] for term in terms}, rel=1e-4, abs=2e-5
+        )
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(value, other["weights"][name], rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- one process
+
+
+class CountingLoss(BMDetrLoss):
+    """Keeps the numbers that the terms are means over."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.seen = {}
+
+    def divisor(self, view, what):
+        def keep(number):
+            assert self.seen.setdefault((view, what), float(number)) == float(number)
+            return number
+
+        return keep
+
+
+def test_counts_are_what_the_terms_are_means_over():
+    """The counts that are exchanged equal the divisors that the loss terms come to by themselves."""
+    trainer = make_trainer("unused", make_rows(11), num_negatives=2, model={**NO_DROPOUT, "num_queries": 2})
+    for batch in trainer.get_train_dataloader():
+        model = trainer.model
+        model.criterion = CountingLoss(model.config)
+        model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")})
+        counts, seen = count_targets(batch, 2), model.criterion.seen
+        for view, prefix in enumerate(("", "shifted_")):
+            assert {what: seen[prefix, what] for what in COUNTS} == dict(
+                zip(COUNTS, counts[view].tolist(), strict=True)
+            )
+
+
+def test_a_batch_alone_has_the_loss_of_the_batch():
+    trainer = make_trainer("unused", make_rows(11), model=NO_DROPOUT)
+    batch = next(iter(trainer.get_train_dataloader()))
+    inputs = {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
+    plain = trainer.model(**inputs)
+    criterion = trainer.model.criterion = GlobalBatchLoss(trainer.model.config)
+    with criterion.over(mean_counts([batch], 4, torch.device("cpu"))):
+        together = trainer.model(**inputs)
+    torch.testing.assert_close(together.loss, plain.loss)
+    torch.testing.assert_close(together.loss_dict, plain.loss_dict)
+    torch.testing.assert_close(trainer.model(**inputs).loss, plain.loss)
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    """The mean of the parts' losses is the loss of the whole, however unequal the parts are."""
+    rows = make_rows(11)
+    trainer = make_trainer("unused", rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
+    collate: MomentRetrievalCollator = trainer.collator(rows, training=True)
+    model = trainer.model
+    criterion = model.criterion = GlobalBatchLoss(model.config)
+
+    def losses(parts):
+        batches = [collate([(0, row) for row in part]) for part in parts]
+        counts = mean_counts(batches, model.config.num_queries, torch.device("cpu"))
+        with criterion.over(counts):
+            outputs = [
+                model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")})
+                for batch in batches
+            ]
+        names = [name for name in outputs[0].loss_dict if not name.endswith("semantic")]  # of each part by itself
+        terms = {name: torch.stack([output.loss_dict[name] for output in outputs]).mean() for name in names}
+        return torch.stack([output.loss for output in outputs]).mean(), terms
+
+    whole, whole_terms = losses([range(10)])
+    for parts in ([range(5), range(5, 10)], [range(1), range(1, 10)], [range(3), range(3, 4), range(4, 10)]):
+        total, terms = losses(parts)
+        torch.testing.assert_close(total, whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(terms, whole_terms, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_batches_equal_the_large_batch(tmp_path):
+    """The gradients that the Trainer accumulates over unequal batches, against those of all rows at once."""
+    rows = make_rows(11)
+    trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
+    trainer.model.criterion = trainer.criterion
+    collate = trainer.collator(rows, training=True)
+    results = []
+    for parts in ([[0, 4, 7], [9, 12]], [[0, 4, 7, 9, 12]]):
+        trainer.model.zero_grad()
+        update = iter([collate([(0, row) for row in part]) for part in parts])
+        batches, counts = trainer.get_batch_samples(update, len(parts), torch.device("cpu"))
+        trainer.current_gradient_accumulation_steps = len(batches)
+        loss = sum(trainer.training_step(trainer.model, batch, counts) for batch in batches)
+        results.append((loss, torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_logged_loss_does_not_grow_with_accumulation(tmp_path, steps):
+    trainer = make_trainer(
+        tmp_path, make_rows(11), model=NO_DROPOUT, learning_rate=0.0, gradient_accumulation_steps=steps,
+        num_train_epochs=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, lr_drop_epochs=0,
+    )  # fmt: skip
+    result = trainer.train()
+    model = make_model(**NO_DROPOUT)
+    losses = [
+        model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}).loss.item()
+        for batch in trainer.get_train_dataloader()
+    ]
+    assert result.training_loss == pytest.approx(sum(losses) / len(losses), rel=0.1)
+
+
+def test_every_parameter_has_a_gradient_whatever_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setitem(training_runs.PLAIN, "max_steps", 2)
+    for name in RUNS:
+        result = train(name, tmp_path)
+        for gradients in result["gradients"]:
+            missing = [parameter for parameter, gradient in gradients.items() if gradient is None]
+            assert not missing, (name, missing)
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Results of every run on each of two processes, with DDP as the arguments set it up."""
+    out = tmp_path_factory.mktemp("two")
+    wait_for(start_processes([training_runs.__file__, str(out), *RUNS, "evaluation"]))
+    return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME)
+def test_two_processes_train_as_one(two_processes, tmp_path, name):
+    here, there = train(name, tmp_path), two_processes[0][name]
+    # Where alignment has no weight, it is not gathered, and its value is that of each process's own queries.
+    assert_same_training(here, there, gathered=name not in ("no_alignment", "accumulated"))
+    for other, value in two_processes[1][name]["weights"].items():
+        assert torch.equal(value, there["weights"][other])
+
+
+@pytest.mark.slow
+def test_alignment_within_each_process_is_another_loss(two_processes, tmp_path):
+    """Without gathering, Eq. 17 sees fewer queries; everything else agrees."""
+    here, there = train("not_gathered", tmp_path), two_processes[0]["not_gathered"]
+    first, second = here["logs"][0], there["logs"][0]
+    for name in first:
+        apart = abs(first[name] - second[name]) > 1e-3 * abs(first[name])
+        assert apart == (name in ("loss", "loss_semantic", "shifted_loss_semantic")), name
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_query_once_and_no_video_twice_in_a_step(two_processes):
+    rows = training_runs.ROWS
+    for name in RUNS:
+        shares = [result[name]["batches"] for result in two_processes]
+        steps = [first + second for first, second in zip(*shares, strict=True)]
+        assert all(first and second for first, second in zip(*shares, strict=True))
+        if name != "accumulated":
+            assert len(steps) == 2 * math.ceil(len(rows) / 8)
+        for epoch in (steps[: len(steps) // 2], steps[len(steps) // 2 :]):
+            assert sorted(row for step in epoch for row in step) == list(range(len(rows)))
+            assert all(len({rows[row]["vid"] for row in step}) == len(step) for step in epoch)
+        assert len({len(step) for step in steps}) > 1  # some step is short, so batches are unequal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", EVAL_SIZES)
+def test_two_processes_evaluate_every_query_once(two_processes, tmp_path, size):
+    rows = make_rows(8, seed=5)[:size]
+    here = evaluate_here(tmp_path)[size]
+    for result in two_processes:
+        there = result["evaluation"][size]
+        assert [prediction["qid"] for prediction in there["predictions"]] == [row["qid"] for row in rows]
+        assert there["metrics"] == pytest.approx(here["metrics"], abs=1e-3)
+        for first, second in zip(there["predictions"], here["predictions"], strict=True):
+            windows = torch.tensor(first["pred_relevant_windows"]), torch.tensor(second["pred_relevant_windows"])
+            torch.testing.assert_close(*windows, rtol=1e-4, atol=1e-4)
+            scores = torch.tensor(first["pred_saliency_scores"]), torch.tensor(second["pred_saliency_scores"])
+            torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
