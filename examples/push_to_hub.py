@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import SafetensorError
-
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.hub import write_model_card
 from modeling_bmdetr.sharing_bmdetr import (
@@ -33,7 +31,7 @@ def main() -> int:
     args = parse_arguments()
     try:
         print(push(args))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .configuration_bmdetr import BMDetrConfig
@@ -71,6 +72,28 @@ class SharingMixin:
                 del self.config.custom_pipelines
         if push_to_hub and is_main_process:
             upload_checkpoint(folder, **{"repo_id": folder.name, **uploads})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As [`PreTrainedModel.from_pretrained`]; an error about a damaged file says which it is and what to do.
+
+        Raises:
+            OSError: there is no such repository, revision or file, no right to read it, the connection broke
+                (`ConnectionError`), or the weights are damaged.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except SafetensorError as error:
+            raise OSError(
+                f"the weights (*.safetensors) of '{pretrained_model_name_or_path}' are damaged or cut off: {error}. "
+                "Download them again with force_download=True, or save them again"
+            ) from error
+        except OSError as error:
+            if isinstance(error.__cause__, HTTPError) and not isinstance(error.__cause__, OSError):
+                raise ConnectionError(
+                    f"the download of '{pretrained_model_name_or_path}' broke off: {error.__cause__}. Run it again"
+                ) from error
+            raise
 
     def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs: Any) -> str:
         """Uploads what `save_pretrained` writes, in one commit, and returns the address of the commit.
@@ -182,11 +205,13 @@ def upload_checkpoint(
             revision=revision,
             create_pr=create_pr,
         )
-    except HTTPError as error:
-        if isinstance(error, OSError):  # the Hub's own answer
+    except (HTTPError, RuntimeError) as error:
+        # The client wraps what happens to large files.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) or not isinstance(cause, HTTPError):  # the Hub's own answer, or something else
             raise
         raise ConnectionError(
-            f"the connection broke while uploading to {repo_id} ({error}); all of the upload is visible there or none of "
-            "it, so run it again"
+            f"the connection broke while uploading to {repo_id} ({cause}); all of the upload is visible there or none "
+            "of it, so run it again"
         ) from error
     return commit.commit_url

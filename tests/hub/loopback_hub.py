@@ -1,8 +1,9 @@
 """A Hub on loopback for the real `huggingface_hub` client: repositories, commits, branches, LFS, tokens, and faults.
 
 It speaks the requests that uploading and downloading make, keeps everything in memory, and listens on a free port of
-127.0.0.1. Faults (a download cut off, a connection dropped in mid-upload) are switched on and off through
-`POST /_faults`, so that the process under test can do it between two calls.
+127.0.0.1. Faults are switched on and off through `POST /_faults`, so that the process under test can do it between two
+calls: `{"cut_download": {"suffix": ..., "times": n}}` ends downloads of a file half way, `{"drop": {"path": regex,
+"times": n}}` reads requests, does nothing and closes the connection.
 """
 
 import base64
@@ -10,7 +11,6 @@ import hashlib
 import json
 import re
 import threading
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +115,7 @@ class LoopbackHub:
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -128,16 +129,6 @@ def loopback_hub() -> Iterator[LoopbackHub]:
         yield hub
     finally:
         hub.close()
-
-
-def set_faults(url: str, **faults: Any) -> None:
-    """Replaces the faults of the Hub at `url`.
-
-    `cut_download={"suffix": ..., "after": bytes}` ends a download early, every time; `drop={"path": regex, "times": n}`
-    reads a request, does nothing and closes the connection.
-    """
-    body = json.dumps(faults).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{url}/_faults", data=body, method="POST"), timeout=10).close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -246,10 +237,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        cut = self.hub.faults.get("cut_download")
-        if cut is not None and headers.get("X-File", "").endswith(cut["suffix"]):
-            content = content[: cut["after"]]
-            self.close_connection = True
+        with self.hub.lock:
+            cut = self.hub.faults.get("cut_download")
+            if cut is not None and cut["times"] and headers.get("X-File", "").endswith(cut["suffix"]):
+                cut["times"] -= 1
+                content = content[: len(content) // 2]
+                self.close_connection = True
         self.wfile.write(content)
 
     def _file(self, path: str, content: bytes, headers: Mapping[str, str]) -> Any:
@@ -415,9 +408,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{stored.etag}"'}
         if not stored.is_lfs:
             return self._file(path, stored.content, headers)
-        # Large files live elsewhere: the reply names their place, size and hash.
+        # Large files live on another host: the reply names their place, size and hash.
         headers["X-Linked-Etag"], headers["X-Linked-Size"] = f'"{stored.etag}"', str(len(stored.content))
-        headers["Location"] = f"{self.hub.url}/_lfs/{stored.sha256}?name={path}"
+        headers["Location"] = f"{self.hub.url}/_lfs/{stored.sha256}?name={path}".replace("127.0.0.1", "localhost")
         return lambda: self._send(b"", 302, headers)
 
 
