@@ -1,0 +1,166 @@
+"""What a saved checkpoint consists of, however it is saved."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hub_processes import REPOSITORY
+from tiny_training import CONTRACT, make_model, make_trainer
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+from modeling_bmdetr import (
+    BMDetrConfig,
+    BMDetrForMomentRetrieval,
+    BMDetrModel,
+    BMDetrProcessor,
+    MomentRetrievalPipeline,
+)
+from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, build_text_encoder
+from modeling_bmdetr.sharing_bmdetr import upload_checkpoint
+
+CODE = {path.name for path in (REPOSITORY / "modeling_bmdetr").glob("*_bmdetr.py")}
+CHECKPOINT = CODE | {"README.md", "config.json", "model.safetensors", "processor_config.json"}
+TRAINER_STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_every_file_with_the_suffix_travels_and_no_other(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert names(tmp_path) == CHECKPOINT
+    for name in CODE:
+        assert (tmp_path / name).read_bytes() == (REPOSITORY / "modeling_bmdetr" / name).read_bytes()
+
+
+def test_the_configuration_declares_classes_and_pipeline(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    stored = read(tmp_path / "config.json")
+    assert stored["auto_map"] == {
+        "AutoConfig": "configuration_bmdetr.BMDetrConfig",
+        "AutoModel": "modeling_bmdetr.BMDetrForMomentRetrieval",
+    }
+    assert stored["custom_pipelines"] == {
+        "temporal-grounding": {
+            "impl": "pipeline_bmdetr.MomentRetrievalPipeline",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
+    }
+    assert read(tmp_path / "processor_config.json")["auto_map"] == {
+        "AutoProcessor": "processing_bmdetr.BMDetrProcessor"
+    }
+    # Only a process without the library needs the declaration.
+    assert not hasattr(model.config, "custom_pipelines")
+    assert not hasattr(BMDetrConfig.from_pretrained(tmp_path), "custom_pipelines")
+
+
+def test_the_library_loads_its_own_classes_without_trust(tmp_path):
+    model = make_model().eval()
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is BMDetrConfig
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is BMDetrProcessor
+    for trusted in ({}, {"trust_remote_code": True}):
+        loaded = AutoModel.from_pretrained(tmp_path, **trusted)
+        assert type(loaded) is BMDetrForMomentRetrieval
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+        pipe = pipeline("temporal-grounding", model=str(tmp_path), device="cpu", **trusted)
+        assert type(pipe) is MomentRetrievalPipeline
+        assert type(pipe.processor) is BMDetrProcessor
+
+
+def test_loading_takes_type_and_device(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    loaded = BMDetrForMomentRetrieval.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.device.type == "cpu"
+    automatic = BMDetrForMomentRetrieval.from_pretrained(tmp_path, device_map="auto")
+    assert automatic.device.type in ("cpu", "cuda")
+
+
+def test_saving_again_from_what_was_loaded_changes_nothing(tmp_path):
+    make_model().save_pretrained(tmp_path / "first")
+    BMDetrForMomentRetrieval.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for name in CHECKPOINT:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_the_trainer_saves_complete_checkpoints(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    checkpoint = next(tmp_path.glob("checkpoint-*"))
+    assert names(checkpoint) == CHECKPOINT | TRAINER_STATE
+    assert names(tmp_path / "model") == CHECKPOINT | {"training_args.bin"}
+    assert "custom_pipelines" in read(checkpoint / "config.json")
+
+
+def test_the_pipeline_saves_its_processor(tmp_path):
+    model = make_model()
+    pipe = MomentRetrievalPipeline(model, processor=BMDetrProcessor(model.config, nms_threshold=0.6), device="cpu")
+    pipe.save_pretrained(tmp_path)
+    assert names(tmp_path) == CHECKPOINT
+    assert read(tmp_path / "processor_config.json")["nms_threshold"] == 0.6
+
+
+def test_a_processor_in_the_folder_stays_if_its_contract_is_the_models(tmp_path):
+    BMDetrProcessor(CONTRACT, nms_threshold=0.7).save_pretrained(tmp_path)
+    make_model().save_pretrained(tmp_path)
+    assert read(tmp_path / "processor_config.json")["nms_threshold"] == 0.7
+    config = BMDetrConfig.from_contract(CONTRACT, clip_length=4.0, hidden_size=16, num_attention_heads=2)
+    BMDetrForMomentRetrieval(config).save_pretrained(tmp_path)
+    stored = read(tmp_path / "processor_config.json")
+    assert stored["nms_threshold"] is None
+    assert stored["feature_contract"]["clip_length"] == 4.0
+
+
+def test_a_card_in_the_folder_stays(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    make_model().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_other_processes_write_nothing_of_their_own(tmp_path):
+    make_model().save_pretrained(tmp_path, is_main_process=False)
+    assert names(tmp_path) == set()
+
+
+def test_the_headless_model_claims_no_pipeline(tmp_path):
+    BMDetrModel(make_model().config).save_pretrained(tmp_path)
+    assert names(tmp_path) == {"config.json", "configuration_bmdetr.py", "model.safetensors"}
+    stored = read(tmp_path / "config.json")
+    assert "custom_pipelines" not in stored
+    assert "AutoModel" not in stored["auto_map"]
+
+
+def test_pickled_training_arguments_hold_no_token(tmp_path):
+    args = make_trainer(tmp_path, hub_token="hf_secret").args
+    assert args.hub_token == "hf_secret"
+    assert b"hf_secret" not in pickle.dumps(args)
+    assert pickle.loads(pickle.dumps(args)).learning_rate == args.learning_rate
+
+
+def test_damaged_weights_are_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(OSError, match=r"weights .* are damaged or cut off.*force_download=True"):
+        BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+
+
+def test_only_a_checkpoint_is_uploaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json with .*save_pretrained"):
+        upload_checkpoint(tmp_path, "tester/never")
+
+
+def test_a_contract_of_narrow_hashed_words_is_rebuilt():
+    spec = HashedWordTextEncoder(dim=8).spec()
+    assert build_text_encoder(spec).dim == 8
