@@ -25,20 +25,19 @@ SLIDES: dict[str, tuple[int, int]] = {  # direction in pixels, y downwards
     "slide up": (0, -1),
     "slide down": (0, 1),
 }
-ACTIONS = (*SLIDES, "grow", "shrink", "spin", "blink", "bounce")
+ACTIONS = (*SLIDES, "grow", "spin", "blink", "bounce")
 
 RADIUS_RANGE_PX = (11.0, 14.0)
 LARGEST_RADIUS_PX = 24.0
-SMALLEST_RADIUS_PX = 6.0
 SHORTEST_SLIDE_PX = 28.0
 SLOWEST_SLIDE_PX_S = 5.0
 HOP_PX = 16.0
 
 VIDEO_RANGE_S = (20.0, 40.0)
-EVENT_RANGE_S = (3.0, 12.0)
+EVENT_RANGE_S = (4.0, 14.0)
 REST_S = 0.6  # an object rests this long between two of its events
 AT_ONCE = 2  # events that may happen at the same time
-SECONDS_PER_EVENT = 5.2
+SECONDS_PER_EVENT = 5.6
 
 
 @dataclass
@@ -163,7 +162,7 @@ def _state_after(obj: ShapeObject, events: list[Event]) -> tuple[float, float, f
         if event.action in SLIDES:
             dx, dy = SLIDES[event.action]
             x_px, y_px = x_px + dx * event.amount, y_px + dy * event.amount
-        elif event.action in ("grow", "shrink"):
+        elif event.action == "grow":
             radius_px *= event.amount
     return x_px, y_px, radius_px
 
@@ -189,9 +188,6 @@ def _amount(
         fits = min(x_px, y_px, CANVAS_PX - x_px, CANVAS_PX - y_px)
         factor = float(rng.uniform(1.5, 1.8))
         return factor if radius_px * factor <= min(fits, LARGEST_RADIUS_PX) else None
-    if action == "shrink":
-        factor = float(rng.uniform(0.5, 0.62))
-        return factor if radius_px * factor >= SMALLEST_RADIUS_PX else None
     if action == "spin":
         return None if shape == "circle" else float(rng.uniform(0.4, 0.7) * rng.choice([-1, 1]))
     if action == "blink":
@@ -219,7 +215,7 @@ def _apply(states: np.ndarray, event: Event, times_s: np.ndarray) -> None:
     phase = event.amount * elapsed_s * ((times_s >= event.start_s) & (times_s < event.end_s))
     if event.action in SLIDES:
         states[:, :2] += np.array(SLIDES[event.action]) * (event.amount * progress)[:, None]
-    elif event.action in ("grow", "shrink"):
+    elif event.action == "grow":
         states[:, 2] *= 1.0 + (event.amount - 1.0) * progress
     elif event.action == "spin":
         states[:, 3] += 2 * np.pi * event.amount * elapsed_s

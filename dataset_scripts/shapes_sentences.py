@@ -34,7 +34,6 @@ DIRECTION_WORDS = {
 }
 VERBS = {
     "grow": (("grows", "growing"), ("gets bigger", "getting bigger")),
-    "shrink": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
     "spin": (("spins", "spinning"), ("rotates", "rotating")),
     "blink": (("blinks", "blinking"), ("flashes", "flashing")),
     "bounce": (("bounces", "bouncing"), ("hops", "hopping")),
@@ -43,7 +42,7 @@ VAGUE_VERBS = {
     "slide": (("changes its place", "changing its place"),),
     "size": (("changes its size", "changing its size"),),
 }
-ACTION_FAMILIES = {**dict.fromkeys(SLIDES, "slide"), "grow": "size", "shrink": "size"}
+ACTION_FAMILIES = {**dict.fromkeys(SLIDES, "slide"), "grow": "size"}
 TEMPLATES = (
     "{subject} {verb}.",
     "{subject} {verb}",

@@ -133,39 +133,117 @@ class TextEncoder(ABC):
 
 
 class PixelGridVideoEncoder(VideoEncoder):
-    """A coarse picture of each clip and of what changes in it, without any weights.
+    """What can be seen in a clip, and what changes in it, measured on a grid of pixels, without any weights.
 
-    Every sampled frame is averaged over a `grid x grid` raster. A row holds three rasters of three colours: the mean
-    over the clip, the last frame less the first (which way things move), and the mean absolute change from frame to
-    frame (how much they move).
+    Frames are averaged to `grid x grid` pixels and split into seven colour planes: six hues, weighted by saturation,
+    and brightness without hue. A row holds, for the clip,
+
+    - a raster of `raster x raster` mean colours: what the scene looks like;
+    - the spatial moments of each plane up to second order (how much of the colour there is, where, how spread):
+      their mean, their change from the first to the last frame, and the mean sizes of their steps and of the changes
+      of their steps, which tell sliding, growing, bouncing and blinking apart wherever they happen;
+    - the mean change of the pixels of each plane;
+    - the strength of edges of each plane and of their 2nd to 5th angular harmonics, over the whole frame, around
+      pixels that change, and how they vary: the corners of a shape, and whether it turns.
+
+    Signed square roots keep small changes visible beside large areas.
 
     Args:
-        grid: cells a side.
-        frames_per_clip: frames a clip, at least 2.
+        grid: pixels a side.
+        frames_per_clip: frames a clip, at least 3.
+        raster: cells a side of the raster of mean colours.
     """
 
     name = "pixel-grid"
     interpolation = "area"
+    harmonics = (2, 3, 4, 5)
 
-    def __init__(self, grid: int = 12, frames_per_clip: int = 4) -> None:
-        if grid < 1:
-            raise ValueError(f"grid must be at least 1, got {grid}.")
-        if frames_per_clip < 2:
-            raise ValueError(f"frames_per_clip must be at least 2 to show a change, got {frames_per_clip}.")
-        self.grid = grid
-        self.frames_per_clip = frames_per_clip
+    def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
+        if grid < 8 or raster < 1:
+            raise ValueError(f"grid must be at least 8 and raster at least 1, got {grid} and {raster}.")
+        if frames_per_clip < 3:
+            raise ValueError(f"frames_per_clip must be at least 3 to show how a change changes, got {frames_per_clip}.")
+        self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
         self.frame_size = (grid, grid)
-        self.dim = 9 * grid * grid
+        planes, moments, edges = 7, 6, 1 + len(self.harmonics)
+        self.dim = 3 * raster * raster + planes * (4 * moments + 1 + 3 * edges)
 
     def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "dim": self.dim, "grid": self.grid, "frames_per_clip": self.frames_per_clip}
+        options = {"grid": self.grid, "frames_per_clip": self.frames_per_clip, "raster": self.raster}
+        return {"name": self.name, "dim": self.dim, **options}
 
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
-        cells = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
-        cells = cells.reshape(-1, self.frames_per_clip, 3 * self.grid * self.grid)
-        steps = cells.diff(dim=1)
-        return torch.cat([cells.mean(1), cells[:, -1] - cells[:, 0], steps.abs().mean(1)], dim=-1).numpy()
+        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
+        planes = _colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
+        change = planes.diff(dim=1).abs()
+        moments = _spatial_moments(planes)  # (clips, frames, 7, 6)
+        steps = moments.diff(dim=1)
+        near_change = torch.nn.functional.max_pool2d(change.amax(dim=(1, 2)).unsqueeze(1), 9, 1, 4)  # (clips, 1, ...)
+        edges, moving_edges = self._edges(planes, near_change)  # (clips, frames, 7, 5)
+        raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
+        raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
+        parts = [
+            0.5 * _signed_root(moments.mean(dim=1)),
+            2.0 * _signed_root(moments[:, -1] - moments[:, 0]),
+            2.0 * _signed_root(steps.abs().mean(dim=1)),
+            2.0 * _signed_root(steps.diff(dim=1).abs().mean(dim=1)),
+            2.0 * _signed_root(change.mean(dim=(1, 3, 4))),
+            0.5 * _signed_root(edges.mean(dim=1)),
+            _signed_root(edges.diff(dim=1).abs().mean(dim=1)),
+            _signed_root(moving_edges.mean(dim=1)),
+        ]
+        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
+
+    def _edges(self, planes: torch.Tensor, near_change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Strength of edges and of their angular harmonics, over the frame and where something changes."""
+        across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
+        down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
+        gradient = torch.complex(across, down)
+        strength = gradient.abs()
+        direction = gradient / strength.clamp(min=1e-4)
+        weight = near_change[:, None, :, 1:-1, 1:-1]
+        whole, moving = [strength.mean(dim=(-2, -1))], [(strength * weight).mean(dim=(-2, -1))]
+        wave = strength * direction
+        for _ in self.harmonics:
+            wave = wave * direction
+            whole.append(wave.mean(dim=(-2, -1)).abs())
+            moving.append((wave * weight).mean(dim=(-2, -1)).abs())
+        return _SCALE * torch.stack(whole, dim=-1), _SCALE * torch.stack(moving, dim=-1)
+
+
+_SCALE = 20.0  # brings shares of a frame to the order of one
+
+
+def _signed_root(values: torch.Tensor) -> torch.Tensor:
+    return values.sign() * values.abs().sqrt()
+
+
+def _colour_planes(pixels: torch.Tensor) -> torch.Tensor:
+    """RGB `(n, 3, h, w)` in [0, 1] to six hue planes and one of brightness without hue, `(n, 7, h, w)`."""
+    largest, smallest = pixels.amax(dim=1), pixels.amin(dim=1)
+    chroma = largest - smallest
+    safe = chroma.clamp(min=1e-6)
+    red, green, blue = pixels.unbind(dim=1)
+    hue = torch.where(
+        largest == red,
+        ((green - blue) / safe) % 6,
+        torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    centres = torch.arange(6.0)[:, None, None]
+    distance = ((hue[:, None] - centres + 3) % 6 - 3).abs()
+    return torch.cat((chroma[:, None] * (1 - distance).clamp(min=0), smallest[:, None] ** 2), dim=1)
+
+
+def _spatial_moments(planes: torch.Tensor) -> torch.Tensor:
+    """Mass, two centres, two spreads and the covariance of planes `(..., h, w)`: `(..., 6)`."""
+    size = planes.shape[-1]
+    x = (torch.arange(size) + 0.5) / size * 2 - 1
+    one, bowl = torch.ones(size), x * x - 1 / 3
+    basis = torch.stack(
+        [torch.outer(b, a) for a, b in ((one, one), (x, one), (one, x), (bowl, one), (one, bowl), (x, x))]
+    )
+    return _SCALE * planes.flatten(-2) @ basis.flatten(1).T / size**2
 
 
 class HashedWordTextEncoder(TextEncoder):
@@ -424,7 +502,7 @@ def _build(
         name, dim = spec, None
     else:
         stored = dict(spec)
-        name, dim = str(stored.pop("name", None)), stored.pop("dim", None)
+        name, dim = str(stored.pop("name", None)), stored.get("dim")
         options = {**stored, **options}
     kind, colon, argument = name.partition(":")
     factory = registry.get(kind + colon)
