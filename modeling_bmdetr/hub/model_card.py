@@ -178,7 +178,7 @@ def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
 
 def training_rows(record: Record) -> list[tuple[str, str]]:
     """Data, arguments, seed and versions of a record, one row each."""
-    rows = [(str(name).replace("_", " "), _words(value)) for name, value in (record.get("training") or {}).items()]
+    rows = [(f"`{name}`", _words(value)) for name, value in (record.get("training") or {}).items()]
     data = "; ".join(f"{split}: {_words(counts)}" for split, counts in (record.get("data") or {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     seed = _words(record["seed"]) if "seed" in record else ""

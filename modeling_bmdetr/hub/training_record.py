@@ -14,7 +14,7 @@ PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "numpy")
 ARGUMENTS = (
     *("num_train_epochs", "learning_rate", "lr_drop_epochs", "lr_drop_factor", "weight_decay", "max_grad_norm"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "negative_sampling", "num_negatives"),
-    *("temporal_shifting", "shifting_limit_s", "bf16", "fp16"),
+    *("temporal_shifting", "shifting_limit_s"),
 )
 
 
@@ -34,6 +34,9 @@ def training_record(trainer: "BMDetrTrainer", dataset: Mapping[str, str] | str |
         del training["lr_drop_epochs"], training["lr_drop_factor"]
     if not args.temporal_shifting:
         del training["shifting_limit_s"]
+    training["precision"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    if args.load_best_model_at_end:
+        training["checkpoint_chosen_by"] = f"{args.metric_for_best_model} on eval"
     if args.world_size > 1:
         training["processes"] = args.world_size
     return {

@@ -114,7 +114,7 @@ def test_the_tables_are_tables():
     assert "On Kitchen Moments, test (31 videos, 177 queries)." in text
     assert "| `p_inside` | 0.9132 |" in text
     assert "| data | train: 240 videos, 1,733 queries; test: 31 videos, 177 queries |" in text
-    assert "| temporal shifting | yes |" in text
+    assert "| `temporal_shifting` | yes |" in text
     assert "`pixel-grid` (36 values a clip, grid 2, frames_per_clip 3)" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         lengths = {line.count("|") for line in block.splitlines()}
@@ -285,6 +285,8 @@ def test_the_record_of_a_trainer(tmp_path):
     assert record["seed"] == 23
     assert record["training"]["temporal_shifting"] is True
     assert "lr_drop_factor" not in record["training"]
+    # A reader must see that the figures are of rows that took part in the choice of the weights.
+    assert record["training"]["checkpoint_chosen_by"] == "MR-full-R1@0.7 on eval"
     assert record["training"]["optimizer_steps"] == trainer.state.global_step > 0
     last = trainer.state.log_history[-1]
     assert record["metrics"]["MR-full-mIoU"] == last["eval_MR-full-mIoU"]
