@@ -502,7 +502,7 @@ def _build(
         name, dim = spec, None
     else:
         stored = dict(spec)
-        name, dim = str(stored.pop("name", None)), stored.get("dim")
+        name, dim = str(stored.pop("name", None)), stored.pop("dim", None)
         options = {**stored, **options}
     kind, colon, argument = name.partition(":")
     factory = registry.get(kind + colon)
