@@ -286,6 +286,10 @@ def test_a_revision_without_the_library(pushed, without_library):
     assert value(without_library, "branch") == value(pushed, "other numbers")
 
 
+def test_the_cache_is_enough_without_the_library(pushed, without_library):
+    assert value(without_library, "from the cache") == value(pushed, "numbers")
+
+
 def test_what_is_not_installed_is_named_when_it_is_needed(without_library):
     assert "PyAV" in without_library["video file"]["message"]
     assert "pip install" in without_library["video file"]["message"]

@@ -17,7 +17,12 @@ from modeling_bmdetr import (
     BMDetrProcessor,
     MomentRetrievalPipeline,
 )
-from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, build_text_encoder
+from modeling_bmdetr.encoders_bmdetr import (
+    HashedWordTextEncoder,
+    PixelGridVideoEncoder,
+    build_text_encoder,
+    build_video_encoder,
+)
 from modeling_bmdetr.sharing_bmdetr import upload_checkpoint
 
 CODE = {path.name for path in (REPOSITORY / "modeling_bmdetr").glob("*_bmdetr.py")}
@@ -164,3 +169,8 @@ def test_only_a_checkpoint_is_uploaded(tmp_path):
 def test_a_contract_of_narrow_hashed_words_is_rebuilt():
     spec = HashedWordTextEncoder(dim=8).spec()
     assert build_text_encoder(spec).dim == 8
+
+
+def test_a_contract_of_the_pixel_grid_is_rebuilt():
+    spec = PixelGridVideoEncoder(grid=8, frames_per_clip=3, raster=2).spec()
+    assert build_video_encoder(spec).spec() == spec

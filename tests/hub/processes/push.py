@@ -19,7 +19,7 @@ from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, PixelGridVide
 FOLDER = Path(ARGUMENTS["folder"])
 EXAMPLE = Path(ARGUMENTS["repository"]) / "examples" / "push_to_hub.py"
 VIDEO_CONTRACT = FeatureContract(
-    video_encoders=(PixelGridVideoEncoder(grid=2, frames_per_clip=2).spec(),),
+    video_encoders=(PixelGridVideoEncoder(grid=8, frames_per_clip=3, raster=1).spec(),),
     text_encoder=HashedWordTextEncoder(dim=8).spec(),
     max_clips=6,
     long_video="window",

@@ -63,6 +63,8 @@ for place, name in PLACES.items():
     model, pipe = use(place, name)
 outcome("task inferred", lambda: type(pipeline(model=ARGUMENTS["local"], **TRUST)).__name__)
 outcome("branch", lambda: numbers(AutoModel.from_pretrained("tester/video", revision="other", **TRUST)))
+cached = {"local_files_only": True, **TRUST}
+outcome("from the cache", lambda: numbers(AutoModel.from_pretrained("tester/video", **cached)))
 outcome("video file", lambda: pipe(ARGUMENTS["video"], SENTENCES))
 outcome("several moments", lambda: model(**inputs(model), labels=LABELS).loss.item())
 outcome("one moment", lambda: model(**inputs(model), labels=LABELS[:, :1]).loss.item())
