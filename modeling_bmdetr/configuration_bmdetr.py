@@ -153,7 +153,8 @@ class BMDetrConfig(PreTrainedConfig):
         frame_attention_scale: Eq. 8: frames times o (`literal`), or times o x n, whose mean over the n frames is one
             (`mean_one`).
         alignment_pooling: Eq. 9-10 as written (`linear`), or with a tanh layer and projections (`gated`).
-        alignment_denominator: Eq. 17: `negatives` only as written, or `all` pairs (InfoNCE).
+        alignment_denominator: Eq. 17: `negatives` only as written, or `all` pairs (InfoNCE), the default: as written
+            the loss has no floor, keeps falling once every pair is told apart, and drowns the others.
 
     Loss weights (0 switches a loss off, Table 8):
         class_loss_weight, l1_loss_weight, giou_loss_weight: Class loss and Eq. 14.
@@ -193,7 +194,7 @@ class BMDetrConfig(PreTrainedConfig):
     decoder_memory: Literal["attended", "encoder"] = "encoder"
     frame_attention_scale: Literal["literal", "mean_one"] = "mean_one"
     alignment_pooling: Literal["linear", "gated"] = "linear"
-    alignment_denominator: Literal["negatives", "all"] = "negatives"
+    alignment_denominator: Literal["negatives", "all"] = "all"
 
     class_loss_weight: float | int = 8.0
     l1_loss_weight: float | int = 0.5

@@ -41,7 +41,7 @@ def test_defaults_are_valid_and_those_that_the_paper_and_its_release_state():
     assert (config.class_cost, config.l1_cost, config.giou_cost) == (8, 1, 8)
     assert config.background_aware
     assert config.learnable_spans
-    assert (config.alignment_pooling, config.alignment_denominator) == ("linear", "negatives")
+    assert (config.alignment_pooling, config.alignment_denominator) == ("linear", "all")
     assert config.d_model == config.hidden_size
 
 

@@ -75,7 +75,7 @@ FROM_ATTENDED = {"saliency_scores", "video_embeds", "loss_margin", "loss_semanti
         ({"decoder_memory": "attended"}, FROM_DECODER),
         ({"frame_attention_scale": "literal"}, FROM_ATTENDED),
         ({"alignment_pooling": "gated"}, {"video_embeds", "text_embeds", "loss_semantic"}),
-        ({"alignment_denominator": "all"}, {"loss_semantic"}),
+        ({"alignment_denominator": "negatives"}, {"loss_semantic"}),
         ({"temperature": 0.1}, {"loss_semantic"}),
         ({"margin": 0.4}, {"loss_margin"}),
         ({"no_object_weight": 0.5}, {"loss_cls"}),
