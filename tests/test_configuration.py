@@ -51,7 +51,6 @@ def test_released_differs_in_the_forms_and_takes_further_fields():
     assert differing == {
         "frame_attention_scale",
         "alignment_pooling",
-        "alignment_denominator",
         "positive_probability_loss_weight",
         "text_rows",
     }
