@@ -114,6 +114,8 @@ class BMDetrTrainer(Trainer):
             compute_metrics=self.moment_metrics,
             **kwargs,
         )
+        # The Trainer sets this switch of language models; saved, it would be an unknown field of our configuration.
+        self.config.__dict__.pop("use_cache", None)
 
     # Data
 

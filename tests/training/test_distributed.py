@@ -6,7 +6,7 @@ import pytest
 import torch
 import training_runs
 from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
-from training_runs import EVAL_SIZES, RUNS, start_processes, train, wait_for
+from training_runs import EVAL_SIZES, RUNS, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 
 from modeling_bmdetr.data.collator import MomentRetrievalCollator
@@ -57,7 +57,7 @@ def test_counts_are_what_the_terms_are_means_over():
     for batch in trainer.get_train_dataloader():
         model = trainer.model
         model.criterion = CountingLoss(model.config)
-        model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")})
+        model(**inputs_of(batch))
         counts, seen = count_targets(batch, 2), model.criterion.seen
         for view, prefix in enumerate(("", "shifted_")):
             assert {what: seen[prefix, what] for what in COUNTS} == dict(
@@ -68,7 +68,7 @@ def test_counts_are_what_the_terms_are_means_over():
 def test_a_batch_alone_has_the_loss_of_the_batch():
     trainer = make_trainer("unused", make_rows(11), model=NO_DROPOUT)
     batch = next(iter(trainer.get_train_dataloader()))
-    inputs = {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
+    inputs = inputs_of(batch)
     plain = trainer.model(**inputs)
     criterion = trainer.model.criterion = GlobalBatchLoss(trainer.model.config)
     with criterion.over(mean_counts([batch], 4, torch.device("cpu"))):
@@ -90,10 +90,7 @@ def test_parts_of_a_batch_add_up_to_it():
         batches = [collate([(0, row) for row in part]) for part in parts]
         counts = mean_counts(batches, model.config.num_queries, torch.device("cpu"))
         with criterion.over(counts):
-            outputs = [
-                model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")})
-                for batch in batches
-            ]
+            outputs = [model(**inputs_of(batch)) for batch in batches]
         names = [name for name in outputs[0].loss_dict if not name.endswith("semantic")]  # of each part by itself
         terms = {name: torch.stack([output.loss_dict[name] for output in outputs]).mean() for name in names}
         return torch.stack([output.loss for output in outputs]).mean(), terms
@@ -131,10 +128,7 @@ def test_the_logged_loss_does_not_grow_with_accumulation(tmp_path, steps):
     )  # fmt: skip
     result = trainer.train()
     model = make_model(**NO_DROPOUT)
-    losses = [
-        model(**{name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}).loss.item()
-        for batch in trainer.get_train_dataloader()
-    ]
+    losses = [model(**inputs_of(batch)).loss.item() for batch in trainer.get_train_dataloader()]
     assert result.training_loss == pytest.approx(sum(losses) / len(losses), rel=0.1)
 
 
@@ -154,7 +148,7 @@ def test_every_parameter_has_a_gradient_whatever_is_switched_off(tmp_path, monke
 def two_processes(tmp_path_factory):
     """Results of every run on each of two processes, with DDP as the arguments set it up."""
     out = tmp_path_factory.mktemp("two")
-    wait_for(start_processes([training_runs.__file__, str(out), *RUNS, "evaluation"]))
+    wait_for(start_processes([training_runs.__file__, str(out), *RUNS, "evaluation", "sharded"]))
     return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -176,6 +170,21 @@ def test_alignment_within_each_process_is_another_loss(two_processes, tmp_path):
     for name in first:
         apart = abs(first[name] - second[name]) > 1e-3 * abs(first[name])
         assert apart == (name in ("loss", "loss_semantic", "shifted_loss_semantic")), name
+
+
+@pytest.mark.slow
+def test_a_sharded_model_has_the_same_gradients(two_processes, tmp_path):
+    """FSDP on the CPU, by PyTorch itself: Accelerate shards on accelerators only."""
+    trainer = make_trainer(tmp_path, training_runs.ROWS, model=NO_DROPOUT)
+    rows = sum(training_runs.SHARDED_PARTS[1:], training_runs.SHARDED_PARTS[0])
+    batch = trainer.collator(training_runs.ROWS, training=True)([(0, row) for row in rows])
+    model = trainer.model.train()
+    loss = model(**training_runs.inputs_of(batch)).loss
+    loss.backward()
+    results = [result["sharded"] for result in two_processes]
+    assert sum(result["loss"] for result in results) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(results[0]["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

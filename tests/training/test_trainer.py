@@ -102,6 +102,7 @@ def test_a_checkpoint_carries_model_contract_and_processor(trained):
     assert {"config.json", "model.safetensors", "processor_config.json", "trainer_state.json"} <= names
     assert BMDetrForMomentRetrieval.from_pretrained(directory).config.feature_contract == CONTRACT
     assert json.loads((directory / "processor_config.json").read_text())["feature_contract"] == CONTRACT.to_dict()
+    assert "use_cache" not in json.loads((directory / "config.json").read_text())
 
 
 def test_predictions_come_in_the_order_of_the_rows_best_first(trained):

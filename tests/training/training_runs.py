@@ -15,10 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-from tiny_training import NO_DROPOUT, make_rows, make_trainer
+from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from modeling_bmdetr.training import BMDetrTrainer
+from modeling_bmdetr.training.distributed import GlobalBatchLoss, mean_counts
 
 # Without momentum or normalisation a tiny difference stays tiny. Batches are global; some are odd, the last is short.
 PLAIN: dict[str, Any] = {
@@ -118,11 +121,42 @@ def evaluate(out: Path) -> dict[int, Any]:
     return results
 
 
+def inputs_of(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model sees of a collator's batch."""
+    return {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
+
+
+SHARDED_PARTS = [[0, 4, 9], [12, 20]]
+
+
+def sharded() -> dict[str, Any]:
+    """Loss and gradients of a model that PyTorch's FSDP shards over the processes, each with its part of a batch."""
+    model = make_model(**NO_DROPOUT).train()
+    mesh = init_device_mesh("cpu", (world_size(),))
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    criterion = model.criterion = GlobalBatchLoss(model.config)
+    trainer = make_trainer("unused", ROWS)
+    collate = trainer.collator(ROWS, training=True)
+    batch = collate([(0, row) for row in SHARDED_PARTS[dist.get_rank()]])
+    with criterion.over(mean_counts([batch], model.config.num_queries, torch.device("cpu"))):
+        loss = model(**inputs_of(batch)).loss
+    loss.backward()
+    return {
+        "loss": float(loss.detach()),
+        "gradients": {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()},
+    }
+
+
 def run(out: Path, names: list[str]) -> None:
     rank = int(os.environ["RANK"])
-    results: dict[str, Any] = {name: train(name, out) for name in names if name != "evaluation"}
+    results: dict[str, Any] = {name: train(name, out) for name in names if name in RUNS}
     if "evaluation" in names:
         results["evaluation"] = evaluate(out)
+    if "sharded" in names:
+        results["sharded"] = sharded()
     torch.save(results, out / f"rank{rank}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
