@@ -513,7 +513,7 @@ def _build(
             f"register_{modality}_encoder, or give precomputed features in place of the {modality}."
         )
     arguments = (argument,) if colon else ()
-    if dim is not None and "dim" in inspect.signature(factory).parameters:
+    if dim is not None and not colon and "dim" in inspect.signature(factory).parameters:
         options["dim"] = dim  # the width is the encoder's own choice, not its model's
     try:
         inspect.signature(factory).bind(*arguments, **options)

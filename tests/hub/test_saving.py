@@ -16,6 +16,7 @@ from modeling_bmdetr import (
     BMDetrModel,
     BMDetrProcessor,
     MomentRetrievalPipeline,
+    encoders_bmdetr,
 )
 from modeling_bmdetr.encoders_bmdetr import (
     HashedWordTextEncoder,
@@ -174,3 +175,8 @@ def test_a_contract_of_narrow_hashed_words_is_rebuilt():
 def test_a_contract_of_the_pixel_grid_is_rebuilt():
     spec = PixelGridVideoEncoder(grid=8, frames_per_clip=3, raster=2).spec()
     assert build_video_encoder(spec).spec() == spec
+
+
+def test_a_width_in_the_name_of_an_encoder_is_not_given_twice(monkeypatch):
+    monkeypatch.setattr(encoders_bmdetr, "_TEXT_ENCODERS", {"hashed:": lambda dim: HashedWordTextEncoder(int(dim))})
+    assert build_text_encoder({"name": "hashed:8", "dim": 8}).dim == 8
