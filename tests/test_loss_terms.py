@@ -31,11 +31,13 @@ PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 10_000)
 
 
-def losses_of(outputs: dict[str, Tensor], labels: Tensor, mask: Tensor, rows: Tensor | None, count=None, **targets):
+def losses_of(
+    outputs: dict[str, Tensor], labels: Tensor, mask: Tensor, rows: Tensor | None, count=None, config=None, **targets
+):
     negatives = outputs.get("negative_probabilities")
     negative_mask = None if negatives is None else targets.pop("negative_mask")
     target = MomentTargets.from_labels(labels, mask, rows=rows, **targets)
-    return BMDetrLoss(BMDetrConfig(), count).terms(target, outputs, negative_mask)
+    return BMDetrLoss(config or BMDetrConfig(), count).terms(target, outputs, negative_mask)
 
 
 def random_outputs(seed: int, batch: int = 4, clips: int = 8, negatives: int = 2) -> dict[str, Tensor]:
@@ -65,7 +67,8 @@ def test_every_term_of_a_batch_against_the_loops(seed):
     mask = torch.arange(8) < lengths[:, None]
     negative_mask = torch.rand(4, 2, generator=g) < 0.7
     rows = torch.tensor([True, True, False, True])
-    config = BMDetrConfig()
+    with_own = seed % 2 == 0
+    config = BMDetrConfig(alignment_denominator="all" if with_own else "negatives")
 
     def sides(moments, b: int) -> tuple[list[int], list[int]]:
         n = int(lengths[b])
@@ -104,9 +107,11 @@ def test_every_term_of_a_batch_against_the_loops(seed):
                 negative = outputs["negative_probabilities"][b, n].tolist()
                 expected["loss_prob_negative"].append(probability_by_hand(negative, *sides_n))
     videos, texts = ([outputs[name][b].tolist() for b in kept] for name in ("video_embeds", "text_embeds"))
-    expected["loss_semantic"] = alignment_by_hand(videos, texts, 0.07, with_own=False)
+    expected["loss_semantic"] = alignment_by_hand(videos, texts, 0.07, with_own)
 
-    losses = losses_of(outputs, labels, mask, rows, negative_labels_cxw=negative_labels, negative_mask=negative_mask)
+    losses = losses_of(
+        outputs, labels, mask, rows, config=config, negative_labels_cxw=negative_labels, negative_mask=negative_mask
+    )
     assert set(losses) == set(expected)
     for name, values in expected.items():
         assert losses[name].item() == pytest.approx(mean(values), rel=1e-4, abs=1e-4), name
