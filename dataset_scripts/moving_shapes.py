@@ -3,7 +3,7 @@
     python -m dataset_scripts export moving_shapes --data-dir videos --out exported
 
 Each video is 20-40 s of H.264 and shows four or five coloured shapes. They are on screen all the time; now and then one
-of them, or two at once, slides, grows, spins, blinks or bounces for 4-14 s (`shapes_scenes.py`). Every such
+of them, or two at once, slides, grows, spins, blinks or bounces for 5-15 s (`shapes_scenes.py`). Every such
 event has a sentence (`shapes_sentences.py`). Each shape shares its colour or its form with another one of the video,
 and the same few actions recur in it, so one word of a sentence does not find the moment.
 
@@ -33,7 +33,7 @@ from .shapes_sentences import describe_scene
 FPS = 8
 # Raised whenever the same settings would give other videos or rows.
 VERSION = "1.0.0"
-NUM_VIDEOS = {"train": 400, "val": 30, "test": 64}
+NUM_VIDEOS = {"train": 400, "val": 30, "test": 70}
 MANIFEST = "manifest.json"
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def render_moving_shapes(
     Args:
         out_dir: gets `<split>/<vid>.mp4`, one `<split>.jsonl` of the rows, and `manifest.json` with the settings.
         seed: of everything that is random.
-        num_videos: videos by split, from `train`, `val` and `test`; 400, 30 and 64 if None.
+        num_videos: videos by split, from `train`, `val` and `test`; 400, 30 and 70 if None.
         workers: processes that render; 1 renders in this one.
         progress: whether to show a progress bar.
         overwrite: whether to replace a data set with other settings in `out_dir`.

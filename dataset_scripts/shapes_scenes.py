@@ -34,10 +34,10 @@ SLOWEST_SLIDE_PX_S = 5.0
 HOP_PX = 16.0
 
 VIDEO_RANGE_S = (20.0, 40.0)
-EVENT_RANGE_S = (4.0, 14.0)
+EVENT_RANGE_S = (5.0, 15.0)
 REST_S = 0.6  # an object rests this long between two of its events
 AT_ONCE = 2  # events that may happen at the same time
-SECONDS_PER_EVENT = 5.6
+SECONDS_PER_EVENT = 5.8
 
 
 @dataclass

@@ -155,19 +155,22 @@ def info(args: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """A progress bar that `encode_video` can call with (done, total)."""
+    """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
 
     def __init__(self, unit: str):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(unit=unit, desc="encoding the video")
+        self.unit = unit
+        self.bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
-        self.bar.total = total
+        from tqdm.auto import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=total, unit=self.unit, desc="encoding the video")
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _show(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:

