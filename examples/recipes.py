@@ -200,20 +200,40 @@ def load_rows(recipe: Recipe) -> RecipeRows:
     for role in ("train", "eval"):
         if not data.get(role):
             raise ValueError(f"`data.{role}` is missing: {DATA[role]}")
-    tests = data.get("test") or []
-    tests = [tests] if isinstance(tests, str) else list(tests)
-    read = _benchmark_reader(data, [data["train"], data["eval"], *tests]) if data.get("benchmark") else _read_file
-    train = read(data["train"])
+    train = load_set(recipe, data["train"], limited=False)
     if data["eval"] == HELD_OUT:
         train, evaluation = hold_out(train, data.get(HELD_OUT, 0.1))
     else:
-        evaluation = read(data["eval"])
-    test = {name: read(name) for name in tests}
-    limit = data.get("limit")
-    return RecipeRows(spread(train, limit), spread(evaluation, limit), {k: spread(v, limit) for k, v in test.items()})
+        evaluation = load_set(recipe, data["eval"], limited=False)
+    limit, tests = data.get("limit"), {name: load_set(recipe, name, labelled=False) for name in tests_of(recipe)}
+    return RecipeRows(spread(train, limit), spread(evaluation, limit), tests)
 
 
-def _benchmark_reader(data: Mapping[str, Any], names: Sequence[str]) -> Any:
+def tests_of(recipe: Recipe) -> list[str]:
+    """The splits or files of `data.test`."""
+    tests = recipe.data.get("test") or []
+    return [tests] if isinstance(tests, str) else list(tests)
+
+
+def load_set(recipe: Recipe, name: str, *, labelled: bool = True, limited: bool = True) -> list[CanonicalRow]:
+    """One split or file by its name; for `held_out`, the part of the training rows that is held out.
+
+    Args:
+        labelled: every row must have moments.
+        limited: at most `data.limit` rows.
+    """
+    data = recipe.data
+    if name == HELD_OUT:
+        rows = hold_out(load_set(recipe, data["train"], limited=False), data.get(HELD_OUT, 0.1))[1]
+    elif data.get("benchmark"):
+        rows = _benchmark_rows(data, name)
+    else:
+        rows = list(read_rows(name))
+        validate_rows(rows, require_windows=labelled, source=name).raise_for_errors()
+    return spread(rows, data.get("limit") if limited else None)
+
+
+def _benchmark_rows(data: Mapping[str, Any], split: str) -> list[CanonicalRow]:
     if data["benchmark"] not in BENCHMARKS:
         hint = _suggestion(data["benchmark"], BENCHMARKS)
         raise ValueError(
@@ -221,16 +241,9 @@ def _benchmark_reader(data: Mapping[str, Any], names: Sequence[str]) -> Any:
         )
     if not data.get("data_dir"):
         raise ValueError(f"`data.data_dir` is missing: {DATA['data_dir']}")
-    splits = tuple(dict.fromkeys(name for name in names if name != HELD_OUT))
     options = {"released_jsonl": data["released_jsonl"]} if data.get("released_jsonl") else {}
-    builder = builder_class(data["benchmark"])(data_dir=data["data_dir"], splits=splits, **options)
-    return builder.rows
-
-
-def _read_file(path: str) -> list[CanonicalRow]:
-    rows = read_rows(path)
-    validate_rows(rows, source=str(path)).raise_for_errors()
-    return list(rows)
+    builder = builder_class(data["benchmark"])(data_dir=data["data_dir"], splits=(split,), **options)
+    return builder.rows(split)
 
 
 def hold_out(rows: Sequence[CanonicalRow], share: float) -> tuple[list[CanonicalRow], list[CanonicalRow]]:

@@ -181,7 +181,7 @@ def run(
     metrics = {}
     for name, part in {"eval": rows.eval, **rows.test}.items():
         label = Path(name).stem
-        predictions, metrics[label] = evaluate(trainer, part)
+        predictions, metrics[label] = predict_and_evaluate(trainer, part)
         if is_main:
             write_jsonl(predictions, out / f"predictions_{label}.jsonl")
     result = {
@@ -211,7 +211,7 @@ def run(
     return result
 
 
-def evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Predictions and metrics of rows; no metrics where they have no labels."""
     if not all(row.get("relevant_windows") for row in rows):
         return trainer.predict_rows(rows), {}
