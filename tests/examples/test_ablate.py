@@ -1,6 +1,7 @@
 """The ablation grid: variants, resuming after SIGKILL, sharing between processes, tables."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -154,7 +155,7 @@ def test_a_half_written_result_does_not_count(folder, monkeypatch):
 
 
 def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys):
-    ablate.main(arguments(folder, ["alignment_linear_negatives", "sampling_mined"], evaluate_at="1"))
+    ablate.main(arguments(folder, ["losses_l_lm_ls_lp", "sampling_mined"], evaluate_at="1"))
     assert set(results_of(folder)) == {(REFERENCE, 0)}  # both are the reference by another name
     assert "3 of 3 runs done" in capsys.readouterr().out
     result = results_of(folder)[REFERENCE, 0]
@@ -250,6 +251,22 @@ def test_simulated_preset_is_made_once_and_reused(tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "load_splits", None)  # not called again
     assert ablation_data.simulated_data(tmp_path, preset, None).digest() == data.digest()
     assert data.store.contract.video_encoders[0]["name"] == "simulated-frames"
+
+
+def test_rendered_preset_is_made_once_and_reused(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    from dataset_scripts import moving_shapes
+
+    few = functools.partial(
+        moving_shapes.render_moving_shapes, num_videos={"train": 2, "val": 1, "test": 1}, progress=False
+    )
+    monkeypatch.setattr(moving_shapes, "render_moving_shapes", few)
+    data = ablation_data.load_data("moving_shapes", tmp_path)
+    data.store.require([*data.train_rows, *data.eval_rows], check_values=True)
+    assert {row["vid"] for row in data.train_rows}.isdisjoint(row["vid"] for row in data.eval_rows)
+    assert any(row["neg_query_ids"] for row in data.train_rows)
+    monkeypatch.setattr(moving_shapes, "render_moving_shapes", None)  # not called again
+    assert ablation_data.load_data("moving_shapes", tmp_path).digest() == data.digest()
 
 
 def test_command_line_errors_and_list(folder, capsys):
