@@ -79,7 +79,6 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
 def rendered_data(directory: Path) -> ExperimentData:
     """Renders moving shapes and extracts their features with the weightless encoders once; later calls open them."""
     from dataset_scripts.moving_shapes import render_moving_shapes
-
     from modeling_bmdetr.data import extract_features, mine_negative_queries
     from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 

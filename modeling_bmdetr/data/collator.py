@@ -14,7 +14,6 @@ from ..processing_bmdetr import pad_rows, prepare_text_features, prepare_video_f
 from ..spans_bmdetr import IGNORE
 from .feature_store import FeatureStore
 from .negative_sampling import NegativeSampler
-from .schema import CanonicalRow
 from .shifting import shift_moment
 
 logger = logging.get_logger(__name__)
@@ -28,7 +27,7 @@ class MomentRetrievalDataset(Dataset):
     A batch sampler may ask for `(epoch, row)`; a plain row index means epoch 0, as in evaluation.
     """
 
-    def __init__(self, rows: Sequence[CanonicalRow]):
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
         self.rows = rows
 
     def __len__(self) -> int:
@@ -66,7 +65,7 @@ class MomentRetrievalCollator:
 
     def __init__(
         self,
-        rows: Sequence[CanonicalRow],
+        rows: Sequence[Mapping[str, Any]],
         store: FeatureStore,
         contract: FeatureContract,
         *,

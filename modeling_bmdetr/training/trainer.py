@@ -22,7 +22,6 @@ from ..data.collator import MomentRetrievalCollator, MomentRetrievalDataset
 from ..data.feature_store import FeatureStore
 from ..data.negative_sampling import NegativeSampler
 from ..data.sampler import UniqueVideoBatchSampler
-from ..data.schema import CanonicalRow
 from ..evaluation import evaluate_submission
 from ..hub.model_card import write_model_card
 from ..hub.training_record import training_record
@@ -78,8 +77,8 @@ class BMDetrTrainer(Trainer):
         args: BMDetrTrainingArguments,
         *,
         store: FeatureStore,
-        train_rows: Sequence[CanonicalRow] | None = None,
-        eval_rows: Sequence[CanonicalRow] | None = None,
+        train_rows: Sequence[Mapping[str, Any]] | None = None,
+        eval_rows: Sequence[Mapping[str, Any]] | None = None,
         processor: BMDetrProcessor | None = None,
         **kwargs: Any,
     ):
@@ -119,7 +118,7 @@ class BMDetrTrainer(Trainer):
 
     # Data
 
-    def collator(self, rows: Sequence[CanonicalRow], training: bool) -> MomentRetrievalCollator:
+    def collator(self, rows: Sequence[Mapping[str, Any]], training: bool) -> MomentRetrievalCollator:
         """The collator of a data set: negatives and shifted views in training, neither in evaluation."""
         args = self.args
         negatives = None
@@ -376,7 +375,7 @@ class BMDetrTrainer(Trainer):
             )
         return predictions
 
-    def predict_rows(self, rows: Sequence[CanonicalRow]) -> list[dict[str, Any]]:
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Predictions for rows, in their order: `qid`, `query`, `vid`, `pred_relevant_windows` ([start s, end s,
         score] best first) and `pred_saliency_scores` (one a clip)."""
         self.store.require(rows)
