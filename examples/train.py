@@ -13,7 +13,6 @@ with `--resume`, exactly where its last checkpoint left it; seeds that are done 
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import platform
 import statistics
@@ -39,10 +38,13 @@ from recipes import (
 )
 from transformers import set_seed
 
+from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import FeatureStore, MomentRetrievalDataset, NegativeSampler
 from modeling_bmdetr.data.negative_sampling import Strategy
 from modeling_bmdetr.evaluation import write_jsonl
+from modeling_bmdetr.hub import write_model_card
+from modeling_bmdetr.hub.training_record import library_versions, training_record
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
@@ -106,7 +108,7 @@ def train_by_recipe(
         "summary": summarize(results),
         "runs": results,
         "machine": describe_machine(arguments),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": library_versions(PACKAGES),
     }
     if arguments.process_index == 0:
         table = report_table(report)
@@ -184,6 +186,8 @@ def run(
         predictions, metrics[label] = predict_and_evaluate(trainer, part)
         if is_main:
             write_jsonl(predictions, out / f"predictions_{label}.jsonl")
+    if is_main:
+        write_card(trainer, recipe, out / "model", *list(metrics.items())[-1])
     result = {
         "seed": arguments.seed,
         "metrics": metrics,
@@ -219,6 +223,15 @@ def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[l
     named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}
     metrics = {name: value for name, value in named.items() if name not in _NO_METRICS}
     return trainer.as_predictions(output.predictions, output.label_ids, rows), metrics
+
+
+def write_card(trainer: BMDetrTrainer, recipe: Recipe, folder: Path, split: str, metrics: dict[str, float]) -> None:
+    """A model card with the metrics of one set, and `results.json`, from which it can be written again."""
+    benchmark = recipe.data.get("benchmark")
+    name = builder_class(benchmark).TITLE if benchmark else "own data"
+    record = {**training_record(trainer, {"name": name, "split": split}), "metrics": metrics}
+    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_model_card(trainer.accelerator.unwrap_model(trainer.model), folder, record)
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -290,10 +303,6 @@ def _cell(entry: dict[str, Any] | None) -> str:
 def _plain(value: Any) -> Any:
     """As JSON reads it back."""
     return json.loads(json.dumps(value))
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
 
 
 if __name__ == "__main__":

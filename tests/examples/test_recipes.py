@@ -202,6 +202,9 @@ def check_run(out, steps=20):
     for label, size in report["data"]["sets"].items():
         if label != "train":
             assert len((folder / f"predictions_{Path(label).stem}.jsonl").read_text().splitlines()) == size["queries"]
+    last = report["runs"][0]["metrics"][list(report["summary"])[-1]]
+    assert f"{last['MR-full-R1@0.5']:.2f}" in (folder / "model" / "README.md").read_text()
+    assert json.loads((folder / "model" / "results.json").read_text())["metrics"] == last
     assert abs(sum(report["data"]["negatives"].values()) - 1) < 1e-3
     return report
 
@@ -236,6 +239,31 @@ def test_own_data_over_seeds_and_again(own, tmp_path, capsys):
     assert model.stat().st_mtime_ns == written
     again = json.loads((tmp_path / "out" / "report.json").read_text())
     assert again["summary"] == report["summary"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_report(own, tmp_path, monkeypatch):
+    arguments = [str(own), "--override", *SMALL, "training.report_to=tensorboard"]
+    assert train.main([*arguments, "--out", "left_alone"]) == 0
+    assert list((tmp_path / "left_alone").glob("runs/*/events.out.tfevents*"))
+
+    step, training_step = [0], train.BMDetrTrainer.training_step
+
+    def stopped(self, *args, **kwargs):
+        step[0] += 1
+        if step[0] == 17:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.BMDetrTrainer, "training_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*arguments, "--out", "stopped"])
+    assert train.main([*arguments, "--out", "stopped", "--resume"]) == 0
+    reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("left_alone", "stopped")]
+    assert reports[1]["runs"][0]["training"]["resumed_from"] == "stopped/checkpoint-10"
+    assert reports[0]["summary"] == reports[1]["summary"]
+    weights = [(tmp_path / out / "model" / "model.safetensors").read_bytes() for out in ("left_alone", "stopped")]
+    assert weights[0] == weights[1]
 
 
 def test_resuming_with_another_recipe_is_said(own, tmp_path, capsys):
