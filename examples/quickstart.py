@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import pipeline, set_seed
 
-from dataset_scripts.moving_shapes import render_moving_shapes
+from dataset_scripts.moving_shapes import NUM_VIDEOS, render_moving_shapes
 from modeling_bmdetr import (
     BMDetrConfig,
     BMDetrForMomentRetrieval,
@@ -73,12 +73,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the training queries")
+    sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
+    sizes.default = list(NUM_VIDEOS.values())
     args = parser.parse_args()
     stages, workers = Stages(), min(4, os.cpu_count() or 1)
     set_seed(args.seed)
 
     with stages("render", "rendering videos"):
-        splits = render_moving_shapes(args.out / "videos", seed=args.seed, workers=workers)
+        num_videos = dict(zip(NUM_VIDEOS, args.videos, strict=True))
+        splits = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers)
     everything = [row for rows in splits.values() for row in rows]
 
     with stages("extract", "extracting features"):
