@@ -10,124 +10,32 @@ rows. `build_video_encoder` and `build_text_encoder` take such a dict, or a name
 
 import hashlib
 import inspect
-import itertools
 import math
-import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from .video_bmdetr import clip_times, iter_frames, probe_video
+from .encoder_interface_bmdetr import TextEncoder, Video, VideoEncoder, require_at_least_one
+from .pixel_measures_bmdetr import HARMONICS, colour_planes, edge_harmonics, signed_root, spatial_moments
 
-Video: TypeAlias = str | os.PathLike | np.ndarray
-
-
-class VideoEncoder(ABC):
-    """Turns a video into one row a clip.
-
-    Attributes:
-        name: the name it is built by.
-        dim: values a row.
-        frames_per_clip: frames sampled from each clip, at the centres of equal parts of it.
-        clips_per_batch: clips whose frames are held and encoded at once.
-        frame_size, interpolation: how frames are resized while decoding, as `iter_frames` takes it.
-    """
-
-    name: str
-    dim: int
-    frames_per_clip: int
-    clips_per_batch: int = 16
-    frame_size: int | tuple[int, int] | None = None
-    interpolation: str = "bilinear"
-
-    def encode_video(
-        self,
-        video: Video,
-        clip_length_s: float,
-        *,
-        fps: float | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
-        """Encodes a whole video, holding the frames of one batch at a time.
-
-        Args:
-            video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
-            clip_length_s: seconds a clip; `clip_count` in `video_bmdetr.py` is the rule for the last one.
-            fps: frame rate of decoded frames; not for a file, whose frames carry their times.
-            progress: called with (clips done, clips in all) after each batch.
-
-        Returns:
-            `(clips, dim)` float32, not normalised.
-
-        Raises:
-            FileNotFoundError, ValueError: see `iter_frames`; and if frames have a wrong shape or type, or `fps` is
-                missing or superfluous.
-        """
-        clips, frames = _sampled_frames(video, clip_length_s, fps, self)
-        rows: list[np.ndarray] = []
-        done = 0
-        while batch := list(itertools.islice(frames, self.clips_per_batch * self.frames_per_clip)):
-            rows.append(self._encode_clips(batch))
-            done += len(rows[-1])
-            if progress is not None:
-                progress(done, clips)
-        return np.concatenate(rows).astype(np.float32, copy=False)
-
-    @abstractmethod
-    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        """Rows `(clips, dim)` of `clips x frames_per_clip` frames, each `(height, width, 3)` uint8."""
-
-    @abstractmethod
-    def spec(self) -> dict[str, Any]:
-        """Name, width and the options that change the rows, as plain JSON types."""
-
-
-class TextEncoder(ABC):
-    """Turns sentences into one row a token.
-
-    Attributes:
-        name: the name it is built by.
-        dim: values a row.
-    """
-
-    name: str
-    dim: int
-
-    def encode_text(self, sentences: Sequence[str], max_tokens: int = 32) -> list[np.ndarray]:
-        """Encodes sentences; each keeps its first `max_tokens` rows.
-
-        Returns:
-            one `(tokens, dim)` float32 array a sentence, in the order given, not normalised; at least one row each.
-
-        Raises:
-            TypeError: if `sentences` is a single string.
-            ValueError: if a sentence is empty or blank, or `max_tokens` is less than 1.
-        """
-        if isinstance(sentences, str):
-            raise TypeError(f"sentences must be a list of strings, got one string; pass [{sentences!r}].")
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
-        for index, sentence in enumerate(sentences):
-            if not isinstance(sentence, str):
-                raise TypeError(f"sentences[{index}] must be a string, got {type(sentence).__name__}.")
-            if not sentence.strip():
-                raise ValueError(f"sentences[{index}] is empty; describe the moment in a few words.")
-        return self._encode_sentences(list(sentences), max_tokens)
-
-    @abstractmethod
-    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
-        """Rows of checked sentences, one `(tokens, dim)` float32 array each."""
-
-    @abstractmethod
-    def spec(self) -> dict[str, Any]:
-        """Name, width and the options that change the rows, as plain JSON types."""
-
+__all__ = [
+    "Video",
+    "VideoEncoder",
+    "TextEncoder",
+    "PixelGridVideoEncoder",
+    "HashedWordTextEncoder",
+    "ClipVideoEncoder",
+    "ClipTextEncoder",
+    "build_video_encoder",
+    "build_text_encoder",
+    "register_video_encoder",
+    "register_text_encoder",
+]
 
 # The weightless pair
 
@@ -156,7 +64,6 @@ class PixelGridVideoEncoder(VideoEncoder):
 
     name = "pixel-grid"
     interpolation = "area"
-    harmonics = (2, 3, 4, 5)
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
         if grid < 8 or raster < 1:
@@ -165,7 +72,7 @@ class PixelGridVideoEncoder(VideoEncoder):
             raise ValueError(f"frames_per_clip must be at least 3 to show how a change changes, got {frames_per_clip}.")
         self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
         self.frame_size = (grid, grid)
-        planes, moments, edges = 7, 6, 1 + len(self.harmonics)
+        planes, moments, edges = 7, 6, 1 + len(HARMONICS)
         self.dim = 3 * raster * raster + planes * (4 * moments + 1 + 3 * edges)
 
     def spec(self) -> dict[str, Any]:
@@ -175,75 +82,25 @@ class PixelGridVideoEncoder(VideoEncoder):
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
         pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
-        planes = _colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
+        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
         change = planes.diff(dim=1).abs()
-        moments = _spatial_moments(planes)  # (clips, frames, 7, 6)
+        moments = spatial_moments(planes)  # (clips, frames, 7, 6)
         steps = moments.diff(dim=1)
         near_change = torch.nn.functional.max_pool2d(change.amax(dim=(1, 2)).unsqueeze(1), 9, 1, 4)  # (clips, 1, ...)
-        edges, moving_edges = self._edges(planes, near_change)  # (clips, frames, 7, 5)
+        edges, moving_edges = edge_harmonics(planes, near_change)  # (clips, frames, 7, 5)
         raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
         raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
         parts = [
-            0.5 * _signed_root(moments.mean(dim=1)),
-            2.0 * _signed_root(moments[:, -1] - moments[:, 0]),
-            2.0 * _signed_root(steps.abs().mean(dim=1)),
-            2.0 * _signed_root(steps.diff(dim=1).abs().mean(dim=1)),
-            2.0 * _signed_root(change.mean(dim=(1, 3, 4))),
-            0.5 * _signed_root(edges.mean(dim=1)),
-            _signed_root(edges.diff(dim=1).abs().mean(dim=1)),
-            _signed_root(moving_edges.mean(dim=1)),
+            0.5 * signed_root(moments.mean(dim=1)),
+            2.0 * signed_root(moments[:, -1] - moments[:, 0]),
+            2.0 * signed_root(steps.abs().mean(dim=1)),
+            2.0 * signed_root(steps.diff(dim=1).abs().mean(dim=1)),
+            2.0 * signed_root(change.mean(dim=(1, 3, 4))),
+            0.5 * signed_root(edges.mean(dim=1)),
+            signed_root(edges.diff(dim=1).abs().mean(dim=1)),
+            signed_root(moving_edges.mean(dim=1)),
         ]
         return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
-
-    def _edges(self, planes: torch.Tensor, near_change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Strength of edges and of their angular harmonics, over the frame and where something changes."""
-        across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
-        down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
-        gradient = torch.complex(across, down)
-        strength = gradient.abs()
-        direction = gradient / strength.clamp(min=1e-4)
-        weight = near_change[:, None, :, 1:-1, 1:-1]
-        whole, moving = [strength.mean(dim=(-2, -1))], [(strength * weight).mean(dim=(-2, -1))]
-        wave = strength * direction
-        for _ in self.harmonics:
-            wave = wave * direction
-            whole.append(wave.mean(dim=(-2, -1)).abs())
-            moving.append((wave * weight).mean(dim=(-2, -1)).abs())
-        return _SCALE * torch.stack(whole, dim=-1), _SCALE * torch.stack(moving, dim=-1)
-
-
-_SCALE = 20.0  # brings shares of a frame to the order of one
-
-
-def _signed_root(values: torch.Tensor) -> torch.Tensor:
-    return values.sign() * values.abs().sqrt()
-
-
-def _colour_planes(pixels: torch.Tensor) -> torch.Tensor:
-    """RGB `(n, 3, h, w)` in [0, 1] to six hue planes and one of brightness without hue, `(n, 7, h, w)`."""
-    largest, smallest = pixels.amax(dim=1), pixels.amin(dim=1)
-    chroma = largest - smallest
-    safe = chroma.clamp(min=1e-6)
-    red, green, blue = pixels.unbind(dim=1)
-    hue = torch.where(
-        largest == red,
-        ((green - blue) / safe) % 6,
-        torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    centres = torch.arange(6.0)[:, None, None]
-    distance = ((hue[:, None] - centres + 3) % 6 - 3).abs()
-    return torch.cat((chroma[:, None] * (1 - distance).clamp(min=0), smallest[:, None] ** 2), dim=1)
-
-
-def _spatial_moments(planes: torch.Tensor) -> torch.Tensor:
-    """Mass, two centres, two spreads and the covariance of planes `(..., h, w)`: `(..., 6)`."""
-    size = planes.shape[-1]
-    x = (torch.arange(size) + 0.5) / size * 2 - 1
-    one, bowl = torch.ones(size), x * x - 1 / 3
-    basis = torch.stack(
-        [torch.outer(b, a) for a, b in ((one, one), (x, one), (one, x), (bowl, one), (one, bowl), (x, x))]
-    )
-    return _SCALE * planes.flatten(-2) @ basis.flatten(1).T / size**2
 
 
 class HashedWordTextEncoder(TextEncoder):
@@ -323,7 +180,7 @@ class ClipVideoEncoder(VideoEncoder):
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
     ) -> None:
-        _require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
+        require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
         self.name = CLIP_PREFIX + str(model)
         self.frames_per_clip = frames_per_clip
         self.clips_per_batch = max(1, batch_size // frames_per_clip)
@@ -376,7 +233,7 @@ class ClipTextEncoder(TextEncoder):
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
     ) -> None:
-        _require_at_least_one(batch_size=batch_size)
+        require_at_least_one(batch_size=batch_size)
         self.name = CLIP_PREFIX + str(model)
         self.batch_size = batch_size
         self.revision = revision
@@ -524,31 +381,3 @@ def _build(
     if dim is not None and encoder.dim != dim:
         raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, got {encoder.dim}; it is another model.")
     return encoder
-
-
-def _require_at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
-
-
-def _sampled_frames(
-    video: Video, clip_length_s: float, fps: float | None, encoder: VideoEncoder
-) -> tuple[int, Iterator[np.ndarray]]:
-    """Number of clips, and the frames of all clips in order, `frames_per_clip` each."""
-    if isinstance(video, np.ndarray):
-        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
-            raise ValueError(
-                f"frames must be a (frames, height, width, 3) uint8 array with at least one frame, got "
-                f"{video.dtype} {video.shape}; scale to 0..255 and put the channels last."
-            )
-        if fps is None or not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be the frame rate of the frames given, got {fps!r}.")
-        times_s = clip_times(len(video) / fps, clip_length_s, encoder.frames_per_clip)
-        shown = np.minimum((times_s.ravel() * fps).astype(int), len(video) - 1)
-        return len(times_s), (video[index] for index in shown)
-    if fps is not None:
-        raise ValueError(f"fps belongs to decoded frames only, got {fps} for {video}; the file carries its own times.")
-    times_s = clip_times(probe_video(video).duration_s, clip_length_s, encoder.frames_per_clip)
-    frames = iter_frames(video, times_s.ravel(), size=encoder.frame_size, interpolation=encoder.interpolation)
-    return len(times_s), (frame for _, frame in frames)

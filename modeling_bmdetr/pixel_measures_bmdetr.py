@@ -1,0 +1,81 @@
+"""What the pixel-grid encoder measures on frames: colour planes, their spatial moments, the directions of their edges.
+
+Pure tensor functions on square frames. Planes are `(..., size, size)`; every measure is a mean over the frame.
+"""
+
+import torch
+
+HARMONICS = (2, 3, 4, 5)
+SCALE = 20.0  # brings shares of a frame to the order of one
+
+
+def signed_root(values: torch.Tensor) -> torch.Tensor:
+    """Square root of the size with the sign kept: small values stay visible beside large ones."""
+    return values.sign() * values.abs().sqrt()
+
+
+def colour_planes(pixels: torch.Tensor) -> torch.Tensor:
+    """Six hue planes, red, yellow, green, cyan, blue and magenta, and one of brightness without hue.
+
+    A hue plane holds the saturation of a pixel, shared between the two hues it lies between; the last one the square of
+    its smallest channel.
+
+    Args:
+        pixels: `(n, 3, size, size)` RGB in [0, 1].
+
+    Returns:
+        `(n, 7, size, size)`.
+    """
+    largest, smallest = pixels.amax(dim=1), pixels.amin(dim=1)
+    chroma = largest - smallest
+    safe = chroma.clamp(min=1e-6)
+    red, green, blue = pixels.unbind(dim=1)
+    hue = torch.where(
+        largest == red,
+        ((green - blue) / safe) % 6,
+        torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    centres = torch.arange(6.0)[:, None, None]
+    distance = ((hue[:, None] - centres + 3) % 6 - 3).abs()
+    return torch.cat((chroma[:, None] * (1 - distance).clamp(min=0), smallest[:, None] ** 2), dim=1)
+
+
+def spatial_moments(planes: torch.Tensor) -> torch.Tensor:
+    """Mass, its two first moments, its two spreads and its covariance, `(..., 6)`.
+
+    Coordinates run from -1 to 1, x to the right and y downwards. First moments are not divided by the mass.
+    """
+    size = planes.shape[-1]
+    x = (torch.arange(size) + 0.5) / size * 2 - 1
+    one, bowl = torch.ones(size), x * x - 1 / 3
+    basis = torch.stack(
+        [torch.outer(b, a) for a, b in ((one, one), (x, one), (one, x), (bowl, one), (one, bowl), (x, x))]
+    )
+    return SCALE * planes.flatten(-2) @ basis.flatten(1).T / size**2
+
+
+def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strength of the edges and of the angular harmonics of their directions.
+
+    A square has a strong fourth harmonic, a triangle a third, a circle none; turning a shape hardly changes them.
+
+    Args:
+        planes: `(clips, frames, planes, size, size)`.
+        weights: `(clips, 1, size, size)`.
+
+    Returns:
+        two `(clips, frames, planes, 1 + len(HARMONICS))`: over the frame, and with each pixel times its weight.
+    """
+    across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
+    down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
+    gradient = torch.complex(across, down)
+    strength = gradient.abs()
+    direction = gradient / strength.clamp(min=1e-4)
+    weight = weights[:, None, :, 1:-1, 1:-1]
+    whole, weighted = [strength.mean(dim=(-2, -1))], [(strength * weight).mean(dim=(-2, -1))]
+    wave = strength * direction
+    for _ in HARMONICS:
+        wave = wave * direction
+        whole.append(wave.mean(dim=(-2, -1)).abs())
+        weighted.append((wave * weight).mean(dim=(-2, -1)).abs())
+    return SCALE * torch.stack(whole, dim=-1), SCALE * torch.stack(weighted, dim=-1)
