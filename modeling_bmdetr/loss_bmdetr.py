@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import is_scipy_available
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_bmdetr import BMDetrConfig
 from .spans_bmdetr import (
@@ -289,7 +290,7 @@ def semantic_alignment_loss(
         offset: Column of the first video's own query.
     """
     columns = rows if columns is None else columns
-    with torch.autocast(video_embeds.device.type, enabled=False):  # a small temperature needs all digits
+    with maybe_autocast(video_embeds.device.type, enabled=False):  # a small temperature needs all digits
         scores = video_embeds.float() @ text_embeds.float().T / temperature  # (batch, texts)
     own = torch.arange(len(scores), device=scores.device) + offset
     is_own = F.one_hot(own, scores.shape[1]).bool()
@@ -299,7 +300,7 @@ def semantic_alignment_loss(
     # A finite floor instead of -inf keeps the gradient of an empty sum finite; such rows are masked out below.
     floor = torch.finfo(scores.dtype).min / 2
     log_sum = scores.masked_fill(excluded, floor).logsumexp(dim=1)
-    value = log_sum - scores[is_own]
+    value = log_sum - scores.gather(1, own[:, None]).squeeze(1)
     contrasted = ~excluded.all(dim=1)
     return masked_mean(value.masked_fill(~contrasted, 0.0), rows, count)
 

@@ -281,7 +281,10 @@ def joint_probability(positive: Tensor, negative: Tensor, negative_mask: Tensor)
         negative: `(..., negatives, video_len)`.
         negative_mask: `(..., negatives)`, False where there is no negative.
     """
-    return positive * (1 - negative * negative_mask[..., None]).prod(dim=-2)
+    joint = positive
+    for complement in (1 - negative * negative_mask[..., None]).unbind(dim=-2):
+        joint = joint * complement  # the gradient of `prod` waits for the device
+    return joint
 
 
 def attended_frames(frames: Tensor, attention: Tensor, video_mask: Tensor, scale: str) -> Tensor:
