@@ -25,6 +25,7 @@ from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig
 from modeling_bmdetr.loss_bmdetr import BMDetrLoss, MomentTargets
+from modeling_bmdetr.modeling_bmdetr import joint_probability
 from modeling_bmdetr.spans_bmdetr import IGNORE
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
@@ -187,6 +188,25 @@ def test_gradients_are_finite_whatever_is_missing(rows):
     for name, value in outputs.items():
         assert value.grad is not None, name
         assert value.grad.isfinite().all(), name
+
+
+def test_with_one_moment_a_row_nothing_waits_for_the_device():
+    """Meta tensors have no values: whatever looks at one, as a branch or a boolean index does, raises."""
+    outputs = {name: value.to("meta").requires_grad_() for name, value in random_outputs(16).items()}
+    labels, mask = torch.zeros(4, 1, 2, device="meta"), torch.ones(4, 8, dtype=torch.bool, device="meta")
+    present = torch.ones(4, 2, dtype=torch.bool, device="meta")
+    for denominator in ("negatives", "all"):
+        losses = losses_of(
+            outputs, labels, mask, None, config=BMDetrConfig(alignment_denominator=denominator),
+            negative_labels_cxw=labels[:, None].expand(-1, 2, -1, -1), negative_mask=present,
+            saliency_labels=torch.zeros(4, 8, device="meta"),
+        )  # fmt: skip
+        torch.stack(list(losses.values())).sum().backward()
+    joint = joint_probability(outputs["positive_probabilities"], outputs["negative_probabilities"], present)
+    joint.sum().backward()
+    several = torch.zeros(4, 2, 2, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):  # SciPy looks at the costs
+        losses_of(outputs, several, mask, None, negative_mask=present)
 
 
 def test_every_weight_scales_its_own_term():
