@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+# Last, so that no example hides an installed package of the same name: `evaluate` is one.
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 import simulated_features as simulation
 
