@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
-    parser.add_argument("--epochs", type=int, default=14, help="passes over the training queries")
+    parser.add_argument("--epochs", type=int, default=18, help="passes over the training queries")
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
     sizes.default = list(NUM_VIDEOS.values())
     args = parser.parse_args()
@@ -119,11 +119,11 @@ def main() -> None:
         output_dir=str(args.out / "checkpoints"),
         seed=args.seed,
         num_train_epochs=args.epochs,
-        learning_rate=6e-4,
+        learning_rate=8e-4,
         lr_scheduler_type="cosine",
         lr_drop_epochs=0,
         warmup_steps=0.08,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=32,
         temporal_shifting=True,
         eval_strategy="steps",
         eval_steps=0.25,
