@@ -15,7 +15,7 @@ from modeling_bmdetr.configuration_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, extract_features
 from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
 
-VIDEO, TEXT = {"name": "pixel-grid", "grid": 3}, "hashed-words"
+VIDEO, TEXT = {"name": "pixel-grid", "grid": 8}, "hashed-words"
 
 
 def render(path, seconds=3.0, fps=8, level=0):
@@ -56,7 +56,7 @@ class CountingVideoEncoder(PixelGridVideoEncoder):
     """Counts the videos it encodes, and can stop at one."""
 
     def __init__(self, stop_at=None):
-        super().__init__(grid=3)
+        super().__init__(grid=8)
         self.encoded, self.stop_at = [], stop_at
 
     def encode_video(self, video, clip_length_s, **options):
@@ -91,7 +91,7 @@ def test_the_store_holds_what_the_encoders_give(videos, tmp_path):
     store = FeatureStore.from_packed(tmp_path)
     store.require(rows, check_values=True)
     assert store.video_ids == list("abcd")
-    encoder = PixelGridVideoEncoder(grid=3)
+    encoder = PixelGridVideoEncoder(grid=8)
     for vid, path, clips in (("a", "a.mp4", 2), ("b", "b.mkv", 3), ("c", "c.avi", 4)):
         np.testing.assert_array_equal(store.video(vid), encoder.encode_video(videos / path, 1.0))
         assert store.num_clips(vid) == clips
@@ -108,7 +108,7 @@ def test_the_contract_says_how_it_was_made(videos, tmp_path):
     extract(make_rows("a"), videos, tmp_path, contract=preparation)
     store = FeatureStore.from_packed(tmp_path)
     assert store.contract == FeatureContract(
-        video_encoders=({"name": "pixel-grid", "dim": 81, "grid": 3, "frames_per_clip": 4},),
+        video_encoders=({"name": "pixel-grid", "dim": 472, "grid": 8, "frames_per_clip": 4, "raster": 8},),
         text_encoder={"name": "hashed-words", "dim": 256},
         clip_length=1.0,
         max_clips=50,
@@ -128,10 +128,10 @@ def test_each_video_and_each_sentence_is_encoded_once(videos, tmp_path):
 
 
 def test_several_video_encoders_are_concatenated(videos, tmp_path):
-    specs = [VIDEO, {"name": "pixel-grid", "grid": 2}]
+    specs = [VIDEO, {"name": "pixel-grid", "grid": 9}]
     extract_features(make_rows("a"), videos, tmp_path, specs, TEXT, 1.0, progress=False)
     video = FeatureStore.from_packed(tmp_path).video("a")
-    parts = [PixelGridVideoEncoder(grid).encode_video(videos / "a.mp4", 1.0) for grid in (3, 2)]
+    parts = [PixelGridVideoEncoder(grid).encode_video(videos / "a.mp4", 1.0) for grid in (8, 9)]
     np.testing.assert_array_equal(video, np.concatenate(parts, axis=1))
 
 
@@ -220,7 +220,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path):
 
         feature_writer._COMMIT_SECONDS = 0.1
         rows = [{"qid": f"q{n}", "vid": f"v{n}", "query": f"scene {n}", "duration": 1.0} for n in range(12)]
-        extract_features(rows, sys.argv[1], sys.argv[2], Slow(grid=3), "hashed-words", 1.0, progress=False)
+        extract_features(rows, sys.argv[1], sys.argv[2], Slow(grid=8), "hashed-words", 1.0, progress=False)
         """
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(videos), str(out)])
@@ -287,7 +287,7 @@ def test_workers_give_the_same_features(videos, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_one_video(videos, tmp_path):
-    encoder = DyingVideoEncoder(grid=3)
+    encoder = DyingVideoEncoder(grid=8)
     report = extract_features(make_rows("abcd"), videos, tmp_path, encoder, TEXT, 1.0, workers=2, progress=False)
     assert list(report.failed_videos) == ["b"]
     assert "ended its process" in report.failed_videos["b"]
