@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install quickstart test test-slow check format clean
+.PHONY: help install quickstart card test test-slow check format clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,6 +22,11 @@ install: $(INSTALLED)  ## create the environment
 
 quickstart: $(INSTALLED)  ## render videos, train, evaluate and answer questions, offline on a CPU
 	$(BIN)/python examples/quickstart.py
+
+card: $(INSTALLED)  ## record the last quickstart and render model_card.md from the record
+	$(BIN)/python examples/render_model_card.py outputs/quickstart/report.json --model outputs/quickstart/model \
+		--dataset "Moving Shapes" --split test --license mit --language en --record examples/results/quickstart.json
+	$(BIN)/python examples/render_model_card.py examples/results/quickstart.json --out model_card.md
 
 test: $(INSTALLED)  ## the default test suite
 	$(BIN)/python -m pytest
