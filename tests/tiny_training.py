@@ -1,5 +1,7 @@
 """Rows, features in memory and trainers that run in seconds: for tests, and for the processes that tests start."""
 
+import functools
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,6 +108,12 @@ def make_model(seed: int = 0, contract: FeatureContract = CONTRACT, **fields: An
     return BMDetrForMomentRetrieval(BMDetrConfig.from_contract(contract, **{**SIZES, **fields}))
 
 
+@functools.cache
+def _freeze_imports() -> None:
+    """Spares the Trainer, which collects garbage at the start of every run, to look at all modules each time."""
+    gc.freeze()
+
+
 def make_trainer(
     output_dir: str | Path,
     train_rows: Sequence[Any] | None = None,
@@ -117,6 +125,7 @@ def make_trainer(
     **arguments: Any,
 ) -> BMDetrTrainer:
     """A trainer of a tiny model on `make_rows`; `model` are fields of its configuration, the rest are arguments."""
+    _freeze_imports()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     train_rows = make_rows() if train_rows is None else train_rows
     eval_rows = make_rows(5, seed=1, prefix="e") if eval_rows is None else eval_rows
