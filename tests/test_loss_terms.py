@@ -1,6 +1,7 @@
 """All loss terms of a batch together: against the loops, over processes, with parts missing, and weighted."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -202,11 +203,23 @@ def test_with_one_moment_a_row_nothing_waits_for_the_device():
             saliency_labels=torch.zeros(4, 8, device="meta"),
         )  # fmt: skip
         torch.stack(list(losses.values())).sum().backward()
-    joint = joint_probability(outputs["positive_probabilities"], outputs["negative_probabilities"], present)
-    joint.sum().backward()
     several = torch.zeros(4, 2, 2, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):  # SciPy looks at the costs
         losses_of(outputs, several, mask, None, negative_mask=present)
+
+
+def looks(function: Callable[[], Any]) -> int:
+    """How often values are copied to Python, in forward or backward: on a device each is a wait."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::_local_scalar_dense")
+
+
+def test_the_joint_probability_does_not_wait_for_the_device_in_backward():
+    positive, negative = torch.rand(4, 5, requires_grad=True), torch.rand(4, 2, 5, requires_grad=True)
+    present = torch.ones(4, 2, dtype=torch.bool)
+    assert looks(lambda: joint_probability(positive, negative, present).sum().backward()) == 0
+    assert looks(lambda: positive.sum().item()) == 1  # what the count is for
 
 
 def test_every_weight_scales_its_own_term():
