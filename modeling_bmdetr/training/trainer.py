@@ -266,6 +266,7 @@ class BMDetrTrainer(Trainer):
             self.state.save_to_json(str(written / TRAINER_STATE))
             publish_checkpoint(written, output_dir)
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))

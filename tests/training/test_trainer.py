@@ -105,6 +105,11 @@ def test_a_checkpoint_carries_model_contract_and_processor(trained):
     assert "use_cache" not in json.loads((directory / "config.json").read_text())
 
 
+def test_nothing_is_left_of_writing_checkpoints(trained):
+    names = sorted(path.name for path in Path(trained.args.output_dir).iterdir())
+    assert names == [f"checkpoint-{step}" for step in sorted((7, 14, 21), key=str)]
+
+
 def test_predictions_come_in_the_order_of_the_rows_best_first(trained):
     rows = list(reversed(trained.eval_dataset.rows))
     predictions = trained.predict_rows(rows)
