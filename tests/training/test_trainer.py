@@ -106,8 +106,9 @@ def test_a_checkpoint_carries_model_contract_and_processor(trained):
 
 
 def test_nothing_is_left_of_writing_checkpoints(trained):
-    names = sorted(path.name for path in Path(trained.args.output_dir).iterdir())
-    assert names == [f"checkpoint-{step}" for step in sorted((7, 14, 21), key=str)]
+    per_epoch = trained.state.global_step // 3
+    names = {path.name for path in Path(trained.args.output_dir).iterdir()}
+    assert names == {f"checkpoint-{per_epoch * epoch}" for epoch in (1, 2, 3)}
 
 
 def test_predictions_come_in_the_order_of_the_rows_best_first(trained):
