@@ -49,7 +49,8 @@ class BMDetrModelOutput(ModelOutput):
     Args:
         last_hidden_state: `(batch, queries, hidden)`, decoder output; read by the class and span heads.
         anchors: `(queries, 2)`, learnable spans (centre, width) in (0, 1); None without learnable spans.
-        encoder_last_hidden_state: `(batch, video_len + text_len, hidden)`, X+ of Eq. 3.
+        encoder_last_hidden_state: `(batch, video_len + text_len, hidden)`, X+ of Eq. 3; `text_len` is that of the
+            negatives where they are padded longer.
         attended_hidden_state: Same shape, X'+ of Eq. 8; read by saliency and alignment. X+ when not background-aware.
         frame_probabilities: `(batch, video_len)`, p of Eq. 6; 0 on padding. None when not background-aware.
         frame_attention: `(batch, video_len)`, o of Eq. 7; sums to one over real clips. None when not background-aware.
@@ -58,7 +59,8 @@ class BMDetrModelOutput(ModelOutput):
             without negatives.
         shifted: The same outputs for the temporally shifted view, when a frame order was given.
         encoder_hidden_states, encoder_attentions, decoder_hidden_states, decoder_attentions, cross_attentions: One
-            tensor a layer, when asked for by `output_hidden_states` and `output_attentions` (`eager` attention only).
+            tensor a layer, when asked for by `output_hidden_states` (what enters the first layer comes before) and
+            `output_attentions` (`eager` attention only).
     """
 
     last_hidden_state: Tensor | None = None
