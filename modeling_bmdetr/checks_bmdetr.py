@@ -49,6 +49,12 @@ def check_model_inputs(
         check_frame_order(shifted_frame_order, video_mask)
 
 
+def check_no_stray_tensors(kwargs: dict) -> None:
+    """Raises `TypeError` for a tensor under a name that the model does not know, such as a misspelt one."""
+    if stray := sorted(name for name, value in kwargs.items() if isinstance(value, Tensor)):
+        raise TypeError(f"unknown model inputs {stray}; see `BMDetrForMomentRetrieval.forward` for the names it takes")
+
+
 def reads_values(tensor: Tensor) -> bool:
     """Whether looking at values is free: on the CPU, not while compiling."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checks_bmdetr import check_labels, check_model_inputs
+from .checks_bmdetr import check_labels, check_model_inputs, check_no_stray_tensors
 from .configuration_bmdetr import BMDetrConfig
 from .layers_bmdetr import (
     BMDetrAttention,
@@ -338,6 +338,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             ValueError: shapes, widths, masks or (on the CPU) values that cannot be right, by name.
         """
         cfg = self.config
+        check_no_stray_tensors(kwargs)
         check_model_inputs(
             cfg,
             video_features,

@@ -164,3 +164,10 @@ def test_values_are_not_looked_at_where_that_would_cost(monkeypatch, tiny_model,
     with pytest.raises(ValueError, match="`video_features` must be 6 values wide"):  # shapes are always checked
         model(**{**batch, "video_features": batch["video_features"][..., :3]})
     assert not checks_bmdetr.reads_values(torch.zeros(1, device="meta"))
+
+
+def test_a_misspelt_input_is_named(tiny_model, tiny_batch):
+    batch = tiny_batch()
+    batch["negatve_labels"] = batch.pop("negative_labels")
+    with pytest.raises(TypeError, match=r"unknown model inputs \['negatve_labels'\]"):
+        tiny_model()(**batch)
