@@ -1,10 +1,11 @@
 """Small configurations, models and batches for the whole suite. Offline, on one thread, with nothing automatic."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -100,3 +101,17 @@ def tiny_model() -> Callable[..., BMDetrForMomentRetrieval]:
 def tiny_batch() -> Callable[..., dict[str, Tensor]]:
     """`tiny_batch(negatives=2, shifted=True, labels=True)`: keyword arguments of the model's forward."""
     return _batch
+
+
+@pytest.fixture
+def package_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """`caplog` of what the package logs, whatever other tests and the libraries did to the loggers above it."""
+    logger = logging.getLogger("modeling_bmdetr")
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(caplog.handler)
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate = propagate
+    logger.setLevel(level)

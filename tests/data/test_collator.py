@@ -1,7 +1,5 @@
 """Batches: what a row becomes, what is drawn for it, and that neither workers nor neighbours change that."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -218,12 +216,11 @@ def test_padding_in_place_of_negatives_and_shifted_views_changes_no_loss():
     torch.testing.assert_close(losses[0], losses[1])
 
 
-def test_shifting_is_off_where_nothing_can_shift(caplog):
-    logging.getLogger("modeling_bmdetr").addHandler(caplog.handler)
+def test_shifting_is_off_where_nothing_can_shift(package_log):
     rows = [row(duration=90.0)]
     batch = make_collator(rows, make_store(rows), temporal_shifting=True)([(0, 0)])
     assert "shifted_frame_order" not in batch
-    assert "no view is shifted" in caplog.text
+    assert "no view is shifted" in package_log.text
 
 
 def test_resampled_videos_are_measured_by_their_duration():

@@ -1,10 +1,7 @@
 """Moment retrieval and highlight metrics on cases small enough to compute by hand."""
 
-import logging
-
 import numpy as np
 import pytest
-from transformers.utils import logging as transformers_logging
 
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.evaluation.highlights import highlight_average_precision, highlight_hit
@@ -16,14 +13,6 @@ def evaluate(*queries, **options):
     predictions = [{"qid": qid, "pred_relevant_windows": predicted} for qid, (predicted, _) in enumerate(queries)]
     ground_truth = [{"qid": qid, "relevant_windows": true} for qid, (_, true) in enumerate(queries)]
     return evaluate_submission(predictions, ground_truth, **options)
-
-
-@pytest.fixture
-def caplog_of_package(caplog):
-    transformers_logging.enable_propagation()
-    caplog.set_level(logging.WARNING)
-    yield caplog
-    transformers_logging.disable_propagation()
 
 
 # --- Arrays -------------------------------------------------------------------------------------------------
@@ -178,11 +167,11 @@ def test_own_length_ranges():
             evaluate(([[0, 200, 1]], [[0, 200]]), length_ranges_s=ranges)
 
 
-def test_warnings_count_what_is_odd(caplog_of_package):
+def test_warnings_count_what_is_odd(package_log):
     evaluate(([[0, 10, 1], [20, 30, 0.5]], [[0, 10]]))
-    assert not caplog_of_package.records
+    assert not package_log.records
     evaluate(([[10, 0, 0.5], [5, 5, 0.6], [0, 10, 0.7]], [[0, 10], [3, 3]]), ([], [[0, 1]]))
-    assert [record.getMessage() for record in caplog_of_package.records] == [
+    assert [record.getMessage() for record in package_log.records] == [
         "1 windows in ground_truth have length zero: no prediction can match them.",
         "2 of 3 windows in predictions do not end after they start: they count as wrong.",
         "1 of 2 queries in predictions are not listed best first: recall goes by the order listed, mAP by the scores.",

@@ -1,7 +1,6 @@
 """BMDetrTrainer on one process: what it trains on, logs, selects and saves."""
 
 import json
-import logging
 import math
 from collections import Counter
 from pathlib import Path
@@ -280,20 +279,18 @@ def test_defaults_are_the_released_recipe(tmp_path):
     assert args.ddp_find_unused_parameters is False
 
 
-def test_several_accelerators_without_a_launcher_are_not_used_in_a_way_nobody_asked_for(tmp_path, caplog):
-    logging.getLogger("modeling_bmdetr").addHandler(caplog.handler)
+def test_several_accelerators_without_a_launcher_are_not_used_in_a_way_nobody_asked_for(tmp_path, package_log):
     rows = make_rows(3)
     args = BMDetrTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1, **QUIET)
     args._n_gpu = 2  # as on a machine with two
     trainer = BMDetrTrainer(make_model(), args, store=make_store(rows), train_rows=rows)
     assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 32)
-    assert "start one process on each with `accelerate launch`" in caplog.text
+    assert "start one process on each with `accelerate launch`" in package_log.text
 
 
-def test_a_shifted_view_that_cannot_be_is_reported(tmp_path, caplog):
-    logging.getLogger("modeling_bmdetr").addHandler(caplog.handler)
+def test_a_shifted_view_that_cannot_be_is_reported(tmp_path, package_log):
     make_trainer(tmp_path, shifting_limit_s=2.0).get_train_dataloader()
-    assert "no view is shifted" in caplog.text
+    assert "no view is shifted" in package_log.text
 
 
 def test_the_loader_yields_the_sampler_s_batches(tmp_path):
