@@ -130,7 +130,7 @@ class BMDetrConfig(PreTrainedConfig):
 
     Equations and tables are those of "Background-aware Moment Detection for Video Moment Retrieval"
     (arXiv:2306.02728). The defaults follow the paper, with the sizes of its released code; where our measurements
-    say that the literal form is worse, the better one is the default (docs/paper_and_release.md has the figures).
+    say that the literal form is worse, the better one is the default (docs/ablations.md has the figures).
 
     Feature contract (see [`FeatureContract`] for each): `video_encoders`, `text_encoder`, `clip_length`, `max_clips`,
     `max_tokens`, `long_video`, `normalize_video`, `normalize_text`, `endpoint_features`, `text_rows`.

@@ -226,7 +226,6 @@ def test_a_report_becomes_a_record_and_the_record_a_card(tmp_path, monkeypatch, 
     assert "lacks ['config', 'parameters']" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not QUICKSTART.exists(), reason="no recorded run of the quickstart in examples/results")
 def test_the_card_at_the_top_is_that_of_the_recorded_quickstart(tmp_path, monkeypatch):
     assert run_render(monkeypatch, QUICKSTART, "--out", tmp_path / "card.md") == 0
     text = (tmp_path / "card.md").read_text()
