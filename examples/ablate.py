@@ -48,6 +48,7 @@ class Run:
     seed: int
     model: dict[str, Any]
     training: dict[str, Any]
+    mining: dict[str, Any]
     data_digest: str
 
     @property
@@ -91,7 +92,8 @@ def plan_runs(
             seed,
             {**features, **preset.model, **(model or {}), **variant.model},
             {**preset.training, **(training or {}), **variant.training},
-            digest,
+            variant.mining,
+            digest_of([digest, variant.mining]) if variant.mining else digest,
         )
         for seed in seeds
         for variant in variants
@@ -131,7 +133,7 @@ def train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int
         model,
         args,
         store=data.store,
-        train_rows=data.train_rows,
+        train_rows=data.train_rows_with(run.mining),
         eval_rows=data.eval_rows,
         callbacks=[_EvaluateAtEpochs(epochs)],
     )
@@ -157,6 +159,7 @@ def train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model": run.model,
         "training": run.training,
+        "mining": run.mining,
         "data_digest": run.data_digest,
         "torch": torch.__version__,
     }

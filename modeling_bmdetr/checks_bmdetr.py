@@ -23,6 +23,7 @@ def check_model_inputs(
     negative_text_features: Tensor | None = None,
     negative_text_mask: Tensor | None = None,
     shifted_frame_order: Tensor | None = None,
+    negative_weights: Tensor | None = None,
 ) -> None:
     """Raises `ValueError` unless the inputs can be what [`BMDetrModel.forward`] documents."""
     check_features("video_features", video_features, 3, config.video_dim, lambda: width_hint(config, video_features))
@@ -45,8 +46,25 @@ def check_model_inputs(
                 f"`negative_text_features` has {len(negative_text_features)} rows, expected {len(text_features)}, one "
                 "for each query; give a query without a negative an all-zero mask"
             )
+    if negative_weights is not None:
+        check_negative_weights(negative_weights, negative_text_mask)
     if shifted_frame_order is not None:
         check_frame_order(shifted_frame_order, video_mask)
+
+
+def check_negative_weights(weights: Tensor, negative_text_mask: Tensor | None) -> None:
+    """One weight in [0, 1] for each negative query."""
+    if negative_text_mask is None:
+        raise ValueError("`negative_weights` weigh negative queries, but `negative_text_features` is missing")
+    expected = tuple(negative_text_mask.shape[:2])
+    if not isinstance(weights, Tensor) or tuple(weights.shape) != expected:
+        raise ValueError(
+            f"`negative_weights` must have the shape (batch, negatives) = {expected}, received {describe(weights)}"
+        )
+    if reads_values(weights) and not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise ValueError(
+            f"`negative_weights` must lie in [0, 1], received values from {weights.min():g} to {weights.max():g}"
+        )
 
 
 def check_no_stray_tensors(kwargs: dict) -> None:

@@ -94,9 +94,13 @@ def mine_negatives(args: argparse.Namespace) -> int:
     from .data import mine_negative_queries, read_rows, write_rows
 
     rows = read_rows(args.rows)
-    thresholds = {"iou_threshold": args.iou_threshold, "similarity_threshold": args.similarity_threshold}
-    given = {name: value for name, value in thresholds.items() if value is not None}
-    mined, report = mine_negative_queries(rows, encoder=args.encoder, device=args.device, **given)
+    mined, report = mine_negative_queries(
+        rows,
+        args.iou_threshold,
+        None if args.weight_by_similarity else args.similarity_threshold,
+        encoder=args.encoder,
+        device=args.device,
+    )
     write_rows(args.out, mined, integer_qids=rows.integer_qids)
     _show(args, report.to_dict(), str(report))
     return 0
@@ -236,8 +240,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, help="JSONL file to write, with neg_query_ids")
     encoder = "sentence-transformers/all-MiniLM-L6-v2"
     command.add_argument("--encoder", default=encoder, help=f"sentence-transformers model, by name or path ({encoder})")
-    command.add_argument("--iou-threshold", type=float, help="negatives overlap the moments by less (0.5)")
-    command.add_argument("--similarity-threshold", type=float, help="and their sentences have a cosine below (0.75)")
+    command.add_argument("--iou-threshold", type=float, default=0.5, help="negatives overlap the moments by less (0.5)")
+    similarity = command.add_mutually_exclusive_group()
+    below = "and their sentences have a cosine below (0.75)"
+    similarity.add_argument("--similarity-threshold", type=float, default=0.75, help=below)
+    weigh = "instead, let each count by one minus its cosine (neg_query_weights)"
+    similarity.add_argument("--weight-by-similarity", action="store_true", help=weigh)
     command.add_argument("--device", help="for the encoder, such as cuda:0")
 
     command = add("evaluate", evaluate, "compute the metrics of predictions")

@@ -275,16 +275,16 @@ class BMDetrFrameQueryMatcher(nn.Module):
         return self.w2(torch.tanh(self.w1(frames))).squeeze(-1).float().sigmoid()
 
 
-def joint_probability(positive: Tensor, negative: Tensor, negative_mask: Tensor) -> Tensor:
-    """Eq. 1 and 6: P(f|Q+) times the complement of P(f|Q-), over all negatives that are present.
+def joint_probability(positive: Tensor, negative: Tensor, weights: Tensor) -> Tensor:
+    """Eq. 1 and 6: P(f|Q+) times the complement of P(f|Q-), over all negatives.
 
     Args:
         positive: `(..., video_len)`.
         negative: `(..., negatives, video_len)`.
-        negative_mask: `(..., negatives)`, False where there is no negative.
+        weights: `(..., negatives)`, how much each negative counts: 1 fully, 0 (or False) where there is none.
     """
     joint = positive
-    for complement in (1 - negative * negative_mask[..., None]).unbind(dim=-2):
+    for complement in (1 - negative * weights[..., None]).unbind(dim=-2):
         joint = joint * complement  # the gradient of `prod` waits for the device
     return joint
 
@@ -320,6 +320,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         negative_text_features: Tensor | None = None,
         negative_text_mask: Tensor | None = None,
         shifted_frame_order: Tensor | None = None,
+        negative_weights: Tensor | None = None,
         **kwargs,
     ) -> BMDetrModelOutput:
         """One encoder pass over the positive and negative queries of every view; the decoder sees positives only.
@@ -333,6 +334,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
             negative_text_mask: `(batch, negatives, same length)`; all zero means that there is no such negative.
             shifted_frame_order: `(batch, video_len)` long, the clips of the shifted view; a permutation of the row's
                 clips that leaves padding in place. Endpoint features describe places, so they do not move.
+            negative_weights: `(batch, negatives)` in [0, 1], how much P(f|Q-) of each negative query counts in Eq. 6;
+                fully when left out. Less for one that is close to the query in meaning.
 
         Raises:
             ValueError: shapes, widths, masks or (on the CPU) values that cannot be right, by name.
@@ -348,6 +351,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             negative_text_features,
             negative_text_mask,
             shifted_frame_order,
+            negative_weights,
         )
         batch = len(video_mask)
         video_features, text_features = video_features.to(self.dtype), text_features.to(self.dtype)
@@ -384,7 +388,9 @@ class BMDetrModel(BMDetrPreTrainedModel):
         outputs = {"encoder_last_hidden_state": memory[0], "attended_hidden_state": memory[0]}
         if self.frame_query_matcher is not None:
             matched = self.frame_query_matcher(memory[..., : video_mask.shape[1], :]) * video_mask.to(memory.dtype)
-            outputs.update(self.attend_frames(memory[0], matched, video_mask, texts_mask[1:].any(dim=-1)))
+            present = texts_mask[1:].any(dim=-1).T  # (batch, negatives)
+            weights = present if negative_weights is None else present * negative_weights
+            outputs.update(self.attend_frames(memory[0], matched, video_mask, present, weights))
         anchors = self.query_embedding.weight
         if cfg.learnable_spans:
             anchors = anchors.float().sigmoid()
@@ -417,14 +423,15 @@ class BMDetrModel(BMDetrPreTrainedModel):
         return output
 
     def attend_frames(
-        self, memory: Tensor, matched: Tensor, video_mask: Tensor, negative_mask: Tensor
+        self, memory: Tensor, matched: Tensor, video_mask: Tensor, negative_mask: Tensor, negative_weights: Tensor
     ) -> dict[str, Tensor]:
         """Eq. 6-8 on the positive passes.
 
         Args:
             memory: `(views, batch, video_len + text_len, hidden)`, X+ of every view.
             matched: `(1 + negatives, views, batch, video_len)`, Eq. 4 of every query, 0 on padding.
-            negative_mask: `(negatives, batch)` bool.
+            negative_mask: `(batch, negatives)` bool, negatives that are present.
+            negative_weights: `(batch, negatives)`, how much each counts in Eq. 6; 0 where there is none.
 
         Returns:
             The fields of [`BMDetrModelOutput`] with a leading `views` dimension.
@@ -432,7 +439,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         video_len = video_mask.shape[1]
         frames, words = memory[..., :video_len, :], memory[..., video_len:, :]
         positive, negative = matched[0], matched[1:].movedim(0, 2)  # (views, batch, [negatives,] video_len)
-        joint = joint_probability(positive, negative, negative_mask.T)
+        joint = joint_probability(positive, negative, negative_weights)
         attention = masked_softmax(joint.float(), video_mask.expand_as(joint))
         attended = attended_frames(frames, attention, video_mask, self.config.frame_attention_scale)
         outputs = {
@@ -441,8 +448,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
             "frame_attention": attention,
             "positive_probabilities": positive,
         }
-        if len(negative_mask):
-            outputs["negative_probabilities"] = negative * negative_mask.T[..., None]
+        if negative_mask.shape[1]:
+            outputs["negative_probabilities"] = negative * negative_mask[..., None]
         return outputs
 
 
@@ -519,6 +526,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         shifted_labels: Tensor | None = None,
         negative_labels: Tensor | None = None,
         saliency_labels: Tensor | None = None,
+        negative_weights: Tensor | None = None,
         **kwargs,
     ) -> BMDetrMomentRetrievalOutput:
         """Inputs as in [`BMDetrModel.forward`]; labels make a loss.
@@ -539,6 +547,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             negative_text_features,
             negative_text_mask,
             shifted_frame_order,
+            negative_weights,
             return_dict=True,
             **kwargs,
         )

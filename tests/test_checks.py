@@ -140,6 +140,16 @@ def test_a_weight_that_needs_negative_labels_asks_for_them(tiny_model, tiny_batc
     model(**tiny_batch(negatives=0))  # nor without negatives
 
 
+def test_bad_weights_of_negative_queries(tiny_model, tiny_batch):
+    model, batch = tiny_model(), tiny_batch()
+    with pytest.raises(ValueError, match=r"shape \(batch, negatives\) = \(4, 2\), received .*\(4, 1\)"):
+        model(**batch, negative_weights=torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], received values from 0 to 2"):
+        model(**batch, negative_weights=torch.tensor([[0.0, 2.0]] * 4))
+    with pytest.raises(ValueError, match="`negative_text_features` is missing"):
+        model(**tiny_batch(negatives=0), negative_weights=torch.ones(4, 2))
+
+
 def test_what_looks_odd_but_is_allowed(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
     without = {**batch, "negative_text_mask": torch.zeros_like(batch["negative_text_mask"])}

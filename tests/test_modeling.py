@@ -270,6 +270,21 @@ def test_eager_and_sdpa_attention_agree(tiny_model, tiny_batch, fields):
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3)
 
 
+def test_weights_of_negative_queries_scale_their_part_of_eq_6(tiny_model, tiny_batch):
+    model, batch = tiny_model().eval(), tiny_batch()
+    present = batch["negative_text_mask"].any(dim=-1)
+    with torch.no_grad():
+        plain = model(**batch)
+        full = model(**batch, negative_weights=torch.ones(present.shape))
+        none = model(**batch, negative_weights=torch.zeros(present.shape))
+        half = model(**batch, negative_weights=torch.full(present.shape, 0.5))
+    torch.testing.assert_close(full.frame_probabilities, plain.frame_probabilities)
+    torch.testing.assert_close(none.frame_probabilities, plain.positive_probabilities)
+    by_hand = plain.positive_probabilities * (1 - 0.5 * plain.negative_probabilities).prod(dim=1)
+    torch.testing.assert_close(half.frame_probabilities, by_hand)
+    torch.testing.assert_close(half.negative_probabilities, plain.negative_probabilities)
+
+
 def test_an_absent_negative_equals_a_masked_one(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
     masked = {**batch, "negative_text_mask": torch.zeros_like(batch["negative_text_mask"])}

@@ -190,6 +190,12 @@ class MomentRetrievalCollator:
             "negative_text_features": features.unflatten(0, (len(indices), width)),
             "negative_text_mask": mask.unflatten(0, (len(indices), width)),
         }
+        if self.negatives.is_weighted:
+            weights = torch.zeros(len(indices), width)
+            for i, (index, negatives) in enumerate(zip(indices, drawn, strict=True)):
+                for k, negative in enumerate(negatives):
+                    weights[i, k] = self.negatives.weight(index, negative)
+            batch["negative_weights"] = weights
         if self.with_labels:
             batch["negative_labels"] = pad_spans(spans).unflatten(0, (len(indices), width))
         return batch

@@ -7,7 +7,7 @@ import numpy as np
 
 from .negatives import normalize_sentence
 
-Strategy = Literal["mined", "same_video", "random_video", "none"]
+Strategy = Literal["mined", "mined_only", "same_video", "random_video", "none"]
 # A random query repeats the row's own sentence with a chance of a few percent at most, so that this many draws suffice
 # unless nearly all sentences of the data set are the same.
 _MAX_DRAWS = 32
@@ -19,14 +19,15 @@ class NegativeSampler:
     | strategy | draws from | where that is empty |
     |---|---|---|
     | `mined` | `neg_query_ids`: Principles 1 and 2 | a query of another video |
+    | `mined_only` | `neg_query_ids` | nothing |
     | `same_video` | every other query of the video, whatever its moment and meaning | a query of another video |
     | `random_video` | queries of other videos | nothing |
     | `none` | nothing | nothing |
 
-    `mined` is the paper's sampling strategy, `same_video` its model without that strategy (Figure 3, left). A query of
-    another video is drawn evenly from all of them, except those whose sentence equals the row's own but for case,
-    punctuation and articles. Draws depend on the rows, the row and the generator alone. Nothing is drawn twice for
-    one row.
+    `mined` is the paper's sampling strategy, `same_video` its model without that strategy (Figure 3, left). Where
+    several negatives are asked for, they are filled up in the same way. A query of another video is drawn evenly from
+    all of them, except those whose sentence equals the row's own but for case, punctuation and articles. Draws depend
+    on the rows, the row and the generator alone. Nothing is drawn twice for one row.
 
     The sampler holds arrays of numbers, no rows; a draw takes the same time whatever the size of the data set.
 
@@ -55,8 +56,10 @@ class NegativeSampler:
         self._block_end = np.cumsum(sizes)
         self._block_start = self._block_end - sizes
         self._mined = self._mined_end = np.zeros(0, dtype=np.int64)
-        if strategy == "mined":
+        self._mined_weights: np.ndarray | None = None
+        if strategy in ("mined", "mined_only"):
             self._mined, self._mined_end = self._mined_rows(rows)
+            self._mined_weights = self._weights(rows)
 
     def __len__(self) -> int:
         return len(self._video_of)
@@ -64,7 +67,7 @@ class NegativeSampler:
     def draw(self, row_index: int, rng: np.random.Generator, num_negatives: int = 1) -> list[int]:
         """Row indices of negative queries for a row: `num_negatives`, or fewer where there are not so many.
 
-        Candidates of the strategy come first; what they leave open is filled from other videos.
+        Candidates of the strategy come first; what they leave open is filled from other videos (`mined_only`: left).
         """
         if self.strategy == "none" or num_negatives < 1:
             return []
@@ -73,7 +76,23 @@ class NegativeSampler:
         if len(candidates):
             chosen = rng.choice(len(candidates), size=min(num_negatives, len(candidates)), replace=False)
             drawn = [int(candidates[i]) for i in chosen]
+        if self.strategy == "mined_only":
+            return drawn
         return drawn + self._draw_elsewhere(row_index, rng, num_negatives - len(drawn))
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any row has `neg_query_weights`."""
+        return self._mined_weights is not None
+
+    def weight(self, row_index: int, negative_index: int) -> float:
+        """How much a negative drawn for a row counts, in [0, 1]: 1 where the row has no `neg_query_weights`, or the
+        negative is of another video."""
+        if self._mined_weights is None or not self.is_same_video(row_index, negative_index):
+            return 1.0
+        start = self._mined_end[row_index - 1] if row_index else 0
+        place = start + np.flatnonzero(self._candidates(row_index) == negative_index)[0]
+        return float(self._mined_weights[place])
 
     def is_same_video(self, row_index: int, negative_index: int) -> bool:
         """Whether a negative belongs to the row's video: then its own moments are labels that are known there."""
@@ -85,9 +104,9 @@ class NegativeSampler:
         shares = {"mined": 0.0, "same_video": 0.0, "other_video": 0.0, "none": 0.0}
         if not len(self):
             return shares
-        kind = {"mined": "mined", "same_video": "same_video"}.get(self.strategy)
+        kind = {"mined": "mined", "mined_only": "mined", "same_video": "same_video"}.get(self.strategy)
         with_candidates = np.array([len(self._candidates(i)) > 0 for i in range(len(self))])
-        elsewhere = self._has_elsewhere() & (self.strategy != "none") & ~with_candidates
+        elsewhere = self._has_elsewhere() & (self.strategy not in ("mined_only", "none")) & ~with_candidates
         if kind:
             shares[kind] = float(with_candidates.mean())
         shares["other_video"] = float(elsewhere.mean())
@@ -95,7 +114,7 @@ class NegativeSampler:
         return shares
 
     def _candidates(self, row_index: int) -> np.ndarray:
-        if self.strategy == "mined":
+        if self.strategy in ("mined", "mined_only"):
             start = self._mined_end[row_index - 1] if row_index else 0
             return self._mined[start : self._mined_end[row_index]]
         if self.strategy == "same_video":
@@ -152,3 +171,21 @@ class NegativeSampler:
                 flat.append(other)
             ends.append(len(flat))
         return np.array(flat, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+    def _weights(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        """`neg_query_weights` of all rows in the order of `_mined`, 1 where a row has none; None if no row has any."""
+        if not any(row.get("neg_query_weights") for row in rows):
+            return None
+        flat: list[float] = []
+        for row in rows:
+            number, weights = len(row.get("neg_query_ids") or ()), row.get("neg_query_weights")
+            if weights is not None and len(weights) != number:
+                raise ValueError(
+                    f"`neg_query_weights` of query '{row['qid']}' has {len(weights)} entries for {number} "
+                    "`neg_query_ids`: mine again"
+                )
+            flat += [1.0] * number if weights is None else weights
+        weights_of_all = np.array(flat, dtype=np.float32)
+        if not ((weights_of_all >= 0) & (weights_of_all <= 1)).all():
+            raise ValueError("`neg_query_weights` must lie in [0, 1]: mine again")
+        return weights_of_all

@@ -42,7 +42,7 @@ class NegativeMiningReport:
     """
 
     iou_threshold: float
-    similarity_threshold: float
+    similarity_threshold: float | None
     encoder: str
     queries: int = 0
     queries_without: int = 0
@@ -66,23 +66,29 @@ class NegativeMiningReport:
         with_any, share = self.queries - self.queries_without, self.queries_without / max(1, self.queries)
         most = max(self.negatives_per_query, default=0)
         mean = self.pairs_kept / max(1, self.queries)
-        lines = (
+        threshold = self.similarity_threshold
+        resemble = (
+            "are near duplicates" if threshold is None else f"resemble the rest (cosine >= {threshold:g} or same words)"
+        )
+        lines = [
             f"negative queries for {with_any:,} of {self.queries:,} queries: {mean:.1f} on average, {most} at most",
             f"{self.queries_without:,} queries ({share:.1%}) have none:",
             f"  {self.only_query_of_video:,} are the only one of their video",
             f"  {self.all_overlap:,} overlap with all others (IoU >= {self.iou_threshold:g})",
-            f"  {self.all_similar:,} resemble the rest (cosine >= {self.similarity_threshold:g} or same words)",
+            f"  {self.all_similar:,} {resemble}",
             f"of {self.pairs:,} pairs, {self.pairs_kept:,} are kept; {self.pairs_overlapping:,} overlap, "
             f"{self.pairs_duplicate:,} are near duplicates, {self.pairs_similar:,} are similar",
             f"{self.sentences:,} sentences encoded with {self.encoder}, {self.seconds:.1f} s in all",
-        )
+        ]
+        if threshold is None:
+            lines.append("each counts by one minus its cosine (`neg_query_weights`)")
         return "\n".join(lines)
 
 
 def mine_negative_queries(
     rows: Iterable[Mapping[str, Any]],
     iou_threshold: float = DEFAULT_IOU_THRESHOLD,
-    similarity_threshold: float = DEFAULT_SIMILARITY_THRESHOLD,
+    similarity_threshold: float | None = DEFAULT_SIMILARITY_THRESHOLD,
     encoder: Any = DEFAULT_ENCODER,
     *,
     batch_size: int = 128,
@@ -106,7 +112,9 @@ def mine_negative_queries(
     Args:
         rows: canonical rows of one split, with distinct `qid`s. A row without moments gets and gives no negatives.
         iou_threshold: in (0, 1].
-        similarity_threshold: in (-1, 1]; above 1 only near duplicates are excluded.
+        similarity_threshold: in (-1, 1]; above 1 only near duplicates are excluded. None weights by similarity in
+            place of a threshold: only near duplicates are excluded, and the others count by `neg_query_weights`, one
+            minus the cosine.
         encoder: name or folder of a sentence-transformers model, or an object whose `encode(sentences)` returns
             one vector a sentence.
         batch_size, device: for a model that is loaded here by name.
@@ -114,7 +122,7 @@ def mine_negative_queries(
 
     Returns:
         Copies of the rows in the order given, each with `neg_query_ids` (in the order of the rows, empty where there
-        is none), and the report.
+        is none), with `neg_query_weights` where they are weighted, and the report.
 
     Raises:
         ValueError: if a threshold is out of range, qids repeat, or the encoder returns something else than vectors.
@@ -122,7 +130,7 @@ def mine_negative_queries(
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"`iou_threshold` must lie in (0, 1], received {iou_threshold}")
-    if not similarity_threshold > -1:
+    if similarity_threshold is not None and not similarity_threshold > -1:
         raise ValueError(f"`similarity_threshold` must be above -1, received {similarity_threshold}")
     started = time.perf_counter()
     copies = [dict(row) for row in rows]
@@ -139,6 +147,9 @@ def mine_negative_queries(
 
     for row in copies:
         row["neg_query_ids"] = []
+        row.pop("neg_query_weights", None)
+        if similarity_threshold is None:
+            row["neg_query_weights"] = []
     alone = np.ones(len(copies), dtype=bool)
     for group in tqdm(labelled, desc="videos", unit="video", disable=not progress):
         alone[group] = False
@@ -185,7 +196,8 @@ def _mine_video(members: Sequence[dict[str, Any]], similarity: np.ndarray, repor
     other = ~np.eye(len(members), dtype=bool)
     apart = other & (pairwise_max_iou([row["relevant_windows"] for row in members]) < report.iou_threshold)
     distinct = apart & (normalized[:, None] != normalized)
-    kept = distinct & (similarity < report.similarity_threshold)
+    threshold = report.similarity_threshold
+    kept = distinct if threshold is None else distinct & (similarity < threshold)
     report.pairs += int(other.sum())
     report.pairs_overlapping += int((other & ~apart).sum())
     report.pairs_duplicate += int((apart & ~distinct).sum())
@@ -195,6 +207,10 @@ def _mine_video(members: Sequence[dict[str, Any]], similarity: np.ndarray, repor
     report.all_similar += int((apart.any(axis=1) & ~kept.any(axis=1)).sum())
     for row, negatives in zip(members, kept, strict=True):
         row["neg_query_ids"] = [str(other["qid"]) for other, is_kept in zip(members, negatives, strict=True) if is_kept]
+    if threshold is None:
+        weights = np.clip(1 - similarity, 0, 1)
+        for row, negatives, row_weights in zip(members, kept, weights, strict=True):
+            row["neg_query_weights"] = [round(float(weight), 4) for weight in row_weights[negatives]]
 
 
 def _encode(encoder: Any, sentences: Sequence[str], batch_size: int, device: str | None, progress: bool) -> np.ndarray:

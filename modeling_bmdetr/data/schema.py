@@ -28,6 +28,8 @@ class CanonicalRow(TypedDict):
     - `relevant_clip_ids`: indices of the clips inside the moments, ascending from 0; optional.
     - `saliency_scores`: (relevant clips, annotators), one list for each entry of `relevant_clip_ids`; optional.
     - `neg_query_ids`: qids of queries of the same video that do not describe these moments; optional.
+    - `neg_query_weights`: how much each of them counts, in [0, 1], one for each entry of `neg_query_ids`; optional, all
+      count fully where absent.
     - `video`: path of the video file, where it does not follow from `vid`; optional.
     """
 
@@ -39,6 +41,7 @@ class CanonicalRow(TypedDict):
     relevant_clip_ids: NotRequired[list[int] | None]
     saliency_scores: NotRequired[list[list[float]] | None]
     neg_query_ids: NotRequired[list[str] | None]
+    neg_query_weights: NotRequired[list[float] | None]
     video: NotRequired[str | None]
 
 

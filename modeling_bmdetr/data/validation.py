@@ -188,6 +188,16 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
         if negatives is not None:
             check = _check_negatives(negatives, _qid_or_none(row), line_of_qid.__contains__)
             yield from (Problem("error", line, "neg_query_ids", text, _qid_or_none(row)) for text in check)
+        weights, number = row.get("neg_query_weights"), len(negatives) if isinstance(negatives, (list, tuple)) else 0
+        if weights is not None and not _are_weights(weights, number):
+            text = f"expected a number in [0, 1] for each of {number} `neg_query_ids`, got {weights!r}"
+            yield Problem("error", line, "neg_query_weights", text, _qid_or_none(row))
+
+
+def _are_weights(weights: Any, number: int) -> bool:
+    if not isinstance(weights, (list, tuple)) or len(weights) != number:
+        return False
+    return all(_is_number(weight) and 0 <= weight <= 1 for weight in weights)
 
 
 def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bool]) -> Iterator[str]:

@@ -18,7 +18,7 @@ class BMDetrTrainingArguments(TrainingArguments):
         lr_drop_epochs: Epochs after which the learning rate is multiplied by `lr_drop_factor`, again and again; 0
             leaves it to `lr_scheduler_type`.
         negative_sampling: Where negative queries come from (Figure 3): `mined` by Principles 1-2 (rows need
-            `neg_query_ids`), `same_video`, `random_video`, or `none`.
+            `neg_query_ids`), `mined_only`, `same_video`, `random_video`, or `none`; see [`NegativeSampler`].
         num_negatives: Negative queries a training query (the paper has one).
         temporal_shifting: Train on a shifted view as well (3.4).
         shifting_limit_s: Videos this long (s) or longer are not shifted.

@@ -200,6 +200,20 @@ def test_every_batch_has_the_same_entries():
         assert {"shifted_labels", "shifted_frame_order", "negative_text_mask", "negative_labels"} <= keys[0]
 
 
+def test_weights_of_negative_queries():
+    collate = training_collator(num_negatives=2)
+    items = [(0, index) for index in range(len(ROWS))]
+    assert "negative_weights" not in collate(items)
+    rows = [{**source, "neg_query_weights": [0.25] * len(source.get("neg_query_ids") or ())} for source in ROWS]
+    batch = training_collator(num_negatives=2, negatives=NegativeSampler(rows))(items)
+    assert batch["negative_weights"].shape == batch["negative_text_mask"].shape[:2]
+    own = (batch["negative_labels"] != -100).flatten(2).any(dim=2)  # of the same video, so mined
+    assert own.any()
+    present = batch["negative_text_mask"].any(dim=2)
+    expected = torch.where(own, 0.25, 1.0) * present
+    assert torch.equal(batch["negative_weights"], expected)
+
+
 def test_padding_in_place_of_negatives_and_shifted_views_changes_no_loss():
     rows = [row(qid="a", vid="v"), row(qid="b", vid="w", relevant_windows=[[1.0, 2.0], [5.0, 9.0]])]
     store = make_store(rows)

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_bmdetr.data import NegativeSampler, mine_negative_queries
@@ -75,6 +75,25 @@ class TestMining:
             row("2", "person opens another door", (40, 45)),
         ]
         assert negatives(rows, similarity_threshold=2.0) == {"0": ["2"], "1": ["2"], "2": ["0", "1"]}
+
+    def test_weighting_takes_the_place_of_the_threshold(self):
+        rows = [
+            row("0", "opens door", (0, 5)),
+            row("1", "opens a door book", (20, 25)),
+            row("2", "eats", (40, 45)),
+            row("3", "Opens, door", (50, 55)),  # duplicate of 0
+        ]
+        mined, report = mine(rows, similarity_threshold=None)
+        vectors = [np.array([float(word in one["query"].lower()) for word in WORDS] + [0.1]) for one in rows]
+        for one, vector in zip(mined, vectors, strict=True):
+            others = [vectors[int(other)] for other in one["neg_query_ids"]]
+            cosines = [vector @ other / np.linalg.norm(vector) / np.linalg.norm(other) for other in others]
+            assert one["neg_query_weights"] == pytest.approx([1 - cosine for cosine in cosines], abs=1e-4)
+        assert [one["neg_query_ids"] for one in mined] == [["1", "2"], ["0", "2", "3"], ["0", "1", "3"], ["1", "2"]]
+        assert report.to_dict()["similarity_threshold"] is None
+        assert "one minus its cosine" in str(report)
+        mined, _ = mine(mined)
+        assert "neg_query_weights" not in mined[0]  # mined again with a threshold
 
     def test_rows_without_moments_neither_get_nor_give(self):
         rows = [row("0", "opens door", (0, 5)), row("1", "reads book", (20, 25))]
@@ -296,6 +315,29 @@ class TestSampler:
         assert {drawn[0] for drawn in draws(sampler, 2)} == {0, 1}
         assert {drawn[0] for drawn in draws(sampler, 5)} == {1, 2, 3, 4}
 
+    def test_mined_only_is_not_filled_up(self):
+        sampler = NegativeSampler(sampler_rows(), "mined_only")
+        assert draws(sampler, 0, times=3, count=4) == [[1], [1], [1]]
+        assert draws(sampler, 2, times=3) == [[], [], []]
+
+    def test_weights_follow_the_row_and_its_negative(self):
+        rows = sampler_rows()
+        assert not NegativeSampler(rows).is_weighted
+        rows[0] |= {"neg_query_ids": ["u1", "u2"], "neg_query_weights": [0.25, 0.5]}
+        sampler = NegativeSampler(rows)
+        assert sampler.is_weighted
+        assert [sampler.weight(0, other) for other in (1, 2)] == [0.25, 0.5]
+        assert sampler.weight(1, 0) == 1.0  # no weights in this row
+        assert sampler.weight(0, 3) == 1.0  # of another video
+        assert not NegativeSampler(rows, "same_video").is_weighted
+
+    def test_wrong_weights_are_refused(self):
+        for weights, problem in (([0.5], "has 1 entries for 2"), ([0.5, 1.5], r"must lie in \[0, 1\]")):
+            rows = sampler_rows()
+            rows[0] |= {"neg_query_ids": ["u1", "u2"], "neg_query_weights": weights}
+            with pytest.raises(ValueError, match=problem):
+                NegativeSampler(rows)
+
     def test_none_draws_nothing(self):
         assert draws(NegativeSampler(sampler_rows(), "none"), 0, times=3) == [[], [], []]
 
@@ -326,6 +368,7 @@ class TestSampler:
         ("strategy", "expected"),
         [
             ("mined", {"mined": 2 / 6, "same_video": 0, "other_video": 4 / 6, "none": 0}),
+            ("mined_only", {"mined": 2 / 6, "same_video": 0, "other_video": 0, "none": 4 / 6}),
             ("same_video", {"mined": 0, "same_video": 5 / 6, "other_video": 1 / 6, "none": 0}),
             ("random_video", {"mined": 0, "same_video": 0, "other_video": 1, "none": 0}),
             ("none", {"mined": 0, "same_video": 0, "other_video": 0, "none": 1}),
@@ -354,7 +397,7 @@ class TestSampler:
     @settings(deadline=None, derandomize=True, max_examples=60)
     @given(
         videos=st.lists(st.sampled_from("tuvw"), min_size=1, max_size=14),
-        strategy=st.sampled_from(["mined", "same_video", "random_video", "none"]),
+        strategy=st.sampled_from(["mined", "mined_only", "same_video", "random_video", "none"]),
         count=st.integers(0, 4),
         data=st.data(),
     )
@@ -370,15 +413,16 @@ class TestSampler:
         assert index not in drawn
         candidates = {
             "mined": {int(qid) for qid in rows[index]["neg_query_ids"]},
+            "mined_only": {int(qid) for qid in rows[index]["neg_query_ids"]},
             "same_video": {n for n, vid in enumerate(videos) if vid == videos[index] and n != index},
         }.get(strategy, set())
         elsewhere = {
             n for n, vid in enumerate(videos) if vid != videos[index] and rows[n]["query"] != rows[index]["query"]
         }
-        assert set(drawn) <= candidates | (set() if strategy == "none" else elsewhere)
+        assert set(drawn) <= candidates | (set() if strategy in ("mined_only", "none") else elsewhere)
         assert len(candidates & set(drawn)) == min(count, len(candidates))
         for other in drawn:
             assert sampler.is_same_video(index, other) == (videos[other] == videos[index])
         assert sum(sampler.shares().values()) == pytest.approx(1.0)
-        assume(strategy != "none" and count == 1)
-        assert bool(drawn) == bool(candidates or elsewhere)
+        if strategy not in ("mined_only", "none") and count == 1:
+            assert bool(drawn) == bool(candidates or elsewhere)

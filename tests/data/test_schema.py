@@ -147,6 +147,12 @@ ERRORS = {
     "scores text": ({"relevant_clip_ids": [1], "saliency_scores": [["a"]]}, "saliency_scores", "finite numbers"),
     "negative unknown": ({"neg_query_ids": ["q9"]}, "neg_query_ids", "not in these rows: q9"),
     "negative is itself": ({"neg_query_ids": ["q1"]}, "neg_query_ids", "names the query itself"),
+    "too few weights": (
+        {"neg_query_ids": ["q0"], "neg_query_weights": []},
+        "neg_query_weights",
+        "for each of 1 `neg_query_ids`",
+    ),
+    "weight above 1": ({"neg_query_ids": ["q0"], "neg_query_weights": [1.5]}, "neg_query_weights", "in [0, 1]"),
     "negatives not a list": ({"neg_query_ids": "q0"}, "neg_query_ids", "expected a list of qids"),
     "video not a path": ({"video": 3}, "video", "expected a path"),
     "qid again": ({"qid": "q0"}, "qid", "already used on line 10"),

@@ -106,8 +106,8 @@ def test_variants_do_what_their_names_say():
 
 
 def test_variants_are_chosen_by_name_and_table_with_the_reference_first():
-    names = [variant.name for variant in select_variants(["form_attended_literal", "number"])]
-    assert names == [REFERENCE, "form_attended_literal", "negatives_1", "negatives_2", "negatives_4"]
+    names = [variant.name for variant in select_variants(["form_attended_literal", "shifting"])]
+    assert names == [REFERENCE, "form_attended_literal", "shifting_off", "shifting_short", "shifting_all"]
     names = [variant.name for variant in select_variants(["components_ts"])]
     assert names == ["components_bmd_fs_ls_ts", "components_ts"]
     assert len(select_variants(["all"])) == len(VARIANTS)
@@ -268,6 +268,21 @@ def test_rendered_preset_is_made_once_and_reused(tmp_path, monkeypatch):
     assert any(row["neg_query_ids"] for row in data.train_rows)
     monkeypatch.setattr(moving_shapes, "render_moving_shapes", None)  # not called again
     assert ablation_data.load_data("moving_shapes", tmp_path).digest() == data.digest()
+
+
+def test_a_variant_may_mine_its_own_negative_queries(folder):
+    data = ablation_data.load_data(
+        "rows", folder, None, str(folder / "train.jsonl"), str(folder / "test.jsonl"), [str(folder / "features")]
+    )
+    data = replace(data, sentence_encoder="hashed-words")
+    plain, weighted = (VARIANTS[name] for name in (REFERENCE, "negatives_weighted"))
+    runs = ablate.plan_runs([plain, weighted], [0], PRESETS["rows"], data)
+    assert runs[0].data_digest == data.digest() != runs[1].data_digest
+    assert data.train_rows_with(runs[0].mining) is data.train_rows
+    rows = data.train_rows_with(runs[1].mining)
+    assert all(len(row["neg_query_weights"]) == len(row["neg_query_ids"]) == 1 for row in rows)
+    assert data.train_rows_with(runs[1].mining) == rows
+    assert len(list(folder.glob("negatives-*.jsonl"))) == 1  # mined once
 
 
 def test_command_line_errors_and_list(folder, capsys):
