@@ -242,6 +242,46 @@ class BMDetrTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).criterion = self.criterion
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _init_training_state(
+        self, max_steps: int, num_updates: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Where a run starts or goes on: (epochs, batches of the next) that are done.
+
+        Raises:
+            ValueError: an epoch of the checkpoint had another number of batches.
+        """
+        done = super()._init_training_state(max_steps, num_updates, num_epochs, checkpoint, trial)
+        if checkpoint is None:
+            return done
+        state, per_epoch = self.state, len(self.train_sampler())
+        state.compute_steps(self.args, max_steps)  # of logging, evaluation and saving, which may be others now
+        batches = round((state.epoch or 0) * per_epoch)
+        updates = batches // per_epoch * num_updates
+        updates += math.ceil(batches % per_epoch / self.args.gradient_accumulation_steps)
+        if updates != state.global_step or not math.isclose(batches, (state.epoch or 0) * per_epoch, abs_tol=1e-3):
+            raise ValueError(
+                f"'{checkpoint}' was made with another number of batches an epoch than {per_epoch}: go on with the "
+                "rows, batch size, accumulation and number of processes that it was made with"
+            )
+        # The path in the state is another one when the folder was moved, or is named from elsewhere.
+        best = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        return (num_epochs, 0) if state.global_step >= max_steps else done
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Continues both, but with the arguments of this run: its learning rate and schedule, its weight decay."""
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        if checkpoint is None or optimizer is None or not isinstance(scheduler, LambdaLR):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler.base_lrs = [options["initial_lr"] for options in given]
+        for group, options, factor in zip(optimizer.param_groups, given, scheduler.lr_lambdas, strict=True):
+            group.update(options, lr=options["initial_lr"] * factor(scheduler.last_epoch))
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
     def _get_output_dir(self, trial: Any) -> str:
         directory = super()._get_output_dir(trial)
         return str(unfinished_dir(directory)) if self._writes_checkpoint else directory

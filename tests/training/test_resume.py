@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import resumable_run
 import torch
-from resumable_run import POINTS, SAVE, make_run, outcome
+from resumable_run import ARGUMENTS, EVERY_THREE, POINTS, ROWS, SAVE, make_run, outcome
+from tiny_training import make_trainer
 from training_runs import start_processes, wait_for
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -112,6 +114,67 @@ def test_an_unfinished_checkpoint_of_another_program_is_passed_over(tmp_path):
 def test_resuming_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="holds no whole checkpoint to go on from"):
         make_run(tmp_path, "in_mid_epoch").train(resume_from_checkpoint=True)
+
+
+def make_short_run(out, **options):
+    """Ten updates of four queries, with a checkpoint every five; no best one is loaded."""
+    defaults = {**EVERY_THREE, "eval_steps": 5, "save_steps": 5, "max_steps": 10, "load_best_model_at_end": False}
+    return make_trainer(out, ROWS, **{**ARGUMENTS, "dataloader_num_workers": 0, **defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """`short_run(to)`: copies what a short run left, and what it ended with."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    trainer = make_short_run(out)
+    trainer.train()
+
+    def copy(to):
+        shutil.copytree(out, to)
+        return outcome(trainer)
+
+    return copy
+
+
+def test_a_finished_run_is_not_trained_further(short_run, tmp_path):
+    expected = short_run(tmp_path / "run")
+    trainer = make_short_run(tmp_path / "run")
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_outcome(outcome(trainer), expected)
+
+
+def test_the_best_checkpoint_is_found_where_the_run_is_now(short_run, tmp_path):
+    """The path in the trainer's state is that of the folder in which the run was begun."""
+    short_run(tmp_path / "moved")
+    state_file = tmp_path / "moved" / "checkpoint-10" / "trainer_state.json"
+    state = json.loads(state_file.read_text())
+    state |= {"best_metric": 100.0, "best_global_step": 5, "best_model_checkpoint": "before/checkpoint-5"}
+    state_file.write_text(json.dumps(state))
+    trainer = make_short_run(tmp_path / "moved", max_steps=11, load_best_model_at_end=True)
+    trainer.train(resume_from_checkpoint=True)
+    best = tmp_path / "moved" / "checkpoint-5"
+    assert trainer.state.best_model_checkpoint == str(best)
+    saved = BMDetrForMomentRetrieval.from_pretrained(best).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_run_goes_on_with_the_arguments_it_is_given(short_run, tmp_path):
+    short_run(tmp_path / "run")
+    changed = {"max_steps": 12, "learning_rate": 0.5, "lr_drop_factor": 0.1, "weight_decay": 0.25, "save_steps": 1}
+    trainer = make_short_run(tmp_path / "run", save_total_limit=None, **changed)
+    trainer.train(resume_from_checkpoint=True)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([2e-3] * 7 + [1e-3] * 3 + [0.05] * 2)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.25, 0.0}
+    assert (tmp_path / "run" / "checkpoint-11").is_dir()
+
+
+@pytest.mark.parametrize("options", [{"per_device_train_batch_size": 6}, {"gradient_accumulation_steps": 2}])
+def test_another_number_of_batches_is_refused(short_run, tmp_path, options):
+    short_run(tmp_path / "run")
+    trainer = make_short_run(tmp_path / "run", max_steps=12, **options)
+    with pytest.raises(ValueError, match="checkpoint-10' was made with another number of batches an epoch"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def make_checkpoints(folder, *steps):
