@@ -9,7 +9,7 @@ The checkpoint is a folder or a name on the Hub; its feature contract must fit t
 features are those of its `data` and `features`; `--sets` are splits or files, those of `data.eval` and `data.test` when
 left out. Written to `--out` (`outputs/evaluation`), for each set: `<set>.metrics.json`, `<set>.md`, `<set>.png`, and
 `<set>.submission.jsonl`, whose qids have the type that they have in the annotations, as an evaluation server expects. A
-set without labels gets the submission alone.
+set in which a query has no label gets the submission alone.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipes import HELD_OUT, Recipe, RecipeRows, load_set, open_store, read_recipe, tests_of
+from recipes import HELD_OUT, Recipe, RecipeRows, labels_of, load_set, open_store, read_recipe, tests_of
 from train import predict_and_evaluate
 
 from dataset_scripts.registry import builder_class
@@ -79,7 +79,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
     processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
     recipe = recipe_of(args, model)
-    names = args.sets or args.rows or [recipe.data["eval"], *tests_of(recipe)]
+    names = args.sets or args.rows or [name for name in (recipe.data.get("eval"), *tests_of(recipe)) if name]
+    labels = labels_of(names)
     sets = {name: load_set(recipe, name, labelled=False) for name in names}
     store = open_store(recipe, RecipeRows([], [], sets))
     trainer = BMDetrTrainer(model, arguments, store=store, processor=processor)
@@ -87,7 +88,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name, part in sets.items():
         predictions, metrics = predict_and_evaluate(trainer, part)
         if arguments.process_index == 0:
-            label = Path(name).stem
+            label = labels[name]
             results[label] = report(Path(args.out), label, predictions, part, metrics, integer_qids(recipe, name, part))
     return results
 
@@ -95,6 +96,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def recipe_of(args: argparse.Namespace, model: BMDetrForMomentRetrieval) -> Recipe:
     """The recipe given, or one made of `--rows` and `--features`. The features are prepared as the checkpoint says."""
     contract = model.config.feature_contract.to_dict()
+    if args.recipe and (args.rows or args.features or args.text):
+        raise ValueError("--recipe names rows and features: give it, or --rows and --features; --sets choose its rows")
     if args.recipe:
         recipe = read_recipe(args.recipe, args.override)
         return Recipe(recipe.data, {**contract, **recipe.features}, recipe.negatives, recipe.model, recipe.training)
@@ -125,7 +128,8 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / f"{label}.submission.jsonl", predictions, integer_qids=numbered)
     if not metrics:
-        print(f"{label}: {len(rows)} queries without labels; {out / f'{label}.submission.jsonl'}")
+        unlabelled = sum(not row.get("relevant_windows") for row in rows)
+        print(f"{label}: {unlabelled} of {len(rows)} queries without labels; {out / f'{label}.submission.jsonl'}")
         return {"queries": len(rows)}
     lengths = metrics_by_length(predictions, rows)
     figures = {"queries": len(rows), "metrics": dict(metrics), "by_length": lengths}

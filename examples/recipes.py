@@ -11,6 +11,7 @@ import os
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ FEATURES = {
 NEGATIVES = {
     "encoder": "sentence-transformers model, by name or folder; or `hashed-words`, which compares words alone",
     "iou_threshold": "negative queries overlap the moment by less",
-    "similarity_threshold": "and the cosine of the two sentences is below",
+    "similarity_threshold": "and the cosine of the two sentences is below; null weights by similarity in place of it",
 }
 WORD_ENCODER = "hashed-words"
 SECTIONS: dict[str, Sequence[str]] = {
@@ -68,13 +69,19 @@ SECTIONS: dict[str, Sequence[str]] = {
     "model": ("released", *(name for name in BMDetrConfig.__annotations__ if name not in CONTRACT_FIELDS)),
     "training": tuple(field.name for field in fields(BMDetrTrainingArguments) if field.init),
 }
+# Types of entries that nothing else checks; those of `training` follow from its fields.
+_TYPES: dict[str, dict[str, Any]] = {
+    "data": {"limit": int | None},
+    "negatives": {"encoder": str, "iou_threshold": float, "similarity_threshold": float | None},
+    "training": typing.get_type_hints(BMDetrTrainingArguments),
+}
 # Widths follow from the features.
 _DERIVED = {"video_dim": "features", "text_dim": "features"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The sections of a recipe, after overrides. `text` is what `read_recipe` read them from, in YAML."""
+    """The sections of a recipe, after overrides."""
 
     data: dict[str, Any]
     features: dict[str, Any]
@@ -83,7 +90,10 @@ class Recipe:
     training: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SECTIONS}
+        """The sections, for the record: without an access token, since records are published with the model."""
+        sections = {name: dict(getattr(self, name)) for name in SECTIONS}
+        sections["training"].pop("hub_token", None)
+        return sections
 
 
 class _Loader(yaml.SafeLoader):
@@ -163,16 +173,16 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _mistyped(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each training argument whose value has another type than the field. `BMDetrConfig` checks its own."""
-    hints = typing.get_type_hints(BMDetrTrainingArguments)
+    """A line for each entry of `_TYPES` whose value has another type. `BMDetrConfig` checks its own."""
     problems = []
-    for name, value in sections.get("training", {}).items():
-        if name not in hints:
-            continue
-        kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
-        if all(kind in (bool, int, float, str, types.NoneType) for kind in kinds) and not _fits(value, kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            problems.append(f"`training.{name}` must be {expected}, received {value!r}")
+    for section, hints in _TYPES.items():
+        for name, value in sections.get(section, {}).items():
+            if name not in hints:
+                continue
+            kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+            if all(kind in (bool, int, float, str, types.NoneType) for kind in kinds) and not _fits(value, kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                problems.append(f"`{section}.{name}` must be {expected}, received {value!r}")
     return problems
 
 
@@ -200,19 +210,34 @@ def load_rows(recipe: Recipe) -> RecipeRows:
     for role in ("train", "eval"):
         if not data.get(role):
             raise ValueError(f"`data.{role}` is missing: {DATA[role]}")
+    labels_of(["eval", *tests_of(recipe)])
     train = load_set(recipe, data["train"], limited=False)
     if data["eval"] == HELD_OUT:
         train, evaluation = hold_out(train, data.get(HELD_OUT, 0.1))
     else:
         evaluation = load_set(recipe, data["eval"], limited=False)
     limit, tests = data.get("limit"), {name: load_set(recipe, name, labelled=False) for name in tests_of(recipe)}
-    return RecipeRows(spread(train, limit), spread(evaluation, limit), tests)
+    return RecipeRows(limited_rows(train, limit), limited_rows(evaluation, limit), tests)
 
 
 def tests_of(recipe: Recipe) -> list[str]:
     """The splits or files of `data.test`."""
     tests = recipe.data.get("test") or []
     return [tests] if isinstance(tests, str) else list(tests)
+
+
+def labels_of(names: Iterable[str]) -> dict[str, str]:
+    """What each split or file is called in reports and files: its name, without folder and suffix.
+
+    Raises:
+        ValueError: two have the same, so that the figures of one would replace those of the other.
+    """
+    labels = {name: Path(name).stem for name in names}
+    for label, number in Counter(labels.values()).items():
+        if number > 1:
+            same = [name for name in labels if labels[name] == label]
+            raise ValueError(f"{', '.join(map(repr, same))} would all be reported as '{label}': rename a file")
+    return labels
 
 
 def load_set(recipe: Recipe, name: str, *, labelled: bool = True, limited: bool = True) -> list[CanonicalRow]:
@@ -230,7 +255,7 @@ def load_set(recipe: Recipe, name: str, *, labelled: bool = True, limited: bool 
     else:
         rows = list(read_rows(name))
         validate_rows(rows, require_windows=labelled, source=name).raise_for_errors()
-    return spread(rows, data.get("limit") if limited else None)
+    return limited_rows(rows, data.get("limit") if limited else None)
 
 
 def _benchmark_rows(data: Mapping[str, Any], split: str) -> list[CanonicalRow]:
@@ -258,8 +283,25 @@ def hold_out(rows: Sequence[CanonicalRow], share: float) -> tuple[list[Canonical
     return [row for row in rows if row["vid"] not in chosen], [row for row in rows if row["vid"] in chosen]
 
 
+def limited_rows(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
+    """At most `limit` rows, evenly spread, whose negative queries are among them."""
+    kept = spread(rows, limit)
+    qids = {row["qid"] for row in kept}
+    result = []
+    for row in kept:
+        if (negatives := row.get("neg_query_ids")) is not None and not qids.issuperset(negatives):
+            row = row.copy()
+            row["neg_query_ids"] = [qid for qid in negatives if qid in qids]
+            if (weights := row.get("neg_query_weights")) is not None:
+                row["neg_query_weights"] = [w for qid, w in zip(negatives, weights, strict=True) if qid in qids]
+        result.append(row)
+    return result
+
+
 def spread(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
     """At most `limit` rows, evenly spread."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"`data.limit` must be at least 1, received {limit}")
     if limit is None or len(rows) <= limit:
         return list(rows)
     return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
@@ -303,9 +345,19 @@ class WordEncoder:
         return np.stack([rows.mean(axis=0) for rows in self.encoder.encode_text(sentences)])
 
 
+def add_negatives(recipe: Recipe, rows: RecipeRows, cache_dir: str | os.PathLike) -> RecipeRows:
+    """Rows with the negative queries that training needs, and evaluation if it is to have them."""
+    rows = replace(rows, train=with_negatives(recipe, rows.train, cache_dir))
+    if not recipe.training.get("evaluate_with_negatives"):
+        return rows
+    tests = {name: with_negatives(recipe, part, cache_dir) for name, part in rows.test.items()}
+    return replace(rows, eval=with_negatives(recipe, rows.eval, cache_dir), test=tests)
+
+
 def with_negatives(recipe: Recipe, rows: Sequence[CanonicalRow], cache_dir: str | os.PathLike) -> list[CanonicalRow]:
-    """Training rows with `neg_query_ids`, mined unless they have them already or are not asked for."""
-    wanted = recipe.training.get("negative_sampling", "mined") == "mined" and recipe.model.get("background_aware", True)
+    """Rows with `neg_query_ids`, mined unless they have them already or are not asked for."""
+    sampling = recipe.training.get("negative_sampling", "mined")
+    wanted = sampling in ("mined", "mined_only") and recipe.model.get("background_aware", True)
     if not wanted or any(row.get("neg_query_ids") is not None for row in rows):
         return list(rows)
     return mined_rows(rows, recipe.negatives, cache_dir)
@@ -333,6 +385,17 @@ def mined_rows(
     write_rows(unfinished, mined)
     unfinished.replace(path)
     return mined  # type: ignore[return-value]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 # -------------------------------------------------------------------------------------------------- model and training

@@ -76,7 +76,11 @@ def test_rows_without_labels_get_a_submission_alone(world, capsys):
     arguments = ["model", "--rows", "blind.jsonl", "--features", "own/features", "--cpu"]
     assert script.main([*arguments, "--out", "out"]) == 0
     assert [path.name for path in Path("out").glob("blind*")] == ["blind.submission.jsonl"]
-    assert f"{len(lines)} queries without labels" in capsys.readouterr().out
+    assert f"{len(lines)} of {len(lines)} queries without labels" in capsys.readouterr().out
+    one = [{**row, "relevant_windows": None} if number == 0 else row for number, row in enumerate(lines)]
+    Path("blind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one))
+    assert script.main([*arguments, "--out", "out"]) == 0
+    assert f"1 of {len(lines)} queries without labels" in capsys.readouterr().out
 
 
 def test_features_of_other_encoders_are_refused(world, capsys):
@@ -85,6 +89,10 @@ def test_features_of_other_encoders_are_refused(world, capsys):
     assert "clip_length" in capsys.readouterr().err
     assert script.main(["model", "--cpu"]) == 2
     assert "give --recipe, or --rows and --features" in capsys.readouterr().err
+    assert script.main(["model", "--cpu", "--recipe", str(recipe), "--features", "own/features"]) == 2
+    assert "--recipe names rows and features" in capsys.readouterr().err
+    assert script.main(["model", "--cpu", "--recipe", str(recipe), "--sets", "own/val.jsonl", "other/val.jsonl"]) == 2
+    assert "would all be reported as 'val'" in capsys.readouterr().err
 
 
 def test_metrics_by_length_look_at_the_moments_of_a_range():
