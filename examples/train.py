@@ -29,12 +29,14 @@ from accelerate.utils import broadcast_object_list
 from recipes import (
     Recipe,
     RecipeRows,
+    add_negatives,
     build_config,
+    labels_of,
     load_rows,
     open_store,
     read_recipe,
     training_arguments,
-    with_negatives,
+    write_json,
 )
 from transformers import set_seed
 
@@ -56,7 +58,7 @@ _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else None
+        seeds = parse_seeds(args.seeds) if args.seeds else None
         recipe = read_recipe(args.recipe, args.override)
         out = Path(args.out or recipe.training.get("output_dir") or Path("outputs") / Path(args.recipe).stem)
         train_by_recipe(recipe, out, seeds, resume=args.resume)
@@ -80,6 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as in `1,2,3`."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds expects whole numbers between commas, such as 1,2,3, received '{text}'") from None
+
+
 def train_by_recipe(
     recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False
 ) -> dict[str, Any]:
@@ -91,14 +101,14 @@ def train_by_recipe(
     rows = load_rows(recipe)
     store = open_store(recipe, rows)
     with arguments.main_process_first(local=False, desc="mining negative queries"):
-        train_rows = with_negatives(recipe, rows.train, out)
-    rows = RecipeRows(train_rows, rows.eval, rows.test)
+        rows = add_negatives(recipe, rows, out)
     data = describe_data(recipe, rows)
     say(json.dumps(data, indent=2))
+    of_run = {folder: training_arguments(recipe, folder, seed) for seed, folder in folders.items()}
+    before = {folder: find_progress(recipe, arguments, resume) for folder, arguments in of_run.items()}
     results = []
-    for seed, folder in folders.items():
-        arguments = training_arguments(recipe, folder, seed)
-        progress = find_progress(recipe, arguments, resume)
+    for folder, arguments in of_run.items():
+        progress = before[folder]
         if progress.result is not None:
             say(f"{folder}: done before")
         results.append(progress.result or run(recipe, rows, store, arguments, progress.checkpoint))
@@ -112,7 +122,7 @@ def train_by_recipe(
     }
     if arguments.process_index == 0:
         table = report_table(report)
-        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(out / "report.json", report)
         (out / "report.md").write_text(table + "\n", encoding="utf-8")
         say(f"\n{table}\n\n{out / 'report.json'}")
     return report
@@ -173,21 +183,22 @@ def run(
     model = BMDetrForMomentRetrieval(build_config(recipe, store.contract))
     trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
     if is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(out / "recipe.json", recipe.to_dict())
     started = time.perf_counter()
-    trained = trainer.train(checkpoint)
+    trainer.train(checkpoint)
     trained_s = time.perf_counter() - started
     trainer.save_model(str(out / "model"))
 
     metrics = {}
+    labels = labels_of(["eval", *rows.test])
     for name, part in {"eval": rows.eval, **rows.test}.items():
-        label = Path(name).stem
+        label = labels[name]
         predictions, metrics[label] = predict_and_evaluate(trainer, part)
         if is_main:
             write_jsonl(predictions, out / f"predictions_{label}.jsonl")
     if is_main:
         write_card(trainer, recipe, out / "model", *list(metrics.items())[-1])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     result = {
         "seed": arguments.seed,
         "metrics": metrics,
@@ -197,7 +208,7 @@ def run(
             "checkpoint": trainer.state.best_model_checkpoint,
         },
         "training": {
-            "loss": round(trained.training_loss, 5),
+            "loss": round(losses[-1], 5) if losses else None,  # the last that was logged
             "epochs": trainer.state.epoch,
             "updates": trainer.state.global_step,
             "parameters": model.num_parameters(),
@@ -207,7 +218,7 @@ def run(
         "recipe": _plain(recipe.to_dict()),
     }
     if is_main:
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(out / "result.json", result)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.free_memory()
     del trainer, model

@@ -92,6 +92,9 @@ def write(tmp_path, text):
         ("training:\n  hidden_size: 2", "unknown entry `training.hidden_size`; it belongs to `model`"),
         ("training:\n  num_train_epochs: many", "`training.num_train_epochs` must be float, received 'many'"),
         ("training:\n  temporal_shifting: 1", "`training.temporal_shifting` must be bool, received 1"),
+        ("data:\n  limit: ten", "`data.limit` must be int or NoneType, received 'ten'"),
+        ("negatives:\n  iou_threshold:", "`negatives.iou_threshold` must be float, received None"),
+        ("negatives:\n  similarity_threshold: high", "`negatives.similarity_threshold` must be float or NoneType"),
         ("training:\n  seed: 1\n  seed: 2", "seed occurs twice in one section"),
         ("training: [1, 2]", "must hold the sections"),
         ("training: {", "is not YAML"),
@@ -100,6 +103,12 @@ def write(tmp_path, text):
 def test_what_a_recipe_must_not_say(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(write(tmp_path, text))
+
+
+def test_what_is_recorded_holds_no_token(tmp_path):
+    recipe = read_recipe(write(tmp_path, "training: {hub_token: secret, seed: 1}"))
+    assert recipe.training["hub_token"] == "secret"
+    assert recipe.to_dict()["training"] == {"seed": 1}
 
 
 def test_all_problems_are_told_at_once(tmp_path):
@@ -144,6 +153,21 @@ def test_held_out_videos_are_no_part_of_training_and_always_the_same(own):
 def test_a_limit_spreads_evenly():
     assert spread(list(range(10)), 4) == [0, 3, 6, 9]
     assert spread(list(range(3)), 4) == spread(list(range(3)), None) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"`data\.limit` must be at least 1, received 0"):
+        spread([1], 0)
+
+
+def test_negative_queries_beyond_a_limit_are_left_out():
+    rows = [
+        {"qid": "a", "neg_query_ids": ["b", "c"], "neg_query_weights": [0.5, 0.7]},
+        {"qid": "b", "neg_query_ids": ["a", "c"]},
+        {"qid": "c"},
+    ]
+    assert recipes.limited_rows(rows, 2) == [
+        {"qid": "a", "neg_query_ids": ["c"], "neg_query_weights": [0.7]},
+        {"qid": "c"},
+    ]
+    assert recipes.limited_rows(rows, None) == rows
 
 
 @pytest.mark.parametrize(
@@ -153,6 +177,8 @@ def test_a_limit_spreads_evenly():
         (["data.benchmark=charades"], ValueError, "did you mean `charades_cd` or `charades_sta`"),
         (["data.benchmark=tacos"], ValueError, "`data.data_dir` is missing"),
         (["data.train=own/other.jsonl"], FileNotFoundError, "No annotation file"),
+        (["data.test=[a/val.jsonl, b/val.jsonl]"], ValueError, "'a/val.jsonl', 'b/val.jsonl' would all be reported as"),
+        (["data.test=own/eval.jsonl"], ValueError, "'eval', 'own/eval.jsonl' would all be reported as 'eval'"),
     ],
 )
 def test_rows_that_cannot_be_read(own, overrides, error, message):
@@ -186,6 +212,19 @@ def test_negatives_are_mined_once(own, tmp_path, monkeypatch):
     other = read_recipe(own, ["negatives.encoder=hashed-words", "training.negative_sampling=random_video"])
     assert with_negatives(other, rows, tmp_path / "cache") == rows
     assert with_negatives(recipe, mined, tmp_path / "elsewhere") == mined
+    other = read_recipe(own, ["negatives.encoder=hashed-words", "training.negative_sampling=mined_only"])
+    assert with_negatives(other, rows, tmp_path / "cache") == mined
+
+
+def test_evaluation_with_negatives_has_them_mined_too(own, tmp_path):
+    overrides = ["negatives.encoder=hashed-words", "negatives.similarity_threshold=null", "data.test=own/train.jsonl"]
+    recipe = read_recipe(own, overrides)
+    rows = load_rows(recipe)
+    assert recipes.add_negatives(recipe, rows, tmp_path).eval == rows.eval
+    recipe = read_recipe(own, [*overrides, "training.evaluate_with_negatives=true"])
+    mined = recipes.add_negatives(recipe, rows, tmp_path)
+    for part in (mined.train, mined.eval, mined.test["own/train.jsonl"]):
+        assert all(len(row["neg_query_weights"]) == len(row["neg_query_ids"]) for row in part)
 
 
 # -------------------------------------------------------------------------------------------------------------- running
@@ -278,6 +317,8 @@ def test_resuming_with_another_recipe_is_said(own, tmp_path, capsys):
 def test_bad_input_ends_with_one_message(own, capsys):
     assert train.main([str(own), "--override", "training.sed=1"]) == 2
     assert "unknown entry `training.sed`; did you mean `seed`" in capsys.readouterr().err
+    assert train.main([str(own), "--seeds", "1,x"]) == 2
+    assert "--seeds expects whole numbers between commas" in capsys.readouterr().err
 
 
 def test_the_released_forms_by_one_entry(own):
