@@ -23,12 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from ablation_data import ExperimentData, digest_of, load_data
 from ablation_report import write_report
 from ablation_variants import PRESETS, TABLES, VARIANTS, Preset, Variant, select_variants
+from recipes import write_json
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
@@ -37,7 +39,9 @@ from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
-_TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)}
+# Of every run, unless `--training` says otherwise.
+_NOTHING_SAVED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+_TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)} | _NOTHING_SAVED
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,22 @@ class _EvaluateAtEpochs(TrainerCallback):
 
 def train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int] = ()) -> dict[str, Any]:
     """Trains one variant with one seed, and evaluates it at the end and after the epochs of `evaluate_at`."""
+    with TemporaryDirectory() as scratch:
+        return _train_and_evaluate(run, data, evaluate_at, scratch)
+
+
+def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int], scratch: str) -> dict[str, Any]:
     started = time.perf_counter()
     set_seed(run.seed)
     model = BMDetrForMomentRetrieval(BMDetrConfig(**run.model))
     args = BMDetrTrainingArguments(
         **{
-            "output_dir": "unused",  # nothing is saved
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "load_best_model_at_end": False,
+            **_NOTHING_SAVED,
             "disable_tqdm": True,
             "log_level": "error",
             **run.training,
         },
+        output_dir=scratch,
         seed=run.seed,
     )
     epochs = [epoch for epoch in evaluate_at if epoch < args.num_train_epochs]
@@ -169,17 +176,6 @@ def _printer() -> Any:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
-
-
-def write_atomically(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager
@@ -230,7 +226,7 @@ def run_grid(
                     complete = False
                 elif run.find_result(out_dir) is None:  # another process may just have done it
                     result = train_and_evaluate(run, data, evaluate_at)
-                    write_atomically(run.result_path(out_dir), result)
+                    write_json(run.result_path(out_dir), result)
                     if report:
                         bar.write(progress_line(result))
                         write_report(collect(runs, out_dir), out_dir, plots=False)
@@ -306,6 +302,18 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def require_known(model: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    """Refuses settings that no run could have, before the first one starts."""
+    if unknown := sorted(model.keys() - BMDetrConfig.__annotations__):
+        raise ValueError(f"`--model` expects fields of BMDetrConfig, received {unknown}")
+    of_the_grid = {"seed", "output_dir"}  # given by `--seeds` and `--out`
+    if unknown := sorted(training.keys() - (_TRAINING_DEFAULTS.keys() - of_the_grid)):
+        raise ValueError(
+            "`--training` expects fields of BMDetrTrainingArguments, without `seed` (see `--seeds`) and `output_dir`, "
+            f"received {unknown}"
+        )
+
+
 def list_grid() -> str:
     lines = ["Presets:", *(f"  {name:20} {preset.description}" for name, preset in PRESETS.items())]
     for table, title in TABLES.items():
@@ -324,9 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     evaluate_at = [int(epoch) for epoch in args.evaluate_at.split(",") if epoch]
     preset, out_dir = PRESETS[args.preset], Path(args.out)
-    data = load_data(args.preset, out_dir / "data", args.data_dir, args.train_rows, args.eval_rows, args.features)
+    model, training = parse_settings(args.model), parse_settings(args.training)
+    require_known(model, training)
     variants = select_variants(args.variants)
-    runs = plan_runs(variants, seeds, preset, data, parse_settings(args.model), parse_settings(args.training))
+    data = load_data(args.preset, out_dir / "data", args.data_dir, args.train_rows, args.eval_rows, args.features)
+    runs = plan_runs(variants, seeds, preset, data, model, training)
     if args.helper_of is not None:
         run_grid(runs, data, out_dir, evaluate_at=evaluate_at, report=False, parent=args.helper_of)
         return
@@ -342,4 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, ImportError, OSError) as error:
+        print(f"ablate.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -28,7 +28,7 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     `spread` is the standard deviation over seeds (n - 1 in the divisor; not a number with one seed). `difference` is
     the mean minus that of the table's reference, over the seeds that both have; `within_spread` says that it is not
-    larger than the root of the sum of both variances.
+    larger than the root of the sum of both variances, and is None where one shared seed has none.
     """
     by_variant: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
@@ -56,7 +56,9 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 own, own_spread = _mean_and_spread([values[seed][column] for seed in shared])
                 other, other_spread = _mean_and_spread([reference[seed][column] for seed in shared])
                 entry[column]["difference"] = own - other
-                entry[column]["within_spread"] = abs(own - other) <= math.hypot(own_spread, other_spread)
+                spread_of_both = math.hypot(own_spread, other_spread)
+                within = None if math.isnan(spread_of_both) else abs(own - other) <= spread_of_both
+                entry[column]["within_spread"] = within
         summary.append(entry)
     return summary
 
@@ -127,8 +129,8 @@ def _difference(entry: Mapping[str, Any]) -> str:
     if entry["variant"] == reference_of(entry["table"]) or "difference" not in decisive:
         return ""
     text = f"{decisive['difference']:+.1f}"
-    if math.isnan(decisive["spread"]):
-        return text  # one seed has no spread to compare with
+    if decisive["within_spread"] is None:
+        return text
     return f"~ {text}" if decisive["within_spread"] else f"**{text}**"
 
 

@@ -151,11 +151,14 @@ def test_a_half_written_result_does_not_count(folder, monkeypatch):
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        ablate.write_atomically(folder / "runs" / "a.json", {"variant": "a"})
+        ablate.write_json(folder / "runs" / "a.json", {"variant": "a"})
     assert not list((folder / "runs").glob("*.json"))
 
 
-def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys):
+def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys, monkeypatch):
+    cwd = folder / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
     ablate.main(arguments(folder, ["losses_l_lm_ls_lp", "sampling_mined"], evaluate_at="1"))
     assert set(results_of(folder)) == {(REFERENCE, 0)}  # both are the reference by another name
     assert "3 of 3 runs done" in capsys.readouterr().out
@@ -165,6 +168,11 @@ def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_ag
     assert result["steps"] == 4
     ablate.main([*arguments(folder, [REFERENCE]), "--training", *TRAINING[1:], "num_train_epochs=1"])
     assert len(list((folder / "out" / "runs").glob("*.json"))) == 2
+    # The best of several checkpoints is another result, although these are the defaults of the training arguments.
+    best = ["eval_strategy=epoch", "save_strategy=epoch", "load_best_model_at_end=true"]
+    ablate.main([*arguments(folder, [REFERENCE]), "--training", *TRAINING[1:], "num_train_epochs=1", *best])
+    assert len(list((folder / "out" / "runs").glob("*.json"))) == 3
+    assert not list(cwd.iterdir())  # nothing lies about
     with open(folder / "out" / "ablation.csv", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file)] == [REFERENCE]
 
@@ -216,6 +224,9 @@ def test_a_variant_is_held_against_the_seeds_it_shares_with_the_reference():
     summary = ablation_report.summarize([*RESULTS[:3], result("negatives_2", 2, 63.0)])
     assert summary[1]["MR-full-R1@0.7"]["difference"] == 1.0  # 63 - 62, not 63 - 60
     assert math.isnan(summary[1]["MR-full-R1@0.7"]["spread"])
+    several = [RESULTS[0], *(result("negatives_2", seed, r1) for seed, r1 in enumerate((60.0, 61.0)))]
+    assert ablation_report.summarize(several)[1]["MR-full-R1@0.7"]["within_spread"] is None
+    assert "| 2 | +2.0 |" in ablation_report.markdown(several)  # one shared seed: neither within nor beyond
     summary = ablation_report.summarize([result("negatives_2", 2, 63.0)])
     assert "difference" not in summary[0]["MR-full-R1@0.7"]
 
@@ -293,6 +304,10 @@ def test_command_line_errors_and_list(folder, capsys):
         ablate.main(["--train-rows", str(folder / "train.jsonl")])
     with pytest.raises(ValueError, match="needs `--train-rows`"):
         ablate.main(["--preset", "rows"])
+    with pytest.raises(ValueError, match=r"`--training` expects .* received \['epochs', 'seed'\]"):
+        ablate.main(["--preset", "rows", "--training", "seed=1", "epochs=2"])
+    with pytest.raises(ValueError, match=r"`--model` expects fields of BMDetrConfig, received \['hiden'\]"):
+        ablate.main(["--preset", "rows", "--model", "hiden=1"])
     with pytest.raises(ValueError, match="FIELD=VALUE"):
         ablate.parse_settings(["hidden_size"])
     assert ablate.parse_settings(["a=1", "b=0.5", "c=true", "d=text"]) == {"a": 1, "b": 0.5, "c": True, "d": "text"}
