@@ -51,9 +51,9 @@ class CountingLoss(BMDetrLoss):
         return keep
 
 
-def test_counts_are_what_the_terms_are_means_over():
+def test_counts_are_what_the_terms_are_means_over(tmp_path):
     """The counts that are exchanged equal the divisors that the loss terms come to by themselves."""
-    trainer = make_trainer("unused", make_rows(11), num_negatives=2, model={**NO_DROPOUT, "num_queries": 2})
+    trainer = make_trainer(tmp_path, make_rows(11), num_negatives=2, model={**NO_DROPOUT, "num_queries": 2})
     for batch in trainer.get_train_dataloader():
         model = trainer.model
         model.criterion = CountingLoss(model.config)
@@ -65,8 +65,8 @@ def test_counts_are_what_the_terms_are_means_over():
             )
 
 
-def test_a_batch_alone_has_the_loss_of_the_batch():
-    trainer = make_trainer("unused", make_rows(11), model=NO_DROPOUT)
+def test_a_batch_alone_has_the_loss_of_the_batch(tmp_path):
+    trainer = make_trainer(tmp_path, make_rows(11), model=NO_DROPOUT)
     batch = next(iter(trainer.get_train_dataloader()))
     inputs = inputs_of(batch)
     plain = trainer.model(**inputs)
@@ -78,10 +78,10 @@ def test_a_batch_alone_has_the_loss_of_the_batch():
     torch.testing.assert_close(trainer.model(**inputs).loss, plain.loss)
 
 
-def test_parts_of_a_batch_add_up_to_it():
+def test_parts_of_a_batch_add_up_to_it(tmp_path):
     """The mean of the parts' losses is the loss of the whole, however unequal the parts are."""
     rows = make_rows(11)
-    trainer = make_trainer("unused", rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
+    trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
     collate: MomentRetrievalCollator = trainer.collator(rows, training=True)
     model = trainer.model
     criterion = model.criterion = GlobalBatchLoss(model.config)
