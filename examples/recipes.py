@@ -62,12 +62,16 @@ NEGATIVES = {
     "similarity_threshold": "and the cosine of the two sentences is below; null weights by similarity in place of it",
 }
 WORD_ENCODER = "hashed-words"
+# Fields of the training arguments that a script must read to make them mean something; this one has `--resume`.
+_FOR_OTHER_SCRIPTS = ("do_train", "do_eval", "do_predict", "resume_from_checkpoint")
 SECTIONS: dict[str, Sequence[str]] = {
     "data": tuple(DATA),
     "features": (*FEATURES, *CONTRACT_FIELDS),
     "negatives": tuple(NEGATIVES),
     "model": ("released", *(name for name in BMDetrConfig.__annotations__ if name not in CONTRACT_FIELDS)),
-    "training": tuple(field.name for field in fields(BMDetrTrainingArguments) if field.init),
+    "training": tuple(
+        field.name for field in fields(BMDetrTrainingArguments) if field.init and field.name not in _FOR_OTHER_SCRIPTS
+    ),
 }
 # Types of entries that nothing else checks; those of `training` follow from its fields.
 _TYPES: dict[str, dict[str, Any]] = {

@@ -8,6 +8,14 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 
 from ..data.negative_sampling import Strategy
 
+# Fields of the base class that nothing here reads, and their values when they are left alone.
+_WITHOUT_EFFECT = {
+    "auto_find_batch_size": False,
+    "dataloader_drop_last": False,
+    "label_smoothing_factor": 0.0,
+    "train_sampling_strategy": "random",
+}
+
 
 @dataclass
 class BMDetrTrainingArguments(TrainingArguments):
@@ -86,5 +94,8 @@ class BMDetrTrainingArguments(TrainingArguments):
                 f"`shifting_limit_s` must be positive, received {self.shifting_limit_s}; set `temporal_shifting` to "
                 "False to train without shifted views"
             )
+        for name, default in _WITHOUT_EFFECT.items():
+            if (value := getattr(self, name, default)) != default:
+                raise ValueError(f"`{name}` has no effect on the training of BM-DETR, received {value!r}: leave it out")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: rows are turned into tensors by the collator")

@@ -92,6 +92,7 @@ def write(tmp_path, text):
         ("training:\n  hidden_size: 2", "unknown entry `training.hidden_size`; it belongs to `model`"),
         ("training:\n  num_train_epochs: many", "`training.num_train_epochs` must be float, received 'many'"),
         ("training:\n  temporal_shifting: 1", "`training.temporal_shifting` must be bool, received 1"),
+        ("training:\n  resume_from_checkpoint: true", "unknown entry `training.resume_from_checkpoint`"),
         ("data:\n  limit: ten", "`data.limit` must be int or NoneType, received 'ten'"),
         ("negatives:\n  iou_threshold:", "`negatives.iou_threshold` must be float, received None"),
         ("negatives:\n  similarity_threshold: high", "`negatives.similarity_threshold` must be float or NoneType"),

@@ -264,6 +264,10 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
         ({"negative_sampling": "hard"}, "`negative_sampling` must be one of"),
         ({"num_negatives": 0}, "`num_negatives` must be at least 1"),
         ({"shifting_limit_s": 0}, "`shifting_limit_s` must be positive"),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` has no effect"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` has no effect"),
+        ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy` has no effect"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` has no effect"),
     ],
 )
 def test_arguments_that_cannot_be_meant(tmp_path, arguments, message):
