@@ -37,7 +37,7 @@ class NegativeSampler:
 
     Raises:
         ValueError: if the strategy is unknown, qids repeat, no row has `neg_query_ids` although `mined` is asked for,
-            or they name a query that is not among the rows or belongs to another video.
+            or they name a query twice, one that is not among the rows or one of another video.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], strategy: Strategy = "mined") -> None:
@@ -160,8 +160,11 @@ class NegativeSampler:
         flat: list[int] = []
         ends: list[int] = []
         for number, row in enumerate(rows):
-            for qid in row.get("neg_query_ids") or ():
-                other = index_of.get(str(qid))
+            qids = [str(qid) for qid in row.get("neg_query_ids") or ()]
+            if len(set(qids)) < len(qids):
+                raise ValueError(f"`neg_query_ids` of query '{row['qid']}' names a query more than once: {qids}")
+            for qid in qids:
+                other = index_of.get(qid)
                 if other is None or other == number or self._video_of[other] != self._video_of[number]:
                     problem = "is not among the rows" if other is None else "is not another query of the same video"
                     raise ValueError(

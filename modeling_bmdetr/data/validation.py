@@ -207,6 +207,8 @@ def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bo
     names = [str(negative) for negative in negatives]
     if qid in names:
         yield "names the query itself"
+    if len(set(names)) < len(names):
+        yield "names a query more than once"
     unknown = [name for name in names if not exists(name)]
     if unknown:
         yield f"names {len(unknown)} qids that are not in these rows: {', '.join(unknown[:5])}"

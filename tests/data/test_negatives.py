@@ -391,6 +391,9 @@ class TestSampler:
             rows[0]["neg_query_ids"] = [wrong]
             with pytest.raises(ValueError, match=f"of query 'u0' names '{wrong}', which is {problem}"):
                 NegativeSampler(rows)
+        rows[0]["neg_query_ids"] = ["u1", "u1"]
+        with pytest.raises(ValueError, match="of query 'u0' names a query more than once"):
+            NegativeSampler(rows)
         with pytest.raises(ValueError, match="qids must be distinct"):
             NegativeSampler([*sampler_rows(), sampler_rows()[0]])
 

@@ -152,6 +152,7 @@ ERRORS = {
         "neg_query_weights",
         "for each of 1 `neg_query_ids`",
     ),
+    "negative twice": ({"neg_query_ids": ["q0", "q0"]}, "neg_query_ids", "names a query more than once"),
     "weight above 1": ({"neg_query_ids": ["q0"], "neg_query_weights": [1.5]}, "neg_query_weights", "in [0, 1]"),
     "negatives not a list": ({"neg_query_ids": "q0"}, "neg_query_ids", "expected a list of qids"),
     "video not a path": ({"video": 3}, "video", "expected a path"),
