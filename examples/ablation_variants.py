@@ -171,6 +171,7 @@ def _variants() -> list[Variant]:
             ("bmd", "fs"),
             ("bmd", "ls"),
             ("bmd", "ts"),
+            ("fs", "ls"),
         )
     ]
     grid += [
