@@ -90,6 +90,13 @@ class FeatureContract:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and mine and theirs:
                 lines.append(f"{name}: {_describe(mine)} against {_describe(theirs)}")
+        if self.normalize_video and not self.video_encoders and len(other.video_encoders) > 1:
+            # Each encoder's part is normalised by itself, and nothing here says where the parts end.
+            theirs = [{"name": encoder["name"], "dim": encoder["dim"]} for encoder in other.video_encoders]
+            lines.append(
+                f"video_encoders: not named, against {_describe(other.video_encoders)}, whose parts are normalised one "
+                f"by one; name them in the configuration, as in `video_encoders={theirs}`"
+            )
         return lines
 
     def require_match(self, other: "FeatureContract", own_name: str, other_name: str) -> None:

@@ -222,6 +222,16 @@ def test_only_what_decides_the_values_has_to_match(contract):
     contract.require_match(unnamed, "one", "other")
 
 
+def test_encoders_that_are_normalised_one_by_one_must_be_named(contract):
+    unnamed = FeatureContract(clip_length=2.0, text_rows="all")
+    with pytest.raises(
+        ValueError, match=r"name them in the configuration, as in `video_encoders=\[\{'name': 'slowfast'"
+    ):
+        unnamed.require_match(contract, "the model", "the feature store")
+    FeatureContract.from_dict({**unnamed.to_dict(), "normalize_video": False}).require_match(contract, "one", "other")
+    unnamed.require_match(FeatureContract.from_dict({**contract.to_dict(), "video_encoders": [CLIP]}), "one", "other")
+
+
 def test_the_order_of_encoders_matters(contract):
     turned = FeatureContract.from_dict({**contract.to_dict(), "video_encoders": [CLIP, SLOWFAST]})
     assert len(contract.mismatches(turned)) == 1
