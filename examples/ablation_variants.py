@@ -262,13 +262,22 @@ PRESETS: dict[str, Preset] = {
         _SIMULATION,
         limits=(2500, 1000),
     ),
-    "tacos_simulated": Preset(
-        "TACoS's annotations (`--data-dir`), simulated frames mean-pooled to 75 clips: shifting on long videos.",
-        {**_SMALL_MODEL, "long_video": "resample"},
+    "charades_simulated_noisy": Preset(
+        "The same with a scene and noise as strong as the content, and more clips that show something else.",
+        _SMALL_MODEL,
         _SHORT_SCHEDULE,
-        "tacos",
+        "charades_sta",
+        {"video_dim": 128},
+        limits=(2500, 1000),
+    ),
+    "activitynet_simulated": Preset(
+        "ActivityNet-Captions' annotations (`--data-dir`), frames mean-pooled to 40 clips: shifting on long videos.",
+        {**_SMALL_MODEL, "max_clips": 40, "long_video": "resample"},
+        _SHORT_SCHEDULE,
+        "activitynet_captions",
         _SIMULATION,
         limits=(2500, 1000),
+        eval_split="val_2",
     ),
     "moving_shapes": Preset(
         "Rendered videos of moving shapes, features by the weightless encoders; nothing is needed.",
