@@ -81,7 +81,7 @@ def markdown(results: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) ->
     lines = [
         "Mean ± standard deviation over seeds. The last column is R1@0.7 minus that of the table's first row, over the "
         "seeds that both have; `~` marks a difference within the spread (not larger than the root of the sum of both "
-        "variances), bold one beyond it. p is measured at inference, without negative queries.",
+        "variances), bold one beyond it. p is measured at inference" + _with_negatives(results),
         "",
         _common_settings(results),
         *notes,
@@ -99,6 +99,11 @@ def markdown(results: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) ->
             cells = [_cell(entry.get(column)) for column in columns]
             lines.append(f"| {entry['label']} | {' | '.join(cells)} | {len(entry['seeds'])} | {_difference(entry)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_negatives(results: Sequence[Mapping[str, Any]]) -> str:
+    given = {bool(result.get("training", {}).get("evaluate_with_negatives")) for result in results}
+    return ", with negative queries." if given == {True} else "." if True in given else ", without negative queries."
 
 
 def _common_settings(results: Sequence[Mapping[str, Any]]) -> str:

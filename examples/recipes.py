@@ -34,6 +34,7 @@ from modeling_bmdetr.data import (
     write_rows,
 )
 from modeling_bmdetr.data.packed_features import is_packed
+from modeling_bmdetr.data.schema import replaced_when_whole
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.training import BMDetrTrainingArguments
 
@@ -385,21 +386,15 @@ def mined_rows(
     mined, report = mine_negative_queries(rows, progress=False, **options)
     logger.info(str(report))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    write_rows(unfinished, mined)
-    unfinished.replace(path)
+    write_rows(path, mined)
     return mined  # type: ignore[return-value]
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with replaced_when_whole(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 # -------------------------------------------------------------------------------------------------- model and training

@@ -7,10 +7,12 @@ of the field read as well.
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, overload
+from typing import Any, Literal, NotRequired, TextIO, TypedDict, overload
 
 TIME_TOLERANCE_S = 1e-3
 """Times that differ by less than this many seconds are the same time: decimal fractions are not exact in binary."""
@@ -203,17 +205,37 @@ def read_rows(path: str | Path) -> RowFile:
     return rows
 
 
+@contextmanager
+def replaced_when_whole(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write to, which takes the place of `path` only when it is whole: a process that dies, or an
+    error, leaves what was there before. A device or pipe is written to as it is."""
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_rows(
     path: str | Path, rows: Iterable[Mapping[str, Any]], *, integer_qids: Collection[str] | None = None
 ) -> None:
-    """Write rows (or predictions) as JSONL. Fields that are None are left out.
+    """Write rows (or predictions) as JSONL, whole or not at all. Fields that are None are left out.
 
     `integer_qids` names the qids that are written as integers; by default those which the file that `rows` was read
     from wrote as integers, none for other rows.
     """
     if integer_qids is None:
         integer_qids = rows.integer_qids if isinstance(rows, RowFile) else ()
-    with Path(path).open("w", encoding="utf-8") as file:
+    with replaced_when_whole(path) as file:
         for row in rows:
             record = {key: value for key, value in row.items() if value is not None}
             record["qid"] = original_qid(record["qid"], integer_qids)

@@ -385,6 +385,21 @@ def test_text_features_of_these_sentences_pass(tmp_path):
     assert note.endswith("6 of 6 queries; 2 repeated sentences compared by their features")
 
 
+def test_rows_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [row(qid="a")])
+    before = path.read_text()
+    with pytest.raises(KeyError):
+        write_rows(path, [row(qid="b"), {"vid": "no qid"}])
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    write_rows(link, [row(qid="c")])
+    assert link.is_symlink()
+    assert read_rows(path)[0]["qid"] == "c"
+
+
 def test_small_numerical_differences_are_no_mismatch(tmp_path):
     folder = write_text_features(tmp_path / "text", {str(i): sentence for i, sentence in enumerate(SENTENCES)})
     np.savez(folder / "qid5.npz", last_hidden_state=sentence_feature(SENTENCES[5]).astype(np.float16))
