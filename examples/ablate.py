@@ -315,7 +315,7 @@ def require_known(model: Mapping[str, Any], training: Mapping[str, Any]) -> None
 
 
 def list_grid() -> str:
-    lines = ["Presets:", *(f"  {name:20} {preset.description}" for name, preset in PRESETS.items())]
+    lines = ["Presets:", *(f"  {name:26} {preset.description}" for name, preset in PRESETS.items())]
     for table, title in TABLES.items():
         lines += ["", f"{table}: {title}"]
         lines += [f"  {variant.name:32} {variant.label}" for variant in VARIANTS.values() if variant.table == table]

@@ -16,19 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig
+from modeling_bmdetr.hub.released_names import RELEASED_OUTPUTS
 
 FIXTURE = Path(__file__).parent / "fixtures" / "released_case.safetensors"
-
-# Output of the released code: field of BMDetrMomentRetrievalOutput.
-OUTPUTS = {
-    "pred_logits": "logits",
-    "pred_spans": "pred_spans",
-    "vid_logits": "frame_probabilities",
-    "saliency_scores": "saliency_scores",
-    "proj_vid_mem": "video_embeds",
-    "proj_txt_mem": "text_embeds",
-    "last_hidden_state": "last_hidden_state",
-}
+OUTPUTS = {**RELEASED_OUTPUTS, "last_hidden_state": "last_hidden_state"}
 
 
 @dataclass

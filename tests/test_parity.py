@@ -10,21 +10,10 @@ from released_case import FIXTURE, OUTPUTS, ReleasedCase
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.hub.conversion import convert_released_checkpoint
-from modeling_bmdetr.hub.released_names import released_layout
+from modeling_bmdetr.hub.released_names import RELEASED_LOSSES, released_layout
 from modeling_bmdetr.loss_bmdetr import MomentTargets
 
 OUTPUT_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-5, 1e-4
-
-# Released loss: own loss, and what the released value is in units of ours. The release averages the two coordinates
-# of the L1 loss and doubles the margin loss; the weights of `BMDetrConfig.released()` make up for both.
-LOSSES = {
-    "loss_label": ("loss_cls", 1.0),
-    "loss_span": ("loss_l1", 0.5),
-    "loss_giou": ("loss_iou", 1.0),
-    "loss_saliency": ("loss_margin", 2.0),
-    "loss_prob_guidance": ("loss_prob", 1.0),
-    "loss_contrastive_align": ("loss_semantic", 1.0),
-}
 
 
 def whole_case() -> Path:
@@ -168,7 +157,7 @@ def loss_of_views(case: ReleasedCase, model, inputs) -> tuple[torch.Tensor, dict
     total, terms = torch.zeros(()), {}
     for prefix, view in (("", outputs), ("shifted_", outputs.shifted)):
         own = model.criterion.terms(released_targets(case, prefix, inputs["video_mask"]), view)
-        terms |= {f"{prefix}loss.{name}": own[mine] * unit for name, (mine, unit) in LOSSES.items()}
+        terms |= {f"{prefix}loss.{name}": own[mine] * unit for name, (mine, unit) in RELEASED_LOSSES.items()}
         total = total + model.criterion.weighted_sum(own) / 2
     return total, terms
 
@@ -177,7 +166,7 @@ def loss_of_views(case: ReleasedCase, model, inputs) -> tuple[torch.Tensor, dict
 @torch.no_grad()
 def test_losses(case, model, lengths):
     total, terms = loss_of_views(case, model, pad(case.inputs(negatives=True, shifted=True), *lengths))
-    assert len(terms) == 2 * len(LOSSES)
+    assert len(terms) == 2 * len(RELEASED_LOSSES)
     for name, value in terms.items():
         golden = case.tensors[name].item()
         assert golden != 0

@@ -8,27 +8,8 @@ import torch
 from speed_sides import ENCODERS, OwnSide, ReleasedSide
 
 from modeling_bmdetr.hub import convert_released_checkpoint
-from modeling_bmdetr.hub.released_names import released_layout
+from modeling_bmdetr.hub.released_names import RELEASED_LOSSES, RELEASED_OUTPUTS, released_layout
 from modeling_bmdetr.loss_bmdetr import MomentTargets
-
-# Released loss: own loss, and what the released value is in units of ours. The release averages the two coordinates
-# of the L1 loss and doubles the margin loss; the weights of `BMDetrConfig.released()` make up for both.
-LOSSES = {
-    "loss_label": ("loss_cls", 1.0),
-    "loss_span": ("loss_l1", 0.5),
-    "loss_giou": ("loss_iou", 1.0),
-    "loss_saliency": ("loss_margin", 2.0),
-    "loss_prob_guidance": ("loss_prob", 1.0),
-    "loss_contrastive_align": ("loss_semantic", 1.0),
-}
-OUTPUTS = {
-    "pred_logits": "logits",
-    "pred_spans": "pred_spans",
-    "vid_logits": "frame_probabilities",
-    "saliency_scores": "saliency_scores",
-    "proj_vid_mem": "video_embeds",
-    "proj_txt_mem": "text_embeds",
-}
 
 
 class BothSides:
@@ -79,7 +60,9 @@ def compare_batch(released: ReleasedSide, model: Any) -> dict[str, float]:
     outputs, losses, released_total, own_total = 0.0, 0.0, torch.zeros(()), torch.zeros(())
     for prefix, (view, target, terms) in views.items():
         own_view = own.shifted if prefix else own
-        outputs = max([outputs, *(float((view[a] - own_view[b]).detach().abs().max()) for a, b in OUTPUTS.items())])
+        outputs = max(
+            [outputs, *(float((view[a] - own_view[b]).detach().abs().max()) for a, b in RELEASED_OUTPUTS.items())]
+        )
         labels = torch.stack([row["spans"] for row in target["span_labels"]])
         own_targets = MomentTargets.from_labels(labels, inputs["src_vid_mask"])
         if prefix:
@@ -90,11 +73,11 @@ def compare_batch(released: ReleasedSide, model: Any) -> dict[str, float]:
             for fore, back in zip(foreground, background, strict=True):
                 own_targets.margin_pairs[row, fore, back] += 1 / len(foreground)
         own_terms = model.criterion.terms(own_targets, own_view)
-        for name, (mine, unit) in LOSSES.items():
+        for name, (mine, unit) in RELEASED_LOSSES.items():
             difference = (own_terms[mine] * unit - terms[name]).abs() / terms[name].abs()
             losses = max(losses, float(difference.detach()))
         weights = released.criterion.weight_dict
-        released_total = released_total + sum(terms[name] * weights[name] for name in LOSSES) / len(views)
+        released_total = released_total + sum(terms[name] * weights[name] for name in RELEASED_LOSSES) / len(views)
         own_total = own_total + model.criterion.weighted_sum(own_terms) / len(views)
     released.model.zero_grad()
     released_total.backward()

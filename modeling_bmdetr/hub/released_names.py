@@ -139,3 +139,25 @@ def idle_parameters(config: BMDetrConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"transformer.decoder.query_scale.layers.{i}.weight"] = (d, d)
             shapes[f"transformer.decoder.query_scale.layers.{i}.bias"] = (d,)
     return shapes
+
+
+# Released loss: own loss, and what the released value is in units of ours. The release averages the two coordinates
+# of the L1 loss and doubles the margin loss; the weights of `BMDetrConfig.released()` make up for both.
+RELEASED_LOSSES: dict[str, tuple[str, float]] = {
+    "loss_label": ("loss_cls", 1.0),
+    "loss_span": ("loss_l1", 0.5),
+    "loss_giou": ("loss_iou", 1.0),
+    "loss_saliency": ("loss_margin", 2.0),
+    "loss_prob_guidance": ("loss_prob", 1.0),
+    "loss_contrastive_align": ("loss_semantic", 1.0),
+}
+
+# Output of the released code: field of BMDetrMomentRetrievalOutput.
+RELEASED_OUTPUTS: dict[str, str] = {
+    "pred_logits": "logits",
+    "pred_spans": "pred_spans",
+    "vid_logits": "frame_probabilities",
+    "saliency_scores": "saliency_scores",
+    "proj_vid_mem": "video_embeds",
+    "proj_txt_mem": "text_embeds",
+}
