@@ -130,17 +130,19 @@ def train_by_recipe(
 
 @dataclass
 class Progress:
-    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one."""
+    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one; and its
+    seed beside the one asked for, where they differ."""
 
     result: dict[str, Any] | None = None
     checkpoint: str | None = None
+    other_seed: tuple[int, int] | None = None
 
 
 def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
     """What an earlier run left in the output folder. All processes answer alike, as the first one sees it.
 
     Raises:
-        ValueError: the folder holds a run, and it is not to be resumed.
+        ValueError: the folder holds a run, and it is not to be resumed, or was begun with another seed.
     """
     folder, answer = Path(str(arguments.output_dir)), [Progress()]
     if arguments.process_index == 0:
@@ -148,26 +150,42 @@ def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bo
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         answer[0] = Progress(result, last_checkpoint(folder))
         # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
-        if resume and result and result["recipe"] != _plain(recipe.to_dict()):
+        if resume and result and result["recipe"] != recipe_of_run(recipe, arguments):
             answer[0].result = None
         if resume:
-            _warn_of_changes(recipe, folder)
+            changes = find_changes(recipe, arguments)
+            for name, (old, new) in changes.items():
+                print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
+            answer[0].other_seed = changes.get("training.seed")
     if arguments.world_size > 1:
         broadcast_object_list(answer)
     if not resume and answer[0] != Progress():
         raise ValueError(f"'{folder}' holds a run: pass --resume to go on with it, or another --out")
+    if answer[0].other_seed:
+        raise ValueError(
+            f"'{folder}' holds a run with seed {answer[0].other_seed[0]}, not {answer[0].other_seed[1]}: give each "
+            "seed a folder of its own, by --seeds or another --out"
+        )
     return answer[0]
 
 
-def _warn_of_changes(recipe: Recipe, folder: Path) -> None:
-    """Says what differs from the recipe with which the run in a folder was begun."""
-    path = folder / "recipe.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else recipe.to_dict()
-    for section, entries in _plain(recipe.to_dict()).items():
+def recipe_of_run(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, Any]:
+    """The recipe as JSON reads it back, with the seed of one run."""
+    entries = recipe.to_dict()
+    return json.loads(json.dumps({**entries, "training": {**entries["training"], "seed": arguments.seed}}))
+
+
+def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, tuple[Any, Any]]:
+    """Entries of the recipe that differ from those with which the run in the output folder was begun: then and now."""
+    path, now = Path(str(arguments.output_dir)) / "recipe.json", recipe_of_run(recipe, arguments)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    changes = {}
+    for section, entries in now.items():
         for name in sorted({*entries, *before[section]}):
-            if entries.get(name) != before[section].get(name):
-                old, new = before[section].get(name, "unset"), entries.get(name, "unset")
-                print(f"{folder} was begun with {section}.{name} = {old}, and goes on with {new}", file=sys.stderr)
+            pair = (before[section].get(name, "unset"), entries.get(name, "unset"))
+            if pair[0] != pair[1]:
+                changes[f"{section}.{name}"] = pair
+    return changes
 
 
 def run(
@@ -183,7 +201,7 @@ def run(
     model = BMDetrForMomentRetrieval(build_config(recipe, store.contract))
     trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
     if is_main:
-        write_json(out / "recipe.json", recipe.to_dict())
+        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
     started = time.perf_counter()
     trainer.train(checkpoint)
     trained_s = time.perf_counter() - started
@@ -215,7 +233,7 @@ def run(
             "resumed_from": checkpoint,
         },
         "seconds": {"train": round(trained_s, 1), "total": round(time.perf_counter() - started, 1)},
-        "recipe": _plain(recipe.to_dict()),
+        "recipe": recipe_of_run(recipe, arguments),
     }
     if is_main:
         write_json(out / "result.json", result)
@@ -309,11 +327,6 @@ def _cell(entry: dict[str, Any] | None) -> str:
         return "-"
     spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
     return f"{entry['mean']:.2f}{spread}"
-
-
-def _plain(value: Any) -> Any:
-    """As JSON reads it back."""
-    return json.loads(json.dumps(value))
 
 
 if __name__ == "__main__":

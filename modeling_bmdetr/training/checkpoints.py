@@ -8,8 +8,10 @@ the process dies.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 TRAINER_STATE = "trainer_state.json"
@@ -41,6 +43,27 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
             continue
         return str(path)
     return None
+
+
+def require_same_weights(weights: Path, expected: Mapping[str, list[int]]) -> None:
+    """Refuses the weights of another model.
+
+    Args:
+        weights: A safetensors file.
+        expected: The shape of every tensor of the model, by name.
+
+    Raises:
+        ValueError: the file has other tensors, or tensors of other shapes.
+    """
+    with safe_open(weights, framework="pt") as file:
+        held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    differing = sorted(name for name in {*held, *expected} if held.get(name) != expected.get(name))
+    if differing:
+        shown = [f"{name} {held.get(name, 'missing')}, expected {expected.get(name, 'none')}" for name in differing[:3]]
+        raise ValueError(
+            f"'{weights.parent}' holds another model than the one to train, in {len(differing)} tensors: "
+            f"{'; '.join(shown)}: go on with the model settings it was made with, or train into another folder"
+        )
 
 
 def publish_checkpoint(written: Path, output_dir: str | os.PathLike) -> Path:

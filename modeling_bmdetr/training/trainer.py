@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_bmdetr import BMDetrConfig
 from ..data.collator import MomentRetrievalCollator, MomentRetrievalDataset
@@ -34,6 +34,7 @@ from .checkpoints import (
     TRAINER_STATE,
     last_checkpoint,
     publish_checkpoint,
+    require_same_weights,
     rotate_checkpoints,
     unfinished_dir,
 )
@@ -268,6 +269,18 @@ class BMDetrTrainer(Trainer):
         if best.is_dir():
             state.best_model_checkpoint = str(best)
         return (num_epochs, 0) if state.global_step >= max_steps else done
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Loads the weights.
+
+        Raises:
+            ValueError: they are those of another model than the one that is trained.
+        """
+        weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+        if weights.is_file():  # sharded checkpoints, as of FSDP, are left to the library's own checks
+            ours = self.accelerator.unwrap_model(self.model if model is None else model).state_dict()
+            require_same_weights(weights, {name: list(value.shape) for name, value in ours.items()})
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Continues both, but with the arguments of this run: its learning rate and schedule, its weight decay."""

@@ -314,6 +314,14 @@ def test_resuming_with_another_recipe_is_said(own, tmp_path, capsys):
     report = check_run(tmp_path / "out", steps=15)
     assert report["runs"][0]["training"]["resumed_from"].endswith("checkpoint-10")
 
+    # Neither weights of another seed nor those of another model are gone on with.
+    written = (tmp_path / "out" / "report.json").read_bytes()
+    assert train.main([*arguments, "training.max_steps=15", "training.seed=7", "--resume"]) == 2
+    assert "holds a run with seed 42, not 7" in capsys.readouterr().err
+    assert train.main([*arguments, "training.max_steps=15", "model.hidden_size=32", "--resume"]) == 2
+    assert "holds another model than the one to train" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.json").read_bytes() == written
+
 
 def test_bad_input_ends_with_one_message(own, capsys):
     assert train.main([str(own), "--override", "training.sed=1"]) == 2
