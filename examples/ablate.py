@@ -36,9 +36,11 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.data import MomentRetrievalDataset
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
+_JOINT = ("joint_p_inside", "joint_p_outside")
 # Of every run, unless `--training` says otherwise.
 _NOTHING_SAVED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 _TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)} | _NOTHING_SAVED
@@ -147,6 +149,7 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
     trainer.remove_callback(_printer())
     trainer.train()
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    metrics |= joint_probabilities(trainer, metrics)
     history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
     return {
         "variant": run.variant.name,
@@ -170,6 +173,31 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
         "data_digest": run.data_digest,
         "torch": torch.__version__,
     }
+
+
+def joint_probabilities(trainer: BMDetrTrainer, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Table 9: the joint probability (Eq. 6) inside and outside the moments, given negative queries in evaluation.
+
+    They are drawn for the evaluation rows as for training. Without any in training, p is P(f|Q+) all along; where the
+    evaluation rows have none that are mined, nothing is measured.
+
+    Args:
+        metrics: Those of an evaluation as at inference.
+    """
+    given, names = trainer.args.evaluate_with_negatives, ("p_inside", "p_outside")
+    if not trainer.config.background_aware:
+        return {}
+    if trainer.args.negative_sampling == "none":
+        return {f"joint_{name}": metrics[name] for name in names}
+    assert isinstance(trainer.eval_dataset, MomentRetrievalDataset)
+    if not any(row.get("neg_query_ids") for row in trainer.eval_dataset.rows):
+        return {}
+    trainer.args.evaluate_with_negatives = True
+    try:
+        measured = trainer.evaluate(metric_key_prefix="joint")
+    finally:
+        trainer.args.evaluate_with_negatives = given
+    return {f"joint_{name}": measured[f"joint_{name}"] for name in names}
 
 
 def _printer() -> Any:
@@ -248,7 +276,9 @@ def collect(runs: Sequence[Run], out_dir: str | os.PathLike) -> list[dict[str, A
 def progress_line(result: Mapping[str, Any]) -> str:
     """One line about one run."""
     metrics = result["metrics"]
-    shown = "  ".join(f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in _METRICS if name in metrics)
+    shown = "  ".join(
+        f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in (*_METRICS, *_JOINT) if name in metrics
+    )
     return f"{result['variant']:32} seed {result['seed']}  {shown}  ({result['seconds']:.0f} s)"
 
 

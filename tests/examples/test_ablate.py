@@ -195,6 +195,33 @@ def test_a_run_that_another_process_is_at_is_left_out(folder):
     assert changed[0].find_result(folder) is None
 
 
+def test_table_9_has_negative_queries_in_evaluation(folder):
+    """Of one and the same model: joint p is what evaluating with negatives says, whose p is smaller by their factor."""
+    variants = [REFERENCE, "no_negatives", "components_fs_ls_ts"]
+    ablate.main(arguments(folder, variants))
+    ablate.main([*arguments(folder, [REFERENCE], out="given"), "--training", *TRAINING, "evaluate_with_negatives=true"])
+    found = {name: values["metrics"] for (name, _), values in results_of(folder).items()}
+    given = results_of(folder, "given")[REFERENCE, 0]["metrics"]
+    for place in ("inside", "outside"):
+        joint, alone = (found[REFERENCE][f"{name}_{place}"] for name in ("joint_p", "p"))
+        assert joint == given[f"p_{place}"] == given[f"joint_p_{place}"]
+        assert 0 < joint < alone
+        # Trained without negative queries, or without p, there is nothing to multiply by.
+        assert found["no_negatives"][f"joint_p_{place}"] == found["no_negatives"][f"p_{place}"]
+        assert f"joint_p_{place}" not in found["components_fs_ls_ts"]
+    assert found[REFERENCE]["MR-full-R1@0.7"] == given["MR-full-R1@0.7"]  # the decoder reads X+
+    assert "| joint p inside | joint p outside | difference |" in (folder / "out" / "ablation.md").read_text()
+
+
+def test_without_mined_negatives_table_9_is_left_out(folder):
+    rows = [json.loads(line) | {"neg_query_ids": []} for line in (folder / "test.jsonl").read_text().splitlines()]
+    write_rows(folder / "test.jsonl", rows)
+    ablate.main(arguments(folder, [REFERENCE]))
+    metrics = results_of(folder)[REFERENCE, 0]["metrics"]
+    assert "p_inside" in metrics
+    assert "joint_p_inside" not in metrics
+
+
 def result(variant, seed, r1, p=(0.9, 0.1)):
     table = VARIANTS[variant].table
     metrics = {"MR-full-R1@0.5": 80.0, "MR-full-R1@0.7": r1, "p_inside": p[0], "p_outside": p[1]}
