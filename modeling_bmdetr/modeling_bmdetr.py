@@ -186,12 +186,14 @@ class BMDetrEncoder(BMDetrPreTrainedModel):
         Args:
             inputs_embeds: `(passes, video_len + text_len, hidden)`.
             attention_mask: `(passes, video_len + text_len)`.
-            positions: Same shape as `inputs_embeds`, 0 for text.
+            positions: `(passes, video_len, hidden)`; text has none.
         """
-        hidden_states = inputs_embeds
+        hidden_states, video_len = inputs_embeds, positions.shape[1]
+        no_positions = (0, 0, 0, inputs_embeds.shape[1] - video_len)
         mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, positions * self.position_scale(hidden_states), mask, **kwargs)
+            scaled = positions * self.position_scale(hidden_states[:, :video_len])
+            hidden_states = layer(hidden_states, F.pad(scaled, no_positions), mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -375,7 +377,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         grid = (queries, views, batch)
         embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
-        positions = F.pad(video_positions(video_mask, cfg.hidden_size), (0, 0, 0, texts.shape[2])).to(embeds.dtype)
+        positions = video_positions(video_mask, cfg.hidden_size).to(embeds.dtype)
         encoded = self.encoder(
             embeds.flatten(0, 2),
             mask.flatten(0, 2),
@@ -399,7 +401,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             anchors,
             read.flatten(0, 1),
             mask[0].flatten(0, 1),
-            positions.repeat(views, 1, 1),
+            F.pad(positions, (0, 0, 0, texts.shape[2])).repeat(views, 1, 1),
             return_dict=True,
             **kwargs,
         )

@@ -18,11 +18,14 @@ from modeling_bmdetr.modeling_bmdetr import joint_probability
 @pytest.mark.parametrize("endpoints", [True, False])
 def test_equation_2_video_and_text_are_projected_and_only_the_video_has_positions(tiny_model, tiny_batch, endpoints):
     model, batch = tiny_model(endpoint_features=endpoints), tiny_batch(negatives=0, shifted=False, labels=False)
-    with Calls(model.model.encoder) as encoder:
+    with Calls(model.model.encoder) as encoder, Calls(model.model.encoder.layers[0]) as layer:
         model(**batch)
     embeds, mask, positions = encoder.inputs[0][:3]
+    scaled = layer.inputs[0][1]
+    assert scaled[:, :9].abs().min() > 0
+    assert scaled[:, 9:].abs().max() == 0
     assert mask.tolist() == torch.cat((batch["video_mask"], batch["text_mask"]), dim=1).tolist()
-    assert positions[:, 9:].abs().max() == 0
+    assert positions.shape[1] == 9
     for row in range(4):
         n = int(batch["video_mask"][row].sum())
         for clip in range(n):
