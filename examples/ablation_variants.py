@@ -125,20 +125,20 @@ def _variants() -> list[Variant]:
     """The grid, the most telling rows of each table first."""
     grid = [
         Variant(REFERENCE, "reference", "the package's defaults"),
-        Variant("no_negatives", "objective", "no negative queries", {"probability_loss_weight": 2.0}, _NO_NEGATIVES),
+        Variant("no_negatives", "objective", "no negative queries", {}, _NO_NEGATIVES),
         _objective(2, 0, 0),
-        _objective(2, 2, 0),
         _objective(0, 2, 2),
+        _objective(2, 2, 0),
         _objective(0, 2, 1),
         _objective(2, 2, 1),
         _objective(2, 2, 2),
         _objective(0, 2, 0),
-        # As much weight on P(f|Q+) as `joint 2, positive 2` has in all: is it the negatives, or the weight?
+        # As much weight as `positive 2, negative 2` has in all: is it the negatives, or the weight?
         Variant(
             "no_negatives_weight_4",
             "objective",
             "no negative queries, weight 4",
-            {"probability_loss_weight": 4.0},
+            {"positive_probability_loss_weight": 4.0},
             _NO_NEGATIVES,
         ),
         _objective(1, 1, 0),

@@ -111,7 +111,6 @@ def main() -> None:
         projection_dropout=0.0,  # minutes of training on thousands of queries underfit: no dropout
         dropout=0.0,
         attention_dropout=0.0,
-        negative_probability_loss_weight=1.0,
         max_clips=max(store.num_clips(vid) for vid in store.video_ids),
     )
     model = BMDetrForMomentRetrieval(config)

@@ -166,11 +166,10 @@ class BMDetrConfig(PreTrainedConfig):
     Loss weights (0 switches a loss off, Table 8):
         class_loss_weight, l1_loss_weight, giou_loss_weight: Class loss and Eq. 14.
         margin_loss_weight, margin: Eq. 15.
-        probability_loss_weight: Eq. 16 on the joint probability, the paper's objective.
-        positive_probability_loss_weight: Eq. 16 on P(f|Q+) alone, which is all that inference uses; rows without a
-            negative query, where both are the same, are left out.
-        negative_probability_loss_weight: Eq. 16 on P(f|Q-) with the negative query's own moments: inside high,
-            outside low; only low where the query belongs to another video.
+        probability_loss_weight: Eq. 16 on the joint probability: the paper's objective, with which the other two are 0.
+        positive_probability_loss_weight: Eq. 16 on P(f|Q+), the factor of Eq. 6 that inference uses.
+        negative_probability_loss_weight: Eq. 16 on P(f|Q-), the other factor, with the negative query's own moments:
+            inside high, outside low; only low where the query belongs to another video.
         alignment_loss_weight, temperature: Eq. 17.
         no_object_weight: Weight of unmatched spans in the class loss.
         class_cost, l1_cost, giou_cost: The matching cost, Eq. 12.
@@ -208,9 +207,9 @@ class BMDetrConfig(PreTrainedConfig):
     giou_loss_weight: float | int = 8.0
     margin_loss_weight: float | int = 8.0
     margin: float | int = 0.2
-    probability_loss_weight: float | int = 2.0
+    probability_loss_weight: float | int = 0.0
     positive_probability_loss_weight: float | int = 2.0
-    negative_probability_loss_weight: float | int = 0.0
+    negative_probability_loss_weight: float | int = 2.0
     alignment_loss_weight: float | int = 1.0
     temperature: float | int = 0.07
     no_object_weight: float | int = 0.1
@@ -311,6 +310,7 @@ class BMDetrConfig(PreTrainedConfig):
             "alignment_denominator": "all",
             "l1_loss_weight": 0.5,
             "margin_loss_weight": 8.0,
+            "probability_loss_weight": 2.0,
             "positive_probability_loss_weight": 0.0,
             "negative_probability_loss_weight": 0.0,
             "text_rows": "all",

@@ -29,7 +29,7 @@ FOREGROUND, BACKGROUND = 0, 1  # class indices of `logits`
 CountReduction = Callable[[Tensor], Tensor]
 # The views of a video, by the prefix of their terms, and what the terms of each are means over.
 VIEWS = ("", "shifted_")
-COUNTS = ("rows", "moments", "rows_with_negatives", "negatives")
+COUNTS = ("rows", "moments", "negatives")
 
 
 @dataclass
@@ -250,6 +250,7 @@ def frame_probability_loss(
     video_mask: Tensor,
     rows: Tensor,
     count: CountReduction | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """L_prob, Eq. 16: high probability inside the moment, low outside.
 
@@ -259,13 +260,15 @@ def frame_probability_loss(
         probabilities: `(rows, video_len)`.
         foreground, video_mask: `(rows, video_len)` bool.
         rows: `(rows,)` bool, rows that count.
+        weights: `(rows,)`, what the loss of a row is multiplied by.
     """
     background = ~foreground & video_mask
     inside, outside = (
         (probabilities * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1) for mask in (foreground, background)
     )
     has_foreground = foreground.any(dim=1).to(probabilities.dtype)
-    return masked_mean(has_foreground - inside + outside, rows, count)
+    value = has_foreground - inside + outside
+    return masked_mean(value if weights is None else value * weights, rows, count)
 
 
 def semantic_alignment_loss(
@@ -348,7 +351,12 @@ class BMDetrLoss:
         return rows.float().mean()
 
     def terms(
-        self, targets: MomentTargets, outputs: Mapping[str, Any], negative_mask: Tensor | None = None, view: str = ""
+        self,
+        targets: MomentTargets,
+        outputs: Mapping[str, Any],
+        negative_mask: Tensor | None = None,
+        view: str = "",
+        negative_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every unweighted term of one view.
 
@@ -357,6 +365,7 @@ class BMDetrLoss:
                 background-aware and negatives were given.
             negative_mask: `(batch, negatives)` bool, negatives that are present.
             view: One of `VIEWS`.
+            negative_weights: `(batch, negatives)`, how much each negative counts; fully when left out.
         """
         cfg, rows = self.config, targets.rows
         count, moment_count = self.divisor(view, "rows"), self.divisor(view, "moments")
@@ -370,25 +379,17 @@ class BMDetrLoss:
             "loss_semantic": self.alignment(outputs["video_embeds"], outputs["text_embeds"], rows, view),
         }
         if "frame_probabilities" in outputs:
-            losses["loss_prob"] = frame_probability_loss(
-                outputs["frame_probabilities"], targets.foreground, targets.video_mask, rows, count
+            for name, p in (("loss_prob", "frame_probabilities"), ("loss_prob_positive", "positive_probabilities")):
+                losses[name] = frame_probability_loss(outputs[p], targets.foreground, targets.video_mask, rows, count)
+        if negative_mask is not None and targets.negative_foreground is not None:
+            losses["loss_prob_negative"] = frame_probability_loss(
+                outputs["negative_probabilities"].flatten(0, 1),
+                targets.negative_foreground.flatten(0, 1),
+                targets.video_mask[:, None].expand_as(targets.negative_foreground).flatten(0, 1),
+                (negative_mask & rows[:, None]).flatten(),
+                self.divisor(view, "negatives"),
+                weights=None if negative_weights is None else negative_weights.flatten(),
             )
-        if "negative_probabilities" in outputs and negative_mask is not None:
-            losses["loss_prob_positive"] = frame_probability_loss(
-                outputs["positive_probabilities"],
-                targets.foreground,
-                targets.video_mask,
-                rows & negative_mask.any(dim=1),
-                self.divisor(view, "rows_with_negatives"),
-            )
-            if targets.negative_foreground is not None:
-                losses["loss_prob_negative"] = frame_probability_loss(
-                    outputs["negative_probabilities"].flatten(0, 1),
-                    targets.negative_foreground.flatten(0, 1),
-                    targets.video_mask[:, None].expand_as(targets.negative_foreground).flatten(0, 1),
-                    (negative_mask & rows[:, None]).flatten(),
-                    self.divisor(view, "negatives"),
-                )
         return losses
 
     def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor, view: str = "") -> Tensor:

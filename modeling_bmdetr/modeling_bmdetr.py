@@ -336,8 +336,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
             negative_text_mask: `(batch, negatives, same length)`; all zero means that there is no such negative.
             shifted_frame_order: `(batch, video_len)` long, the clips of the shifted view; a permutation of the row's
                 clips that leaves padding in place. Endpoint features describe places, so they do not move.
-            negative_weights: `(batch, negatives)` in [0, 1], how much P(f|Q-) of each negative query counts in Eq. 6;
-                fully when left out. Less for one that is close to the query in meaning.
+            negative_weights: `(batch, negatives)` in [0, 1], how much P(f|Q-) of each negative query counts, in Eq. 6
+                and in Eq. 16; fully when left out. Less for one that is close to the query in meaning.
 
         Raises:
             ValueError: shapes, widths, masks or (on the CPU) values that cannot be right, by name.
@@ -578,6 +578,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
                 shifted_labels,
                 negative_labels,
                 saliency_labels,
+                negative_weights,
             )
             # Made anew, since a tuple of the outputs keeps the order in which they were set: the loss comes first.
             result = BMDetrMomentRetrievalOutput(loss=loss, loss_dict=loss_dict, **result)
@@ -610,6 +611,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         shifted_labels: Tensor | None = None,
         negative_labels: Tensor | None = None,
         saliency_labels: Tensor | None = None,
+        negative_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The overall loss, a mean over the rows of every view, and every term of every view."""
         every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
@@ -626,7 +628,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         total = torch.zeros((), device=labels.device)
         for prefix, view, target in zip(VIEWS, views, targets, strict=False):
             assert view is not None  # there are as many targets as views
-            terms = self.criterion.terms(target, view, negative_mask, prefix)
+            terms = self.criterion.terms(target, view, negative_mask, prefix, negative_weights)
             weights.append(self.criterion.view_weight(target.rows, prefix))
             total = total + weights[-1] * self.criterion.weighted_sum(terms)
             loss_dict.update({prefix + name: term.detach() for name, term in terms.items()})

@@ -136,7 +136,7 @@ def test_a_weight_that_needs_negative_labels_asks_for_them(tiny_model, tiny_batc
     model = tiny_model(negative_probability_loss_weight=1.0)
     with pytest.raises(ValueError, match=r"`negative_labels` is missing.*is 1.0.*set the weight to 0"):
         model(**batch)
-    tiny_model()(**batch)  # not read with weight 0
+    tiny_model(negative_probability_loss_weight=0.0)(**batch)  # not read
     model(**tiny_batch(negatives=0))  # nor without negatives
 
 

@@ -51,7 +51,9 @@ def test_released_differs_in_the_forms_and_takes_further_fields():
     assert differing == {
         "frame_attention_scale",
         "alignment_pooling",
+        "probability_loss_weight",
         "positive_probability_loss_weight",
+        "negative_probability_loss_weight",
         "text_rows",
     }
     forms = (released.decoder_memory, released.frame_attention_scale, released.alignment_pooling)

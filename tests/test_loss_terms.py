@@ -101,8 +101,7 @@ def test_every_term_of_a_batch_against_the_loops(seed):
         expected["loss_margin"].append(margin_by_hand(scores, fore, back, 0.2))
         joint, positive = (outputs[f"{name}_probabilities"][b].tolist() for name in ("frame", "positive"))
         expected["loss_prob"].append(probability_by_hand(joint, fore, back))
-        if negative_mask[b].any():
-            expected["loss_prob_positive"].append(probability_by_hand(positive, fore, back))
+        expected["loss_prob_positive"].append(probability_by_hand(positive, fore, back))
         for n in range(2):
             if negative_mask[b, n]:
                 sides_n = sides(moments_of(negative_labels[b, n]), b)
@@ -118,8 +117,8 @@ def test_every_term_of_a_batch_against_the_loops(seed):
     for name, values in expected.items():
         assert losses[name].item() == pytest.approx(mean(values), rel=1e-4, abs=1e-4), name
     total = BMDetrLoss(config).weighted_sum(losses)
-    weights = {"loss_cls": 8, "loss_l1": 0.5, "loss_iou": 8, "loss_margin": 8, "loss_semantic": 1, "loss_prob": 2}
-    weights |= {"loss_prob_positive": 2, "loss_prob_negative": 0}
+    weights = {"loss_cls": 8, "loss_l1": 0.5, "loss_iou": 8, "loss_margin": 8, "loss_semantic": 1, "loss_prob": 0}
+    weights |= {"loss_prob_positive": 2, "loss_prob_negative": 2}
     assert total.item() == pytest.approx(sum(weights[name] * mean(v) for name, v in expected.items()), rel=1e-4)
 
 
@@ -166,10 +165,10 @@ def test_terms_follow_what_the_outputs_hold():
         "loss_prob",
         "loss_prob_positive",
     }
-    for name in ("negative_probabilities", "positive_probabilities"):
+    outputs.pop("negative_probabilities")
+    assert set(losses_of(outputs, labels, mask, None)) == plain | {"loss_prob", "loss_prob_positive"}
+    for name in ("frame_probabilities", "positive_probabilities"):
         outputs.pop(name)
-    assert set(losses_of(outputs, labels, mask, None)) == plain | {"loss_prob"}
-    outputs.pop("frame_probabilities")
     assert set(losses_of(outputs, labels, mask, None)) == plain
 
 

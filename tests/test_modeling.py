@@ -286,6 +286,10 @@ def test_weights_of_negative_queries_scale_their_part_of_eq_6(tiny_model, tiny_b
     by_hand = plain.positive_probabilities * (1 - 0.5 * plain.negative_probabilities).prod(dim=1)
     torch.testing.assert_close(half.frame_probabilities, by_hand)
     torch.testing.assert_close(half.negative_probabilities, plain.negative_probabilities)
+    of_negatives = {name: out.loss_dict["loss_prob_negative"] for name, out in (("plain", plain), ("half", half))}
+    assert full.loss_dict["loss_prob_negative"] == of_negatives["plain"] > 0
+    torch.testing.assert_close(of_negatives["half"], of_negatives["plain"] / 2)
+    assert none.loss_dict["loss_prob_negative"] == 0
 
 
 def test_an_absent_negative_equals_a_masked_one(tiny_model, tiny_batch):
@@ -299,7 +303,8 @@ def test_an_absent_negative_equals_a_masked_one(tiny_model, tiny_batch):
         assert_same_view(a, b, without="negative_probabilities")
         torch.testing.assert_close(a.frame_probabilities, a.positive_probabilities)
     torch.testing.assert_close(of_masked.loss, of_absent.loss)
-    assert of_masked.loss_dict["loss_prob_positive"] == 0  # every row lacks a negative
+    assert of_masked.loss_dict["loss_prob_negative"] == 0  # every row lacks a negative
+    assert of_masked.loss_dict["loss_prob_positive"] == of_masked.loss_dict["loss_prob"] > 0
     # One masked negative beside a real one counts as the real one alone.
     both, first = dict(batch), dict(batch)
     both["negative_text_mask"] = batch["negative_text_mask"].clone()

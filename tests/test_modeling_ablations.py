@@ -126,8 +126,8 @@ def test_without_learnable_spans_queries_are_embeddings_in_the_same_decoder(tiny
 def test_a_loss_switched_off_leaves_the_sum_of_the_others(tiny_model, tiny_batch):
     batch = tiny_batch(shifted=False)
     terms = tiny_model()(**batch).loss_dict
-    fields = {"alignment_loss_weight": 0.0, "margin_loss_weight": 0.0, "probability_loss_weight": 0.0}
-    model = tiny_model(**fields, positive_probability_loss_weight=0.0)
+    factors = dict.fromkeys(("positive_probability_loss_weight", "negative_probability_loss_weight"), 0.0)
+    model = tiny_model(alignment_loss_weight=0.0, margin_loss_weight=0.0, **factors)
     output = model(**batch)
     expected = 8 * terms["loss_cls"] + 0.5 * terms["loss_l1"] + 8 * terms["loss_iou"]
     torch.testing.assert_close(output.loss, expected)

@@ -41,7 +41,6 @@ def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
         counts[view, COUNTS.index("moments")] = moments.sum()
         if "negative_text_mask" in batch:
             negatives = batch["negative_text_mask"].any(dim=-1) & rows[:, None]
-            counts[view, COUNTS.index("rows_with_negatives")] = negatives.any(dim=1).sum()
             counts[view, COUNTS.index("negatives")] = negatives.sum()
     return counts
 

@@ -42,13 +42,15 @@ for _row in ROWS[::2]:  # in the others every negative query counts fully
     _row["neg_query_weights"] = [0.3 + 0.1 * _number for _number in range(len(_row["neg_query_ids"]))]
 # What differs from `PLAIN` in arguments and, under `model`, in the configuration.
 RUNS: dict[str, dict[str, Any]] = {
-    "everything": {"num_negatives": 2, "model": {"negative_probability_loss_weight": 1.0}},
+    "everything": {"num_negatives": 2, "model": {"probability_loss_weight": 1.0}},
     "released": {
         "model": {
             "frame_attention_scale": "literal",
             "alignment_pooling": "gated",
             "alignment_denominator": "all",
+            "probability_loss_weight": 2.0,
             "positive_probability_loss_weight": 0.0,
+            "negative_probability_loss_weight": 0.0,
         }
     },
     "no_negatives": {"negative_sampling": "none"},
