@@ -62,9 +62,13 @@ class Run:
         """Equal for runs that compute the same, whatever the variant is called."""
         config = BMDetrConfig(**self.model).to_dict()
         config = {name: value for name, value in config.items() if name in BMDetrConfig.__annotations__}
-        # A setting that says what the default says is no difference.
+        # A setting that says what the default says is no difference, nor is 2 for 2.0.
         training = {name: value for name, value in self.training.items() if value != _TRAINING_DEFAULTS.get(name)}
-        return digest_of([config, training, self.data_digest])
+        settings = [
+            {name: float(value) if type(value) is int else value for name, value in part.items()}
+            for part in (config, training)
+        ]
+        return digest_of([*settings, self.data_digest])
 
     def result_path(self, out_dir: Path) -> Path:
         return out_dir / "runs" / f"{self.variant.name}-{self.digest}-seed{self.seed}.json"

@@ -308,6 +308,20 @@ def test_rendered_preset_is_made_once_and_reused(tmp_path, monkeypatch):
     assert ablation_data.load_data("moving_shapes", tmp_path).digest() == data.digest()
 
 
+def test_runs_that_compute_the_same_have_one_digest(folder):
+    data = ablation_data.load_data(
+        "rows", folder, None, str(folder / "train.jsonl"), str(folder / "test.jsonl"), [str(folder / "features")]
+    )
+
+    def digest(name, training=None):
+        return ablate.plan_runs([VARIANTS[name]], [0], PRESETS["rows"], data, {}, training)[0].digest
+
+    assert digest(REFERENCE) == digest("objective_0_2_2") == digest("form_encoder_mean_one") == digest("negatives_1")
+    assert digest(REFERENCE, {"num_train_epochs": 2}) == digest(REFERENCE, {"num_train_epochs": 2.0})
+    others = ("objective_2_2_0", "no_negatives", "form_encoder_literal", "negatives_2")
+    assert len({digest(name) for name in (REFERENCE, *others)}) == 5
+
+
 def test_a_variant_may_mine_its_own_negative_queries(folder):
     data = ablation_data.load_data(
         "rows", folder, None, str(folder / "train.jsonl"), str(folder / "test.jsonl"), [str(folder / "features")]
