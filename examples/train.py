@@ -52,6 +52,7 @@ from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments, las
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 # Shown in the table; the report has all.
 HEADLINES = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP")
+_SEEDS = ("training.seed", "training.data_seed")
 _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -130,12 +131,12 @@ def train_by_recipe(
 
 @dataclass
 class Progress:
-    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one; and its
-    seed beside the one asked for, where they differ."""
+    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one; and which
+    of its seeds are not those asked for."""
 
     result: dict[str, Any] | None = None
     checkpoint: str | None = None
-    other_seed: tuple[int, int] | None = None
+    other_seed: str = ""
 
 
 def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
@@ -154,17 +155,18 @@ def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bo
             answer[0].result = None
         if resume:
             changes = find_changes(recipe, arguments)
-            for name, (old, new) in changes.items():
+            seeds = [f"{name} = {old}, not {new}" for name, (old, new) in changes.items() if name in _SEEDS]
+            answer[0].other_seed = "; ".join(seeds)
+            for name, (old, new) in () if seeds else changes.items():
                 print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
-            answer[0].other_seed = changes.get("training.seed")
     if arguments.world_size > 1:
         broadcast_object_list(answer)
     if not resume and answer[0] != Progress():
         raise ValueError(f"'{folder}' holds a run: pass --resume to go on with it, or another --out")
     if answer[0].other_seed:
         raise ValueError(
-            f"'{folder}' holds a run with seed {answer[0].other_seed[0]}, not {answer[0].other_seed[1]}: give each "
-            "seed a folder of its own, by --seeds or another --out"
+            f"'{folder}' holds a run that was begun with {answer[0].other_seed}: give each seed a folder of its own, "
+            "by --seeds or another --out"
         )
     return answer[0]
 
@@ -179,6 +181,7 @@ def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str
     """Entries of the recipe that differ from those with which the run in the output folder was begun: then and now."""
     path, now = Path(str(arguments.output_dir)) / "recipe.json", recipe_of_run(recipe, arguments)
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    before["training"].setdefault("seed", now["training"]["seed"])
     changes = {}
     for section, entries in now.items():
         for name in sorted({*entries, *before[section]}):
@@ -200,11 +203,13 @@ def run(
     set_seed(arguments.seed)
     model = BMDetrForMomentRetrieval(build_config(recipe, store.contract))
     trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
-    if is_main:
+    if is_main and checkpoint is None:
         write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
     started = time.perf_counter()
     trainer.train(checkpoint)
     trained_s = time.perf_counter() - started
+    if is_main:  # what was refused has not become the recipe of the run
+        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
     trainer.save_model(str(out / "model"))
 
     metrics = {}

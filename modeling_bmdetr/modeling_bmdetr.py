@@ -537,8 +537,8 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             labels: `(batch, moments, 2)` (centre, width) in units of the time axis; -100 fills rows without a moment.
             shifted_labels: `(batch, 1, 2)`, the moment in the shifted view; -100 where a row has no shifted view.
             negative_labels: `(batch, negatives, moments, 2)`, the negative queries' own moments in this video; -100
-                where there are none, as for queries of other videos. Read when
-                `config.negative_probability_loss_weight` is not 0.
+                where there are none, as for queries of other videos. They belong to negative queries, unless
+                `config.negative_probability_loss_weight` is 0.
             saliency_labels: `(batch, video_len)` ratings, -100 where unknown.
         """
         output = self.model(

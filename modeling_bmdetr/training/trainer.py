@@ -100,6 +100,8 @@ class BMDetrTrainer(Trainer):
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._term_steps = 0
         self._writes_checkpoint = False
+        # Of the whole model: wrapped for several processes it may show this one's share.
+        self._shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
         if args.n_gpu > 1:
             logger.warning(
                 f"one of {args.n_gpu} accelerators is used: start one process on each with `accelerate launch`"
@@ -277,9 +279,8 @@ class BMDetrTrainer(Trainer):
             ValueError: they are those of another model than the one that is trained.
         """
         weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        if weights.is_file():  # sharded checkpoints, as of FSDP, are left to the library's own checks
-            ours = self.accelerator.unwrap_model(self.model if model is None else model).state_dict()
-            require_same_weights(weights, {name: list(value.shape) for name, value in ours.items()})
+        if weights.is_file():  # sharded checkpoints are left to the library's own checks
+            require_same_weights(weights, self._shapes)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -54,17 +54,17 @@ def test_a_recipe_opens_with_how_to_run_it_what_it_needs_and_what_it_aims_at(nam
 @pytest.mark.parametrize(
     ("name", "weights", "epochs", "rate", "drop", "shifting"),
     [
-        ("charades_sta_vgg", (8, 2, 1), 100, 2e-4, 40, True),
-        ("charades_sta_clip", (8, 2, 1), 100, 2e-4, 40, True),
-        ("charades_cd_i3d", (8, 2, 1), 100, 2e-4, 40, True),
-        ("qvhighlights_slowfast_clip", (2, 2, 3), 200, 1e-4, 0, False),
-        ("qvhighlights_clip", (2, 2, 3), 200, 1e-4, 0, False),
+        ("charades_sta_vgg", (8, 1), 100, 2e-4, 40, True),
+        ("charades_sta_clip", (8, 1), 100, 2e-4, 40, True),
+        ("charades_cd_i3d", (8, 1), 100, 2e-4, 40, True),
+        ("qvhighlights_slowfast_clip", (2, 3), 200, 1e-4, 0, False),
+        ("qvhighlights_clip", (2, 3), 200, 1e-4, 0, False),
     ],
 )
 def test_recipes_with_a_released_script_repeat_its_settings(name, weights, epochs, rate, drop, shifting, tmp_path):
     recipe = read_recipe(CONFIGS / f"{name}.yaml")
-    names = ("margin_loss_weight", "probability_loss_weight", "alignment_loss_weight")
-    assert tuple(recipe.model[name] for name in names) == weights
+    assert (recipe.model["margin_loss_weight"], recipe.model["alignment_loss_weight"]) == weights
+    assert not any("probability" in name for name in recipe.model)  # the objective is the package's, not the release's
     args = training_arguments(recipe, tmp_path)
     assert (args.num_train_epochs, args.learning_rate, args.lr_drop_epochs) == (epochs, rate, drop)
     assert (args.per_device_train_batch_size, args.weight_decay, args.max_grad_norm) == (32, 1e-4, 0.1)
@@ -315,12 +315,14 @@ def test_resuming_with_another_recipe_is_said(own, tmp_path, capsys):
     assert report["runs"][0]["training"]["resumed_from"].endswith("checkpoint-10")
 
     # Neither weights of another seed nor those of another model are gone on with.
-    written = (tmp_path / "out" / "report.json").read_bytes()
+    written = [(tmp_path / "out" / name).read_bytes() for name in ("report.json", "recipe.json")]
     assert train.main([*arguments, "training.max_steps=15", "training.seed=7", "--resume"]) == 2
-    assert "holds a run with seed 42, not 7" in capsys.readouterr().err
+    assert "begun with training.seed = 42, not 7: give each seed a folder" in capsys.readouterr().err
+    assert train.main([*arguments, "training.max_steps=15", "training.data_seed=7", "--resume"]) == 2
+    assert "begun with training.data_seed = unset, not 7" in capsys.readouterr().err
     assert train.main([*arguments, "training.max_steps=15", "model.hidden_size=32", "--resume"]) == 2
     assert "holds another model than the one to train" in capsys.readouterr().err
-    assert (tmp_path / "out" / "report.json").read_bytes() == written
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("report.json", "recipe.json")] == written
 
 
 def test_bad_input_ends_with_one_message(own, capsys):
