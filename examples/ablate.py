@@ -153,9 +153,8 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
     trainer.remove_callback(_printer())
     trainer.train()
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    metrics |= (
-        {} if run.mining else joint_probabilities(trainer, metrics)
-    )  # the evaluation rows are mined as the data's
+    if not run.mining:  # the evaluation rows keep the data's own negative queries
+        metrics |= joint_probabilities(trainer, metrics)
     history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
     return {
         "variant": run.variant.name,

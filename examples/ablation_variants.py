@@ -244,7 +244,7 @@ _SHORT_SCHEDULE: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "temporal_shifting": False,
 }
-# The released width, learning rate and batch: slower, and far less at the mercy of the seed.
+# The released width, learning rate and batch.
 _WIDE_MODEL: dict[str, Any] = {
     **_SMALL_MODEL,
     "hidden_size": 256,
