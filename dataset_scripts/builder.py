@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import datasets
 from datasets import Features, List, Value
 
-import modeling_bmdetr.data.cleaning
-import modeling_bmdetr.data.schema
+import modeling_bmdetr.data.rows.cleaning
+import modeling_bmdetr.data.rows.schema
 from modeling_bmdetr.data import CanonicalRow, CleaningReport, CleaningRules, clean_rows, validate_rows
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         """A hash of the annotation files and of the code that turns them into rows."""
         digest = hashlib.sha256()
         modules = {cls.__module__ for cls in type(self).__mro__ if issubclass(cls, BenchmarkBuilder)}
-        modules |= {modeling_bmdetr.data.cleaning.__name__, modeling_bmdetr.data.schema.__name__}
+        modules |= {modeling_bmdetr.data.rows.cleaning.__name__, modeling_bmdetr.data.rows.schema.__name__}
         code = [sys.modules[module].__file__ for module in sorted(modules)]
         paths = [*self.files.values(), *(Path(file) for file in code if file is not None)]
         if released_jsonl is not None:

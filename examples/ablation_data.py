@@ -11,8 +11,8 @@ from ablation_variants import PRESETS, Preset
 from recipes import WORD_ENCODER, mined_rows
 
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
-from modeling_bmdetr.data.feature_store import FeatureStore
-from modeling_bmdetr.data.negatives import DEFAULT_ENCODER
+from modeling_bmdetr.data.batches.negatives import DEFAULT_ENCODER
+from modeling_bmdetr.data.features.store import FeatureStore
 
 
 def digest_of(value: Any) -> str:

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
-from modeling_bmdetr.hub import write_model_card
-from modeling_bmdetr.sharing_bmdetr import (
+from modeling_bmdetr.cards import write_model_card
+from modeling_bmdetr.saving_bmdetr import (
     CARD_FILE,
     PROCESSOR_FILE,
     fetch_companions,

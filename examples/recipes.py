@@ -33,8 +33,8 @@ from modeling_bmdetr.data import (
     validate_rows,
     write_rows,
 )
-from modeling_bmdetr.data.packed_features import is_packed
-from modeling_bmdetr.data.schema import replaced_when_whole
+from modeling_bmdetr.data.features.packed import is_packed
+from modeling_bmdetr.data.rows.schema import replaced_when_whole
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.training import BMDetrTrainingArguments
 

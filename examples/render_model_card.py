@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.hub import render_model_card
+from modeling_bmdetr.cards import render_model_card
 
 KEPT = ("metrics", "baselines", "data", "training", "seed", "versions")
 

@@ -42,12 +42,12 @@ from transformers import set_seed
 
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr.cards import write_model_card
 from modeling_bmdetr.data import FeatureStore, MomentRetrievalDataset, NegativeSampler
-from modeling_bmdetr.data.negative_sampling import Strategy
+from modeling_bmdetr.data.batches.negative_sampling import Strategy
 from modeling_bmdetr.evaluation import write_jsonl
-from modeling_bmdetr.hub import write_model_card
-from modeling_bmdetr.hub.training_record import library_versions, training_record
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
+from modeling_bmdetr.training.record import library_versions, training_record
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 # Shown in the table; the report has all.

@@ -3,8 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .cards import write_model_card
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
-from .hub.model_card import write_model_card
 from .modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrModel
 from .pipeline_bmdetr import MomentRetrievalPipeline
 from .processing_bmdetr import BMDetrProcessor

@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from .hub import convert_to_folder, export_released
+    from .released import convert_to_folder, export_released
 
     if args.to_released:
         path = export_released(args.checkpoint, args.out)

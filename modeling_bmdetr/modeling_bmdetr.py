@@ -22,8 +22,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checks_bmdetr import check_labels, check_model_inputs, check_no_stray_tensors
 from .configuration_bmdetr import BMDetrConfig
+from .input_checks_bmdetr import check_labels, check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import (
     BMDetrAttention,
     BMDetrDecoderCrossAttention,
@@ -39,7 +39,7 @@ from .layers_bmdetr import (
     video_positions,
 )
 from .loss_bmdetr import VIEWS, BMDetrLoss, MomentTargets
-from .sharing_bmdetr import SharingMixin
+from .saving_bmdetr import SharingMixin
 
 
 @dataclass

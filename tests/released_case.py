@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.hub.released_names import RELEASED_OUTPUTS
+from modeling_bmdetr.released.names import RELEASED_OUTPUTS
 
 FIXTURE = Path(__file__).parent / "fixtures" / "released_case.safetensors"
 OUTPUTS = {**RELEASED_OUTPUTS, "last_hidden_state": "last_hidden_state"}

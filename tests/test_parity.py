@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from released_case import FIXTURE, OUTPUTS, ReleasedCase
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.hub.conversion import convert_released_checkpoint
-from modeling_bmdetr.hub.released_names import RELEASED_LOSSES, released_layout
 from modeling_bmdetr.loss_bmdetr import MomentTargets
+from modeling_bmdetr.released.conversion import convert_released_checkpoint
+from modeling_bmdetr.released.names import RELEASED_LOSSES, released_layout
 
 OUTPUT_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-5, 1e-4
 

@@ -12,7 +12,7 @@ import torch
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
-from modeling_bmdetr.data.feature_store import FeatureStore
+from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 VIDEO_DIM, TEXT_DIM = 6, 5

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from speed_sides import ENCODERS, OwnSide, ReleasedSide
 
-from modeling_bmdetr.hub import convert_released_checkpoint
-from modeling_bmdetr.hub.released_names import RELEASED_LOSSES, RELEASED_OUTPUTS, released_layout
 from modeling_bmdetr.loss_bmdetr import MomentTargets
+from modeling_bmdetr.released import convert_released_checkpoint
+from modeling_bmdetr.released.names import RELEASED_LOSSES, RELEASED_OUTPUTS, released_layout
 
 
 class BothSides:

@@ -1,19 +1,19 @@
 """Annotations, features, negative queries and batches: everything between the files of a data set and the model."""
 
-from .cleaning import CleaningReport, CleaningRules, clean_rows
-from .collator import MomentRetrievalCollator, MomentRetrievalDataset
-from .extract import ExtractionReport, extract_features
-from .feature_files import count_tokens
-from .feature_store import FeatureStore
-from .feature_writer import FeatureWriter
-from .file_checks import check_text_features, validate_file
-from .negative_sampling import NegativeSampler
-from .negatives import NegativeMiningReport, mine_negative_queries
-from .packing import pack_features
-from .sampler import UniqueVideoBatchSampler
-from .schema import CanonicalRow, Problem, RowFile, ValidationReport, original_qid, read_rows, write_rows
-from .shifting import shift_moment
-from .validation import validate_rows
+from .batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from .batches.negative_sampling import NegativeSampler
+from .batches.negatives import NegativeMiningReport, mine_negative_queries
+from .batches.sampler import UniqueVideoBatchSampler
+from .batches.shifting import shift_moment
+from .features.extraction import ExtractionReport, extract_features
+from .features.file_checks import check_text_features, validate_file
+from .features.packing import pack_features
+from .features.published import count_tokens
+from .features.store import FeatureStore
+from .features.writer import FeatureWriter
+from .rows.cleaning import CleaningReport, CleaningRules, clean_rows
+from .rows.schema import CanonicalRow, Problem, RowFile, ValidationReport, original_qid, read_rows, write_rows
+from .rows.validation import validate_rows
 
 __all__ = [
     "CanonicalRow",

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
-from ..data.negative_sampling import Strategy
+from ..data.batches.negative_sampling import Strategy
 
 # Fields of the base class that nothing here reads, and their values when they are left alone.
 _WITHOUT_EFFECT = {

@@ -17,17 +17,16 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from ..cards import write_model_card
 from ..configuration_bmdetr import BMDetrConfig
-from ..data.collator import MomentRetrievalCollator, MomentRetrievalDataset
-from ..data.feature_store import FeatureStore
-from ..data.negative_sampling import NegativeSampler
-from ..data.sampler import UniqueVideoBatchSampler
+from ..data.batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from ..data.batches.negative_sampling import NegativeSampler
+from ..data.batches.sampler import UniqueVideoBatchSampler
+from ..data.features.store import FeatureStore
 from ..evaluation import evaluate_submission
-from ..hub.model_card import write_model_card
-from ..hub.training_record import training_record
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor
-from ..sharing_bmdetr import CARD_FILE, PROCESSOR_FILE
+from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
 from .checkpoints import (
@@ -39,6 +38,7 @@ from .checkpoints import (
     unfinished_dir,
 )
 from .distributed import GlobalBatchLoss, mean_counts
+from .record import training_record
 
 logger = logging.get_logger(__name__)
 

@@ -209,7 +209,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path):
         import sys
         import time
 
-        import modeling_bmdetr.data.feature_writer as feature_writer
+        import modeling_bmdetr.data.features.writer as feature_writer
         from modeling_bmdetr.data import extract_features
         from modeling_bmdetr.encoders_bmdetr import PixelGridVideoEncoder
 

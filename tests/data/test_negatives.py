@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_bmdetr.data import NegativeSampler, mine_negative_queries
-from modeling_bmdetr.data.negatives import normalize_sentence, pairwise_max_iou
+from modeling_bmdetr.data.batches.negatives import normalize_sentence, pairwise_max_iou
 
 WORDS = ["opens", "door", "reads", "book", "light", "eats"]
 

@@ -29,7 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
-from modeling_bmdetr.data import FeatureStore, FeatureWriter, pack_features, packed_features
+from modeling_bmdetr.data import FeatureStore, FeatureWriter, pack_features
+from modeling_bmdetr.data.features import packed
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ class TestPacked:
     def test_reading_falls_back_to_a_memory_map(self, folders, monkeypatch):
         packed = pack_features(open_files(folders), folders / "packed", progress=False)
         expected = packed.video("AO8RW")
-        monkeypatch.setattr(packed_features, "_HAS_POSITIONAL_READS", False)
+        monkeypatch.setattr(packed, "_HAS_POSITIONAL_READS", False)
         mapped = FeatureStore.from_packed(folders / "packed")
         np.testing.assert_array_equal(mapped.video("AO8RW"), expected)
         mapped.video("AO8RW")[:] = 0
@@ -288,7 +289,7 @@ class TestWriter:
             import time
 
             import numpy as np
-            import modeling_bmdetr.data.feature_writer as feature_writer
+            import modeling_bmdetr.data.features.writer as feature_writer
             from modeling_bmdetr.configuration_bmdetr import FeatureContract
 
             feature_writer._COMMIT_SECONDS = 0.05

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_bmdetr.data.sampler import UniqueVideoBatchSampler
+from modeling_bmdetr.data.batches.sampler import UniqueVideoBatchSampler
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)
 # Queries of each video; the first element makes videos with many more queries than others likely.

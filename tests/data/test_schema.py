@@ -19,8 +19,8 @@ from modeling_bmdetr.data import (
     validate_rows,
     write_rows,
 )
-from modeling_bmdetr.data.feature_writer import FeatureWriter
-from modeling_bmdetr.data.schema import ROW_FIELDS
+from modeling_bmdetr.data.features.writer import FeatureWriter
+from modeling_bmdetr.data.rows.schema import ROW_FIELDS
 
 
 def row(**changes):

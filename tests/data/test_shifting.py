@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_bmdetr.data.shifting import shift_moment
+from modeling_bmdetr.data.batches.shifting import shift_moment
 from modeling_bmdetr.spans_bmdetr import foreground_clips
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)

@@ -26,7 +26,7 @@ from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, select_varia
 from modeling_bmdetr import BMDetrConfig
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
 from modeling_bmdetr.data import write_rows
-from modeling_bmdetr.data.feature_writer import FeatureWriter
+from modeling_bmdetr.data.features.writer import FeatureWriter
 from modeling_bmdetr.training import BMDetrTrainingArguments
 
 CONTRACT = FeatureContract(

@@ -12,9 +12,8 @@ from tiny_training import make_model, make_trainer
 from transformers import TrainerState
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.hub import render_model_card, training_record, write_model_card
-from modeling_bmdetr.hub.model_card import TEMPLATE
-from modeling_bmdetr.hub.training_record import metrics_of_current_weights
+from modeling_bmdetr.cards import TEMPLATE, render_model_card, write_model_card
+from modeling_bmdetr.training.record import metrics_of_current_weights, training_record
 
 REPOSITORY = Path(__file__).parents[2]
 QUICKSTART = REPOSITORY / "examples" / "results" / "quickstart.json"

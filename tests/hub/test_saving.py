@@ -24,7 +24,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     build_text_encoder,
     build_video_encoder,
 )
-from modeling_bmdetr.sharing_bmdetr import upload_checkpoint
+from modeling_bmdetr.saving_bmdetr import upload_checkpoint
 
 CODE = {path.name for path in (REPOSITORY / "modeling_bmdetr").glob("*_bmdetr.py")}
 CHECKPOINT = CODE | {"README.md", "config.json", "model.safetensors", "processor_config.json"}

@@ -9,7 +9,7 @@ from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
 from training_runs import EVAL_SIZES, RUNS, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 
-from modeling_bmdetr.data.collator import MomentRetrievalCollator
+from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator
 from modeling_bmdetr.loss_bmdetr import COUNTS, BMDetrLoss
 from modeling_bmdetr.training.distributed import GlobalBatchLoss, count_targets, mean_counts
 

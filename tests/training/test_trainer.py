@@ -10,8 +10,8 @@ import torch
 from tiny_training import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store, make_trainer
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.data.collator import MomentRetrievalDataset
-from modeling_bmdetr.data.sampler import UniqueVideoBatchSampler
+from modeling_bmdetr.data.batches.collator import MomentRetrievalDataset
+from modeling_bmdetr.data.batches.sampler import UniqueVideoBatchSampler
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 

@@ -14,15 +14,15 @@ from released_case import OUTPUTS, ReleasedCase, draw_parameter
 from safetensors.torch import load_file, save_file
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.hub import (
+from modeling_bmdetr.processing_bmdetr import BMDetrProcessor
+from modeling_bmdetr.released import (
     convert_released_checkpoint,
     convert_to_folder,
     export_released,
     to_released_state_dict,
 )
-from modeling_bmdetr.hub.released_checkpoint import read_released_checkpoint, released_config, released_options
-from modeling_bmdetr.hub.released_names import idle_parameters, released_layout
-from modeling_bmdetr.processing_bmdetr import BMDetrProcessor
+from modeling_bmdetr.released.checkpoint import read_released_checkpoint, released_config, released_options
+from modeling_bmdetr.released.names import idle_parameters, released_layout
 
 TEXT_POSITIONS = {
     "txt_position_embed.position_embeddings.weight",

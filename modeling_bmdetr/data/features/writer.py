@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers.utils import logging
 
-from ..configuration_bmdetr import FeatureContract
-from .packed_features import (
+from ...configuration_bmdetr import FeatureContract
+from .packed import (
     DTYPES,
     FORMAT,
     MANIFEST,

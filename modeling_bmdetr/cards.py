@@ -22,9 +22,9 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ..configuration_bmdetr import BMDetrConfig, FeatureContract
-from ..encoders_bmdetr import CLIP_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
-from ..sharing_bmdetr import CARD_FILE, TASK
+from .configuration_bmdetr import BMDetrConfig, FeatureContract
+from .encoders_bmdetr import CLIP_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
+from .saving_bmdetr import CARD_FILE, TASK
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 TAGS = ["moment-retrieval", TASK, "highlight-detection", "bmdetr", "video"]

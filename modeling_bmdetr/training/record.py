@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerState
 
 if TYPE_CHECKING:
-    from ..training import BMDetrTrainer
+    from . import BMDetrTrainer
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "numpy")
 ARGUMENTS = (

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ..configuration_bmdetr import FeatureContract
-from .feature_checks import find_problems
-from .feature_files import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos
-from .packed_features import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
+from ...configuration_bmdetr import FeatureContract
+from .fit import find_problems
+from .packed import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
+from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos
 
 PathOrPaths = str | os.PathLike | Sequence[str | os.PathLike]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ..configuration_bmdetr import FeatureContract
-from ..processing_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
-from ..spans_bmdetr import IGNORE
-from .feature_store import FeatureStore
+from ...configuration_bmdetr import FeatureContract
+from ...processing_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
+from ...spans_bmdetr import IGNORE
+from ..features.store import FeatureStore
 from .negative_sampling import NegativeSampler
 from .shifting import shift_moment
 

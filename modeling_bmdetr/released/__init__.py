@@ -1,4 +1,4 @@
-"""Between this package and other homes of its checkpoints."""
+"""Checkpoints of the authors' released code: to this package, and back."""
 
 from .conversion import (
     ConversionReport,
@@ -7,8 +7,6 @@ from .conversion import (
     export_released,
     to_released_state_dict,
 )
-from .model_card import render_model_card, write_model_card
-from .training_record import training_record
 
 __all__ = [
     "convert_released_checkpoint",
@@ -16,7 +14,4 @@ __all__ = [
     "export_released",
     "to_released_state_dict",
     "ConversionReport",
-    "render_model_card",
-    "write_model_card",
-    "training_record",
 ]

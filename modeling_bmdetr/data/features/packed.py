@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 
-from ..configuration_bmdetr import FeatureContract
-from .feature_files import plain_name
+from ...configuration_bmdetr import FeatureContract
+from .published import plain_name
 
 FORMAT, VERSION = "bmdetr-features", 1
 MANIFEST = "manifest.json"

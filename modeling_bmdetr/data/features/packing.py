@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..configuration_bmdetr import FeatureContract
-from .feature_store import FeatureStore, PathOrPaths
-from .feature_writer import FeatureWriter
+from ...configuration_bmdetr import FeatureContract
+from .store import FeatureStore, PathOrPaths
+from .writer import FeatureWriter
 
 
 def pack_features(

@@ -18,8 +18,8 @@ from transformers.utils import logging
 from ..configuration_bmdetr import BMDetrConfig
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
-from .released_checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
-from .released_names import idle_parameters, released_layout
+from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
+from .names import idle_parameters, released_layout
 
 logger = logging.get_logger(__name__)
 

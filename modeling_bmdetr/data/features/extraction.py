@@ -14,10 +14,10 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..configuration_bmdetr import FeatureContract
-from ..encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
-from .feature_writer import FeatureWriter
+from ...configuration_bmdetr import FeatureContract
+from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
 from .file_checks import VIDEO_SUFFIXES, find_video
+from .writer import FeatureWriter
 
 logger = logging.get_logger(__name__)
 

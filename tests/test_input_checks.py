@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_bmdetr import BMDetrForMomentRetrieval, checks_bmdetr
-from modeling_bmdetr.checks_bmdetr import check_model_inputs
+from modeling_bmdetr import BMDetrForMomentRetrieval, input_checks_bmdetr
+from modeling_bmdetr.input_checks_bmdetr import check_model_inputs
 
 NAN, INF = float("nan"), float("inf")
 
@@ -168,12 +168,12 @@ def test_what_looks_odd_but_is_allowed(tiny_model, tiny_batch):
 
 def test_values_are_not_looked_at_where_that_would_cost(monkeypatch, tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch()
-    monkeypatch.setattr(checks_bmdetr, "reads_values", lambda tensor: False)
+    monkeypatch.setattr(input_checks_bmdetr, "reads_values", lambda tensor: False)
     bad = {**batch, "video_features": filled(NAN, 0, 0)(batch["video_features"])}
     model(**bad)
     with pytest.raises(ValueError, match="`video_features` must be 6 values wide"):  # shapes are always checked
         model(**{**batch, "video_features": batch["video_features"][..., :3]})
-    assert not checks_bmdetr.reads_values(torch.zeros(1, device="meta"))
+    assert not input_checks_bmdetr.reads_values(torch.zeros(1, device="meta"))
 
 
 def test_a_misspelt_input_is_named(tiny_model, tiny_batch):

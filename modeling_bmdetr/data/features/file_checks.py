@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..video_bmdetr import probe_video
-from .feature_checks import SAME_FEATURE_TOLERANCE
-from .feature_files import TEXT_KEY, VIDEO_KEY, FeatureFolder
-from .feature_store import FeatureStore
-from .packed_features import is_packed
-from .schema import Problem, RowFile, ValidationReport, parse_rows, read_rows
-from .validation import validate_rows
+from ...video_bmdetr import probe_video
+from ..rows.schema import Problem, RowFile, ValidationReport, parse_rows, read_rows
+from ..rows.validation import validate_rows
+from .fit import SAME_FEATURE_TOLERANCE
+from .packed import is_packed
+from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder
+from .store import FeatureStore
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 DURATION_TOLERANCE_S = 1.0

@@ -7,7 +7,7 @@ import numpy as np
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    from .feature_store import FeatureStore
+    from .store import FeatureStore
 
 logger = logging.get_logger(__name__)
 

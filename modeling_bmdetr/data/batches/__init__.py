@@ -1,0 +1,1 @@
+"""From rows and features to batches: examples, collation, sampling, shifting, negative queries."""

@@ -1,0 +1,1 @@
+"""The canonical annotation row: its schema, its JSONL files, their validation and cleaning."""
