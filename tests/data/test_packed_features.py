@@ -28,9 +28,9 @@ from feature_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import modeling_bmdetr.data.features.packed as packed_layout
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, FeatureWriter, pack_features
-from modeling_bmdetr.data.features import packed
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class TestPacked:
     def test_reading_falls_back_to_a_memory_map(self, folders, monkeypatch):
         packed = pack_features(open_files(folders), folders / "packed", progress=False)
         expected = packed.video("AO8RW")
-        monkeypatch.setattr(packed, "_HAS_POSITIONAL_READS", False)
+        monkeypatch.setattr(packed_layout, "_HAS_POSITIONAL_READS", False)
         mapped = FeatureStore.from_packed(folders / "packed")
         np.testing.assert_array_equal(mapped.video("AO8RW"), expected)
         mapped.video("AO8RW")[:] = 0
