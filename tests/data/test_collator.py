@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_training import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store
+from factories import CONTRACT, NO_DROPOUT, make_model, make_row, make_rows, make_store
 from torch.utils.data import DataLoader
 
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
@@ -25,8 +25,7 @@ def training_collator(**options):
 
 
 def row(**fields):
-    plain = {"qid": "q", "vid": "v", "query": "a sentence", "duration": 20.0, "relevant_windows": [[3.0, 7.0]]}
-    return {**plain, **fields}
+    return make_row(**{"relevant_windows": [[3.0, 7.0]], **fields})
 
 
 def one_row(**fields):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import CONTRACT, make_model, make_trainer
 from hub_processes import REPOSITORY
-from tiny_training import CONTRACT, make_model, make_trainer
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from modeling_bmdetr import (
