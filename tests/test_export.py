@@ -7,7 +7,7 @@ import torch
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.cli import main
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.export import TOLERANCE, export_model, largest_difference, load_exported
 
 FEW = ((1, 1, 1), (2, 30, 9), (4, 3, 2))

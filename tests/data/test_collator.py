@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tiny_training import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store
+from factories import CONTRACT, NO_DROPOUT, make_model, make_row, make_rows, make_store
 from torch.utils.data import DataLoader
 
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import l2_normalize
 from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
 from modeling_bmdetr.data.batches.negative_sampling import NegativeSampler
-from modeling_bmdetr.processing_bmdetr import l2_normalize
 from modeling_bmdetr.spans_bmdetr import IGNORE, spans_cxw_to_se
 
 ROWS = make_rows(9)
@@ -25,8 +25,7 @@ def training_collator(**options):
 
 
 def row(**fields):
-    plain = {"qid": "q", "vid": "v", "query": "a sentence", "duration": 20.0, "relevant_windows": [[3.0, 7.0]]}
-    return {**plain, **fields}
+    return make_row(**{"relevant_windows": [[3.0, 7.0]], **fields})
 
 
 def one_row(**fields):

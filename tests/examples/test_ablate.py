@@ -10,17 +10,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-# Last, so that no example hides an installed package of the same name: `evaluate` is one.
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 import ablate
 import ablation_data
 import ablation_report
+import numpy as np
+import pytest
 from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, select_variants
 
 from modeling_bmdetr import BMDetrConfig

@@ -2,22 +2,17 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import recipes
 import torch
 from recipe_worlds import make_world
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import read_rows
 from modeling_bmdetr.evaluation import evaluate_submission, read_jsonl
-
-# Last, so that no example hides an installed package of the same name: `evaluate` is one.
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
-import recipes
 
 EXAMPLES = Path(recipes.__file__).parent
 _spec = importlib.util.spec_from_file_location("evaluate_script", EXAMPLES / "evaluate.py")

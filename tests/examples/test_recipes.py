@@ -8,14 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from recipe_worlds import CONFIGS, SMALL, make_world
-
-# Last, so that no example hides an installed package of the same name.
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
 import recipes
 import train
+import yaml
+from recipe_worlds import CONFIGS, SMALL, make_world
 from recipes import hold_out, load_rows, open_store, read_recipe, spread, training_arguments, with_negatives
 
 from modeling_bmdetr import BMDetrForMomentRetrieval

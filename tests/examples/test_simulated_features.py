@@ -1,17 +1,11 @@
 """Simulated frame features: what they contain, that they follow from rows and seed, and that they say what they are."""
 
 import json
-import sys
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-# Last, so that no example hides an installed package of the same name: `evaluate` is one.
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
 import simulated_features as simulation
 
 from modeling_bmdetr.data import read_rows, write_rows

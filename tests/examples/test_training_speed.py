@@ -2,13 +2,8 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
-
 import training_speed
 
 SIZES = ["--queries", "6", "--videos", "3", "--eval-queries", "3", "--batch-size", "2", "--repeats", "1"]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from factories import make_model, make_trainer
 from huggingface_hub import ModelCard
-from tiny_training import make_model, make_trainer
 from transformers import TrainerState
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval

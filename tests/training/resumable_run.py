@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 import torch.distributed as dist
-from tiny_training import make_rows, make_trainer
+from factories import make_rows, make_trainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import training_runs
-from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
+from factories import NO_DROPOUT, make_model, make_rows, make_trainer
 from training_runs import EVAL_SIZES, RUNS, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 

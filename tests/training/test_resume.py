@@ -8,8 +8,8 @@ import signal
 import pytest
 import resumable_run
 import torch
+from factories import make_trainer
 from resumable_run import ARGUMENTS, EVERY_THREE, POINTS, ROWS, SAVE, make_run, outcome
-from tiny_training import make_trainer
 from training_runs import start_processes, wait_for
 from transformers.trainer_utils import get_last_checkpoint
 

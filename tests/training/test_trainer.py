@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store, make_trainer
+from factories import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store, make_trainer
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data.batches.collator import MomentRetrievalDataset

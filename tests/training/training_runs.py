@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 import torch.distributed as dist
-from tiny_training import NO_DROPOUT, make_model, make_rows, make_trainer
+from factories import NO_DROPOUT, make_model, make_rows, make_trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
@@ -35,6 +33,7 @@ PLAIN: dict[str, Any] = {
     "logging_strategy": "steps",
     "logging_steps": 1,
 }
+TESTS = (str(Path(__file__).parents[1]), str(Path(__file__).parents[2]))  # where a script finds the factories
 GLOBAL_BATCH = 8
 # 27 queries: the last batches of 8, and of 4, hold three, which two processes share unequally.
 ROWS = make_rows(11, seed=6)
@@ -173,6 +172,7 @@ def start_processes(command: list[str], processes: int = 2) -> list[subprocess.P
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    common["PYTHONPATH"] = os.pathsep.join(path for path in (*TESTS, os.environ.get("PYTHONPATH")) if path)
     common |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     if processes == 1:
         common = {name: value for name, value in common.items() if name != "WORLD_SIZE"}

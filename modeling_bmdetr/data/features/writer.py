@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers.utils import logging
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract
 from .packed import (
     DTYPES,
     FORMAT,

@@ -6,11 +6,11 @@ import runpy
 import sys
 from pathlib import Path
 
+from factories import CONTRACT, make_model, make_trainer
 from huggingface_hub import HfApi
 from reporting import ARGUMENTS, REPORT, outcome, set_faults, write_report
 from safetensors.torch import load_file, save_file
 from shared_case import SENTENCES, VIDEO_FPS, frames, numbers
-from tiny_training import CONTRACT, make_model, make_trainer
 from transformers import pipeline
 
 from modeling_bmdetr import BMDetrProcessor, FeatureContract, MomentRetrievalPipeline

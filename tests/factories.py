@@ -1,4 +1,4 @@
-"""Rows, features in memory and trainers that run in seconds: for tests, and for the processes that tests start."""
+"""Small rows, features, models, batches and trainers: for tests, and for the processes that tests start."""
 
 import functools
 import gc
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
@@ -33,6 +34,7 @@ SIZES: dict[str, Any] = {
     "alignment_dim": 8,
 }
 NO_DROPOUT = {"projection_dropout": 0.0, "dropout": 0.0, "attention_dropout": 0.0}
+TINY: dict[str, Any] = {"video_dim": VIDEO_DIM, "text_dim": TEXT_DIM, **SIZES, "encoder_layers": 2, **NO_DROPOUT}
 
 
 class MemoryArrays:
@@ -55,6 +57,18 @@ class MemoryArrays:
 
     def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
         return self.arrays[name][:max_rows]
+
+
+def make_row(**fields: Any) -> dict[str, Any]:
+    """A valid canonical row, with `fields` in place of its own; a field given as `...` is left out."""
+    plain: dict[str, Any] = {
+        "qid": "q1",
+        "vid": "v1",
+        "query": "A door opens.",
+        "duration": 20.0,
+        "relevant_windows": [[2.0, 6.0]],
+    }
+    return {name: value for name, value in {**plain, **fields}.items() if value is not ...}
 
 
 def make_rows(num_videos: int = 9, seed: int = 0, prefix: str = "v", several_moments: bool = True) -> list[Any]:
@@ -103,7 +117,63 @@ def make_store(*row_sets: Sequence[Mapping[str, Any]], contract: FeatureContract
     return FeatureStore(contract, MemoryArrays(videos), MemoryArrays(texts))
 
 
+def tiny_config(**fields: Any) -> BMDetrConfig:
+    """A configuration whose model runs in milliseconds, without dropout."""
+    return BMDetrConfig(**{**TINY, **fields})
+
+
+def tiny_model(seed: int = 0, **fields: Any) -> BMDetrForMomentRetrieval:
+    """A model of `tiny_config`, in eval mode."""
+    torch.manual_seed(seed)
+    return BMDetrForMomentRetrieval(tiny_config(**fields)).eval()
+
+
+def tiny_batch(
+    negatives: int = 2, shifted: bool = True, labels: bool = True, seed: int = 0, moments: int = 2
+) -> dict[str, Tensor]:
+    """Four rows of unequal lengths, for the sizes of `TINY`.
+
+    Rows: 0 has every part; 1 is shorter and has both negatives; 2 has two moments (with `moments=2`), so no shifted
+    view, and lacks its last negative; 3 has no negative and a moment as long as its video. Negative sentences are
+    longer than positive ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    video_lengths, text_lengths = torch.tensor([9, 6, 9, 4]), torch.tensor([4, 3, 2, 4])
+    batch = {
+        "video_features": torch.randn(4, 9, 6, generator=generator),
+        "video_mask": (torch.arange(9) < video_lengths[:, None]).long(),
+        "text_features": torch.randn(4, 4, 5, generator=generator),
+        "text_mask": (torch.arange(4) < text_lengths[:, None]).long(),
+    }
+    if negatives:
+        lengths = torch.tensor([6, 2, 5, 3])[:, None, None]
+        mask = (torch.arange(6) < lengths).long().repeat(1, negatives, 1)
+        mask[2, -1] = mask[3] = 0
+        batch["negative_text_features"] = torch.randn(4, negatives, 6, 5, generator=generator)
+        batch["negative_text_mask"] = mask
+    if shifted:
+        order = torch.arange(9).repeat(4, 1)
+        order[0] = torch.tensor([3, 4, 5, 6, 0, 1, 2, 7, 8])  # the moment moves from clips 3-5 to the front
+        order[1, :6] = torch.tensor([0, 3, 4, 5, 1, 2])
+        batch["shifted_frame_order"] = order
+    if not labels:
+        return batch
+    batch["labels"] = torch.full((4, moments, 2), -100.0)
+    batch["labels"][:, 0] = torch.tensor([[0.5, 0.34], [0.5, 0.33], [0.2, 0.3], [0.5, 1.0]])
+    if moments > 1:
+        batch["labels"][2, 1] = torch.tensor([0.8, 0.12])
+    if shifted:
+        batch["shifted_labels"] = torch.full((4, 1, 2), -100.0)
+        batch["shifted_labels"][:2, 0] = torch.tensor([[0.17, 0.34], [0.83, 0.33]])
+    if negatives:
+        batch["negative_labels"] = torch.full((4, negatives, 2, 2), -100.0)
+        batch["negative_labels"][0, 0, 0] = torch.tensor([0.9, 0.2])
+        batch["negative_labels"][1, 0] = torch.tensor([[0.1, 0.2], [0.9, 0.1]])
+    return batch
+
+
 def make_model(seed: int = 0, contract: FeatureContract = CONTRACT, **fields: Any) -> BMDetrForMomentRetrieval:
+    """A model for features of `contract`, with the default dropout."""
     torch.manual_seed(seed)
     return BMDetrForMomentRetrieval(BMDetrConfig.from_contract(contract, **{**SIZES, **fields}))
 
