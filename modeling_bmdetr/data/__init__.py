@@ -12,7 +12,9 @@ from .features.published import count_tokens
 from .features.store import FeatureStore
 from .features.writer import FeatureWriter
 from .rows.cleaning import CleaningReport, CleaningRules, clean_rows
-from .rows.schema import CanonicalRow, Problem, RowFile, ValidationReport, original_qid, read_rows, write_rows
+from .rows.jsonl import RowFile, read_rows, write_rows
+from .rows.qids import original_qid
+from .rows.schema import CanonicalRow, Problem, ValidationReport
 from .rows.validation import validate_rows
 
 __all__ = [

@@ -1,7 +1,8 @@
 """Metrics of video moment retrieval and highlight detection, in NumPy; see `evaluate_submission`."""
 
+from ..data.rows.jsonl import read_jsonl, write_jsonl
+from ..data.rows.qids import canonical_qid, restore_qid_types
 from .evaluator import METRIC_FORMATS, evaluate_module_path, evaluate_submission, format_metrics
-from .submission import canonical_qid, read_jsonl, restore_qid_types, write_jsonl
 
 __all__ = [
     "evaluate_submission",
