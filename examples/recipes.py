@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from dataset_scripts.registry import BENCHMARKS, builder_class
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import (
     CanonicalRow,
     FeatureStore,

@@ -38,12 +38,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_scripts.registry import BENCHMARKS, builder_class
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count
 from modeling_bmdetr.data import CanonicalRow, read_rows, validate_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import mine_negative_queries
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
-from modeling_bmdetr.video_bmdetr import clip_count
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"

@@ -1,138 +1,33 @@
-"""Configuration of BM-DETR, and the feature contract that every checkpoint carries."""
+"""Configuration of BM-DETR: sizes, forms, loss weights, and the feature contract that every checkpoint carries."""
 
 # No `from __future__ import annotations` here: it would switch off the validation that `strict` does.
 
-import json
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import fields
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
+from .contract_bmdetr import FeatureContract, describe_encoders
+
 logger = logging.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class FeatureContract:
-    """What a model expects of its features: who made them, how they lie in time, and how they are prepared.
-
-    The contract is part of [`BMDetrConfig`], is stored beside every feature store, and is compared wherever a
-    checkpoint, a store and an input meet. An encoder is described by a dict with at least `name` and `dim`
-    (values per row); its other entries are the options that change its output.
-
-    Attributes:
-        video_encoders: Encoders whose rows (one a clip) are concatenated, in this order.
-        text_encoder: Encoder whose rows (one a token) represent a sentence.
-        clip_length: Seconds a clip covers.
-        max_clips: Longest video in clips; `long_video` says what happens to a longer one.
-        max_tokens: Longest sentence in tokens; the rest is cut.
-        long_video: `truncate` keeps the first `max_clips` clips, `resample` mean-pools the whole video to them,
-            `window` slides over the video at inference and truncates in training.
-        normalize_video: L2-normalise each video encoder's rows before concatenation.
-        normalize_text: L2-normalise the text rows.
-        endpoint_features: The model appends the clip's start and end, as fractions of the video, to its features.
-        text_rows: `to_end_of_text` keeps the rows of real tokens, `all` keeps padding rows as released features do.
-    """
-
-    video_encoders: tuple[dict[str, Any], ...] = ()
-    text_encoder: dict[str, Any] | None = None
-    clip_length: float = 1.0
-    max_clips: int = 75
-    max_tokens: int = 32
-    long_video: Literal["truncate", "resample", "window"] = "truncate"
-    normalize_video: bool = True
-    normalize_text: bool = True
-    endpoint_features: bool = True
-    text_rows: Literal["to_end_of_text", "all"] = "to_end_of_text"
-
-    def __post_init__(self):
-        object.__setattr__(self, "video_encoders", tuple(_plain_encoder(encoder) for encoder in self.video_encoders))
-        if self.text_encoder is not None:
-            object.__setattr__(self, "text_encoder", _plain_encoder(self.text_encoder))
-        is_number = isinstance(self.clip_length, (int, float))
-        if not is_number or not (self.clip_length > 0 and math.isfinite(self.clip_length)):
-            raise ValueError(f"`clip_length` must be a positive number of seconds, received {self.clip_length!r}")
-        for name in ("max_clips", "max_tokens"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, received {getattr(self, name)!r}")
-        for name in ("long_video", "text_rows"):
-            if getattr(self, name) not in (choices := get_args(type(self).__annotations__[name])):
-                raise ValueError(f"`{name}` must be one of {choices}, received {getattr(self, name)!r}")
-
-    @property
-    def video_dim(self) -> int:
-        """Values per clip over all video encoders."""
-        return sum(encoder["dim"] for encoder in self.video_encoders)
-
-    @property
-    def text_dim(self) -> int:
-        """Values per token, 0 when no text encoder is named."""
-        return self.text_encoder["dim"] if self.text_encoder else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contract as plain JSON types."""
-        return {**asdict(self), "video_encoders": [dict(encoder) for encoder in self.video_encoders]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "FeatureContract":
-        """The contract from `to_dict`'s result; an unknown entry is an error."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown entries in the feature contract: {unknown}; expected some of {sorted(known)}")
-        return cls(**values)
-
-    def mismatches(self, other: "FeatureContract") -> list[str]:
-        """What differs, among the entries that decide the feature values themselves, one line each."""
-        lines = []
-        for name in ("video_encoders", "text_encoder", "clip_length", "text_rows"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs and mine and theirs:
-                lines.append(f"{name}: {_describe(mine)} against {_describe(theirs)}")
-        if self.normalize_video and not self.video_encoders and len(other.video_encoders) > 1:
-            # Each encoder's part is normalised by itself, and nothing here says where the parts end.
-            theirs = [{"name": encoder["name"], "dim": encoder["dim"]} for encoder in other.video_encoders]
-            lines.append(
-                f"video_encoders: not named, against {_describe(other.video_encoders)}, whose parts are normalised one "
-                f"by one; name them in the configuration, as in `video_encoders={theirs}`"
-            )
-        return lines
-
-    def require_match(self, other: "FeatureContract", own_name: str, other_name: str) -> None:
-        """Raises `ValueError`, naming both sides and the remedy, unless features of `other` fit this contract."""
-        if lines := self.mismatches(other):
-            raise ValueError(
-                f"the features of {other_name} do not fit {own_name}:\n  "
-                + "\n  ".join(lines)
-                + f"\nExtract the features again with the encoders and clip length of {own_name}, "
-                f"or use a checkpoint trained on those of {other_name}."
-            )
+def _contract_fields() -> dict[str, Any]:
+    """A class body that declares every entry of [`FeatureContract`], with its type and default."""
+    entries = {field.name: (field.type, field.default) for field in fields(FeatureContract)}
+    entries["video_encoders"] = (list[dict] | None, None)  # as JSON has them
+    types = {name: type_ for name, (type_, _) in entries.items()}
+    return {"__module__": __name__, "__annotations__": types, **{name: value for name, (_, value) in entries.items()}}
 
 
-def _plain_encoder(encoder: Any) -> dict[str, Any]:
-    """A copy as JSON gives it back, so that a stored contract equals the one it was stored from."""
-    dim = encoder.get("dim") if isinstance(encoder, dict) else None
-    if not isinstance(dim, int) or dim < 1 or not isinstance(encoder.get("name"), str):
-        raise ValueError(
-            "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (int, values per row), "
-            f"received {encoder!r}"
-        )
-    return json.loads(json.dumps(encoder))
-
-
-def _describe(value: Any) -> str:
-    """Encoders by name and width, anything else as it is."""
-    if isinstance(value, dict):
-        options = ", ".join(f"{k}={v!r}" for k, v in sorted(value.items()) if k not in ("name", "dim"))
-        return f"{value['name']} ({value['dim']} wide{', ' + options if options else ''})"
-    if isinstance(value, tuple):
-        return " + ".join(_describe(item) for item in value)
-    return repr(value)
+_ContractConfig: Any = type("_ContractConfig", (PreTrainedConfig,), _contract_fields())
 
 
 @strict
-class BMDetrConfig(PreTrainedConfig):
+class BMDetrConfig(_ContractConfig):
     r"""Configuration of [`BMDetrModel`] and [`BMDetrForMomentRetrieval`].
 
     Equations and tables are those of "Background-aware Moment Detection for Video Moment Retrieval"
@@ -217,17 +112,6 @@ class BMDetrConfig(PreTrainedConfig):
     l1_cost: float | int = 1.0
     giou_cost: float | int = 8.0
 
-    video_encoders: list[dict] | None = None
-    text_encoder: dict | None = None
-    clip_length: float | int = 1.0
-    max_clips: int = 75
-    max_tokens: int = 32
-    long_video: Literal["truncate", "resample", "window"] = "truncate"
-    normalize_video: bool = True
-    normalize_text: bool = True
-    endpoint_features: bool = True
-    text_rows: Literal["to_end_of_text", "all"] = "to_end_of_text"
-
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
@@ -274,12 +158,12 @@ class BMDetrConfig(PreTrainedConfig):
         contract = self.feature_contract
         if contract.video_encoders and contract.video_dim != self.video_dim:
             raise ValueError(
-                f"`video_dim` is {self.video_dim}, but `video_encoders` ({_describe(contract.video_encoders)}) "
+                f"`video_dim` is {self.video_dim}, but `video_encoders` ({describe_encoders(contract.video_encoders)}) "
                 f"give {contract.video_dim} values a clip; leave the two endpoint columns out"
             )
         if contract.text_encoder and contract.text_dim != self.text_dim:
             raise ValueError(
-                f"`text_dim` is {self.text_dim}, but `text_encoder` ({_describe(contract.text_encoder)}) "
+                f"`text_dim` is {self.text_dim}, but `text_encoder` ({describe_encoders(contract.text_encoder)}) "
                 f"gives {contract.text_dim} values a token"
             )
 
@@ -317,6 +201,9 @@ class BMDetrConfig(PreTrainedConfig):
         }
         return cls(**{**forms, **kwargs})
 
+
+# All fields of the configuration by name, wherever they are declared.
+BMDetrConfig.__annotations__ = {**_ContractConfig.__annotations__, **BMDetrConfig.__annotations__}
 
 # Names that users of the released code, Moment-DETR and DETR in transformers reach for.
 _OTHER_NAMES = {

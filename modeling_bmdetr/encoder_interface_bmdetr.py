@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .video_bmdetr import clip_times, iter_frames, probe_video
+from .contract_bmdetr import clip_times
+from .video_bmdetr import iter_frames, probe_video
 
 Video: TypeAlias = str | os.PathLike | np.ndarray
 
@@ -48,7 +49,7 @@ class VideoEncoder(ABC):
 
         Args:
             video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
-            clip_length_s: seconds a clip; `clip_count` in `video_bmdetr.py` is the rule for the last one.
+            clip_length_s: seconds a clip; `clip_count` in `contract_bmdetr.py` is the rule for the last one.
             fps: frame rate of decoded frames; not for a file, whose frames carry their times.
             progress: called with (clips done, clips in all) after each batch.
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
 from .encoders_bmdetr import Video
-from .processing_bmdetr import BMDetrProcessor, pad_rows, prepare_text_features, prepare_video_features
+from .processing_bmdetr import BMDetrProcessor
 from .video_bmdetr import probe_video
 
 logger = logging.get_logger(__name__)
@@ -128,14 +129,11 @@ class MomentRetrievalPipeline(Pipeline):
             )
         starts = window_starts(clips, longest) if mode == "window" else [0]
         windows = [video.features[start : start + longest] if mode == "window" else video.features for start in starts]
-        if mode == "resample" and clips > longest:
-            clip_s = video.duration_s / longest
-        else:
-            clip_s = contract.clip_length
-        changed = {"long_video": "resample" if mode == "resample" else "truncate"}
-        prepared = type(contract).from_dict({**contract.to_dict(), **changed})
+        prepared = replace(contract, long_video="resample" if mode == "resample" else "truncate")
+        windows = [prepare_video_features(window, prepared) for window in windows]
+        clip_s = time_axis_s(len(windows[0]), video.duration_s, prepared) / len(windows[0])
         return {
-            "windows": [prepare_video_features(window, prepared) for window in windows],
+            "windows": windows,
             "starts": starts,
             "texts": [prepare_text_features(row, contract) for row in self.processor.encode_text(inputs["queries"])],
             "queries": inputs["queries"],

@@ -1,7 +1,7 @@
 """From videos and sentences, or their features, to model inputs, and from model outputs to moments in seconds."""
 
-import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -11,103 +11,18 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_bmdetr import FeatureContract
+from .contract_bmdetr import (
+    FeatureContract,
+    join_rows,
+    pad_rows,
+    prepare_text_features,
+    prepare_video_features,
+    time_axis_s,
+)
 from .encoders_bmdetr import TextEncoder, Video, VideoEncoder, build_text_encoder, build_video_encoder
 from .spans_bmdetr import spans_cxw_to_se, temporal_nms
 
 PredictionFormat = Literal["seconds", "released"]
-
-
-def l2_normalize(rows: np.ndarray) -> np.ndarray:
-    """Rows of length one: `(n, dim)` in and out. A row of zeros stays zero."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-5)
-
-
-def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
-    """Raw rows of a video as the model takes them: normalised encoder by encoder, cut or resampled to `max_clips`.
-
-    Args:
-        features: `(clips, dim)`, the rows of all video encoders side by side.
-
-    Returns:
-        `(min(clips, max_clips), dim)` float32. With `long_video="resample"`, each row of a longer video is the mean
-        of an equal share of its clips.
-
-    Raises:
-        ValueError: no clips, or not as wide as the encoders of the contract.
-    """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        raise ValueError(f"video features must have shape (clips, dim) with at least one clip, got {features.shape}")
-    if contract.video_dim and features.shape[1] != contract.video_dim:
-        widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
-        raise ValueError(
-            f"video features are {features.shape[1]} wide, expected {contract.video_dim}: {widths}; extract them with "
-            "these encoders, in this order"
-        )
-    if len(features) > contract.max_clips and contract.long_video != "resample":
-        features = features[: contract.max_clips]
-    if contract.normalize_video:
-        edges = np.cumsum([0, *(encoder["dim"] for encoder in contract.video_encoders)])
-        parts = [features[:, a:b] for a, b in itertools.pairwise(edges)] or [features]
-        features = np.concatenate([l2_normalize(part) for part in parts], axis=1)
-    if len(features) > contract.max_clips:
-        # Cumulative sums at fractional borders give the exact mean over each share.
-        borders = np.linspace(0, len(features), contract.max_clips + 1)
-        sums = np.concatenate([np.zeros_like(features[:1]), np.cumsum(features, axis=0, dtype=np.float64)])
-        below = np.minimum(borders.astype(int), len(features) - 1)
-        at_borders = sums[below] + (borders - below)[:, None] * features[below]
-        features = np.diff(at_borders, axis=0) / np.diff(borders)[:, None]
-    return features.astype(np.float32, copy=False)
-
-
-def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
-    """Raw rows of a sentence as the model takes them: cut to `max_tokens`, normalised. `(tokens, dim)` float32.
-
-    Raises:
-        ValueError: no tokens, or not as wide as the encoder of the contract.
-    """
-    features = np.asarray(features, dtype=np.float32)[: contract.max_tokens]
-    if features.ndim != 2 or not len(features):
-        raise ValueError(f"text features must have shape (tokens, dim) with at least one token, got {features.shape}")
-    if contract.text_dim and features.shape[1] != contract.text_dim:
-        name = contract.text_encoder["name"] if contract.text_encoder else "the text encoder"
-        raise ValueError(
-            f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
-        )
-    return l2_normalize(features) if contract.normalize_text else features
-
-
-def pad_rows(rows: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Arrays `(n_i, dim)` as one tensor `(rows, length, dim)` padded with 0, and its mask `(rows, length)`."""
-    length = max(len(row) for row in rows) if length is None else length
-    padded = torch.zeros(len(rows), length, rows[0].shape[1])
-    mask = torch.zeros(len(rows), length)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.from_numpy(np.ascontiguousarray(row))
-        mask[i, : len(row)] = 1
-    return padded, mask
-
-
-def time_axis_s(num_clips: int, duration_s: float | None, contract: FeatureContract) -> float:
-    """Seconds that a video's clips span, the unit of every span: clips x `clip_length`.
-
-    The duration where the clips were resampled, since each then covers an equal share of the video.
-
-    Args:
-        num_clips: Real clips after `prepare_video_features`.
-
-    Raises:
-        ValueError: the duration is needed and missing.
-    """
-    if contract.long_video != "resample" or num_clips < contract.max_clips:
-        return num_clips * contract.clip_length
-    if duration_s is None:
-        raise ValueError(
-            f"`duration_s` is missing: videos of {contract.max_clips} clips may be resampled under this checkpoint's "
-            'feature contract (long_video="resample"), so that their clips tell nothing of seconds'
-        )
-    return float(duration_s)
 
 
 def decode_moments(logits: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
@@ -155,14 +70,14 @@ class BMDetrProcessor(ProcessorMixin):
         contract = getattr(feature_contract, "feature_contract", feature_contract) or FeatureContract()
         if prediction_format not in ("seconds", "released"):
             raise ValueError(f"`prediction_format` must be 'seconds' or 'released', received {prediction_format!r}")
-        self.feature_contract: dict[str, Any] = contract.to_dict()
+        self.contract: FeatureContract = contract
         self.prediction_format = prediction_format
         self.nms_threshold = nms_threshold
 
     @property
-    def contract(self) -> FeatureContract:
-        """The feature contract as an object."""
-        return FeatureContract.from_dict(self.feature_contract)
+    def feature_contract(self) -> dict[str, Any]:
+        """The feature contract as plain JSON types; [`FeatureContract`] itself is `contract`."""
+        return self.contract.to_dict()
 
     @property
     def model_input_names(self) -> list[str]:
@@ -177,22 +92,22 @@ class BMDetrProcessor(ProcessorMixin):
     @cached_property
     def video_encoders(self) -> list[VideoEncoder]:
         """The contract's video encoders, built at first use."""
-        if not self.feature_contract["video_encoders"]:
+        if not self.contract.video_encoders:
             raise ValueError(
                 "this checkpoint does not say which encoders made its video features: pass `video_features`, or build "
                 "the processor with a feature contract that names them"
             )
-        return [build_video_encoder(spec) for spec in self.feature_contract["video_encoders"]]
+        return [build_video_encoder(spec) for spec in self.contract.video_encoders]
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The contract's text encoder, built at first use."""
-        if not self.feature_contract["text_encoder"]:
+        if not self.contract.text_encoder:
             raise ValueError(
                 "this checkpoint does not say which encoder made its text features: pass `text_features`, or build "
                 "the processor with a feature contract that names it"
             )
-        return build_text_encoder(self.feature_contract["text_encoder"])
+        return build_text_encoder(self.contract.text_encoder)
 
     def encode_video(
         self, video: Video, *, fps: float | None = None, progress: Callable[[int, int], None] | None = None
@@ -200,8 +115,7 @@ class BMDetrProcessor(ProcessorMixin):
         """A video file (or decoded frames at `fps`) to the raw rows of all video encoders, `(clips, dim)` float32."""
         length = self.contract.clip_length
         parts = [encoder.encode_video(video, length, fps=fps, progress=progress) for encoder in self.video_encoders]
-        shortest = min(len(part) for part in parts)
-        return np.concatenate([part[:shortest] for part in parts], axis=1)
+        return join_rows(parts)
 
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each.
@@ -305,9 +219,8 @@ class BMDetrProcessor(ProcessorMixin):
             times = (moments[..., :2] / contract.clip_length).round() * contract.clip_length
             return torch.cat((times, (moments[..., 2:] * 1e4).round() / 1e4), dim=-1)[:, :10]
         if axes_s is None:
-            axes_s = num_clips.to(durations_s) * contract.clip_length
-            if contract.long_video == "resample":  # the rule of `time_axis_s`
-                axes_s = torch.where(num_clips.to(durations_s.device) < contract.max_clips, axes_s, durations_s)
+            pairs = zip(num_clips.tolist(), durations_s.tolist(), strict=True)
+            axes_s = durations_s.new_tensor([time_axis_s(int(clips), seconds, contract) for clips, seconds in pairs])
         return decode_moments(logits, pred_spans, axes_s, durations_s)
 
     def post_process_moments(
@@ -362,3 +275,12 @@ class BMDetrProcessor(ProcessorMixin):
         moments = moments[moments[:, 2] >= score_threshold]
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
         return (moments if nms_threshold is None else temporal_nms(moments, nms_threshold))[:top_k]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "l2_normalize":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from .contract_bmdetr import l2_normalize
+
+    warnings.warn(f"{__name__}.{name} has moved to contract_bmdetr", DeprecationWarning, stacklevel=2)
+    return l2_normalize

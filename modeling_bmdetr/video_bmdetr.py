@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-# A last clip shorter than this share of a clip is not worth a row of its own: containers round durations up.
-SHORTEST_LAST_CLIP = 0.1
 # A stated duration may exceed the frames by this much before the file counts as cut off.
 END_TOLERANCE_S = 1.0
 END_TOLERANCE_SHARE = 0.02
@@ -46,40 +45,6 @@ class VideoInfo:
     width: int
     height: int
     num_frames: int | None
-
-
-def clip_count(duration_s: float, clip_length_s: float) -> int:
-    """Number of clips a video of `duration_s` seconds is cut into: the one rule that everything else follows.
-
-    `max(1, ceil(duration_s / clip_length_s - 0.1))`: the last clip may be partial, but a rest shorter than a tenth of a
-    clip is dropped. A 30.7 s video has 31 clips of 1 s and 16 of 2 s; a 150.05 s video has 75 clips of 2 s.
-
-    Raises:
-        ValueError: if either argument is not a positive, finite number.
-    """
-    for name, value in (("duration_s", duration_s), ("clip_length_s", clip_length_s)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number of seconds, got {value!r}.")
-    return max(1, math.ceil(duration_s / clip_length_s - SHORTEST_LAST_CLIP))
-
-
-def clip_times(duration_s: float, clip_length_s: float, frames_per_clip: int = 1) -> np.ndarray:
-    """Times at which to sample frames: the centres of `frames_per_clip` equal parts of every clip.
-
-    A partial last clip is divided in the same way, so every time lies inside the video.
-
-    Returns:
-        `(clips, frames_per_clip)` float64, seconds, increasing in reading order; `clips` is `clip_count(...)`.
-
-    Raises:
-        ValueError: if a length is not positive or `frames_per_clip` is less than 1.
-    """
-    if frames_per_clip < 1:
-        raise ValueError(f"frames_per_clip must be at least 1, got {frames_per_clip}.")
-    starts_s = np.arange(clip_count(duration_s, clip_length_s)) * float(clip_length_s)
-    lengths_s = np.minimum(clip_length_s, duration_s - starts_s)
-    centres = (np.arange(frames_per_clip) + 0.5) / frames_per_clip
-    return starts_s[:, None] + lengths_s[:, None] * centres[None, :]
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -332,3 +297,12 @@ def _import_av() -> ModuleType:
     except ImportError as error:
         raise ImportError('reading videos needs PyAV: pip install "modeling-bmdetr[video]"') from error
     return av
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("clip_count", "clip_times"):
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from .contract_bmdetr import clip_count, clip_times
+
+    warnings.warn(f"{__name__}.{name} has moved to contract_bmdetr", DeprecationWarning, stacklevel=2)
+    return {"clip_count": clip_count, "clip_times": clip_times}[name]

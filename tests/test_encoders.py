@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from modeling_bmdetr import encoders_bmdetr
+from modeling_bmdetr.contract_bmdetr import clip_times
 from modeling_bmdetr.encoders_bmdetr import (
     ClipTextEncoder,
     ClipVideoEncoder,
@@ -32,7 +33,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     register_text_encoder,
     register_video_encoder,
 )
-from modeling_bmdetr.video_bmdetr import clip_times, iter_frames
+from modeling_bmdetr.video_bmdetr import iter_frames
 
 needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
 SENTENCES = ["A red circle slides.", "blue", "the green square grows and then it slides"]

@@ -7,13 +7,7 @@ import pytest
 import torch
 
 from modeling_bmdetr import BMDetrProcessor, FeatureContract
-from modeling_bmdetr.processing_bmdetr import (
-    decode_moments,
-    pad_rows,
-    prepare_text_features,
-    prepare_video_features,
-    time_axis_s,
-)
+from modeling_bmdetr.processing_bmdetr import decode_moments
 
 TWO_ENCODERS = FeatureContract(
     video_encoders=({"name": "a", "dim": 2}, {"name": "b", "dim": 3}), text_encoder={"name": "t", "dim": 4}, max_clips=6
@@ -23,58 +17,6 @@ TWO_ENCODERS = FeatureContract(
 def logit_of(score: float) -> list[float]:
     """Logits of (foreground, background) whose softmax gives `score`."""
     return [float(np.log(score / (1 - score))), 0.0]
-
-
-class TestPreparation:
-    def test_each_encoder_is_normalised_on_its_own(self):
-        rows = prepare_video_features(np.array([[3.0, 4.0, 0.0, 0.0, 2.0]]), TWO_ENCODERS)
-        np.testing.assert_allclose(rows, [[0.6, 0.8, 0.0, 0.0, 1.0]], rtol=1e-6)
-
-    def test_a_long_video_is_truncated_or_resampled(self):
-        features = np.arange(10.0)[:, None]
-        plain = FeatureContract(max_clips=4, normalize_video=False)
-        assert prepare_video_features(features, plain)[:, 0].tolist() == [0, 1, 2, 3]
-        resampled = FeatureContract(max_clips=4, normalize_video=False, long_video="resample")
-        # Shares of 2.5 clips: (0 + 1 + 2 / 2) / 2.5, (2 / 2 + 3 + 4) / 2.5, ...
-        np.testing.assert_allclose(prepare_video_features(features, resampled)[:, 0], [0.8, 3.2, 5.8, 8.2], rtol=1e-6)
-
-    def test_resampling_keeps_the_mean(self):
-        features = np.random.default_rng(0).normal(size=(23, 3))
-        contract = FeatureContract(max_clips=7, normalize_video=False, long_video="resample")
-        np.testing.assert_allclose(prepare_video_features(features, contract).mean(0), features.mean(0), rtol=1e-5)
-
-    def test_a_short_video_is_left_alone(self):
-        features = np.ones((3, 1))
-        contract = FeatureContract(max_clips=7, normalize_video=False, long_video="resample")
-        assert prepare_video_features(features, contract).shape == (3, 1)
-
-    @pytest.mark.parametrize("shape", [(0, 5), (5,), (3, 4)])
-    def test_wrong_video_features_are_refused(self, shape):
-        with pytest.raises(ValueError, match="video features"):
-            prepare_video_features(np.ones(shape), TWO_ENCODERS)
-
-    def test_text_is_cut_and_normalised(self):
-        contract = FeatureContract(text_encoder={"name": "t", "dim": 2}, max_tokens=2)
-        rows = prepare_text_features(np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 1.0]]), contract)
-        np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
-
-    def test_padding(self):
-        padded, mask = pad_rows([np.ones((2, 3)), np.ones((4, 3))])
-        assert padded.shape == (2, 4, 3)
-        assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
-        assert padded[0, 2:].abs().sum() == 0
-
-
-class TestTimeAxis:
-    def test_clips_times_clip_length(self):
-        assert time_axis_s(10, 19.3, FeatureContract(clip_length=2.0)) == 20.0
-
-    def test_duration_where_clips_may_have_been_resampled(self):
-        contract = FeatureContract(clip_length=2.0, max_clips=10, long_video="resample")
-        assert time_axis_s(10, 199.0, contract) == 199.0
-        assert time_axis_s(9, 17.5, contract) == 18.0
-        with pytest.raises(ValueError, match="duration_s"):
-            time_axis_s(10, None, contract)
 
 
 class TestMoments:

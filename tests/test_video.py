@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_bmdetr.video_bmdetr import clip_count, clip_times, iter_frames, probe_video
+from modeling_bmdetr.contract_bmdetr import clip_count, clip_times
+from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
 
 needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
 

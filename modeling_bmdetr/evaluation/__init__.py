@@ -1,16 +1,24 @@
 """Metrics of video moment retrieval and highlight detection, in NumPy; see `evaluate_submission`."""
 
-from ..data.rows.jsonl import read_jsonl, write_jsonl
-from ..data.rows.qids import canonical_qid, restore_qid_types
-from .evaluator import METRIC_FORMATS, evaluate_module_path, evaluate_submission, format_metrics
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "evaluate_submission",
-    "format_metrics",
-    "METRIC_FORMATS",
-    "read_jsonl",
-    "write_jsonl",
-    "restore_qid_types",
-    "canonical_qid",
-    "evaluate_module_path",
-]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ..data.rows.jsonl import read_jsonl as read_jsonl
+    from ..data.rows.jsonl import write_jsonl as write_jsonl
+    from ..data.rows.qids import canonical_qid as canonical_qid
+    from ..data.rows.qids import restore_qid_types as restore_qid_types
+    from .evaluator import METRIC_FORMATS as METRIC_FORMATS
+    from .evaluator import evaluate_module_path as evaluate_module_path
+    from .evaluator import evaluate_submission as evaluate_submission
+    from .evaluator import format_metrics as format_metrics
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".evaluator": ["METRIC_FORMATS", "evaluate_module_path", "evaluate_submission", "format_metrics"],
+        "..data.rows.jsonl": ["read_jsonl", "write_jsonl"],
+        "..data.rows.qids": ["canonical_qid", "restore_qid_types"],
+    },
+)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..video_bmdetr import clip_count
+from ..contract_bmdetr import clip_count
 from .metrics import BoolArray, FloatArray
 from .submission import RowTable
 

@@ -7,9 +7,9 @@ from factories import CONTRACT, NO_DROPOUT, make_model, make_row, make_rows, mak
 from torch.utils.data import DataLoader
 
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import l2_normalize
 from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
 from modeling_bmdetr.data.batches.negative_sampling import NegativeSampler
-from modeling_bmdetr.processing_bmdetr import l2_normalize
 from modeling_bmdetr.spans_bmdetr import IGNORE, spans_cxw_to_se
 
 ROWS = make_rows(9)

@@ -11,9 +11,9 @@ from factories import make_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_bmdetr.contract_bmdetr import clip_count
 from modeling_bmdetr.data import validate_rows
 from modeling_bmdetr.evaluation import evaluate_submission
-from modeling_bmdetr.video_bmdetr import clip_count
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "released_evaluator_case.json"
 CLIP_S = 2

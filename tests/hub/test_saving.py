@@ -141,7 +141,8 @@ def test_other_processes_write_nothing_of_their_own(tmp_path):
 
 def test_the_headless_model_claims_no_pipeline(tmp_path):
     BMDetrModel(make_model().config).save_pretrained(tmp_path)
-    assert names(tmp_path) == {"config.json", "configuration_bmdetr.py", "model.safetensors"}
+    code = {"configuration_bmdetr.py", "contract_bmdetr.py"}
+    assert names(tmp_path) == code | {"config.json", "model.safetensors"}
     stored = read(tmp_path / "config.json")
     assert "custom_pipelines" not in stored
     assert "AutoModel" not in stored["auto_map"]

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ...configuration_bmdetr import FeatureContract
-from ...processing_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
+from ...contract_bmdetr import FeatureContract, pad_rows, prepare_text_features, prepare_video_features, time_axis_s
 from ...spans_bmdetr import IGNORE
 from ..features.store import FeatureStore
 from .negative_sampling import NegativeSampler

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract, join_rows
 from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
 from .file_checks import VIDEO_SUFFIXES, find_video
 from .writer import FeatureWriter
@@ -240,7 +240,7 @@ class _VideoEncoding:
         encoders = self.encoders()  # an encoder that cannot be built is not the video's fault
         try:
             parts = [encoder.encode_video(path, self.clip_length) for encoder in encoders]
-            return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+            return join_rows(parts)
         except (ValueError, OSError) as error:
             return str(error)
 

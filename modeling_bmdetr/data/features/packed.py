@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract
 from .published import plain_name
 
 FORMAT, VERSION = "bmdetr-features", 1

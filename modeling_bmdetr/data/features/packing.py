@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract
 from .store import FeatureStore, PathOrPaths
 from .writer import FeatureWriter
 

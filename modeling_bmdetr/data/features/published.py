@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ...contract_bmdetr import join_rows
+
 VIDEO_KEY = "features"
 TEXT_KEY = "last_hidden_state"
 CLIP_CONTEXT_LENGTH = 77
@@ -178,9 +180,7 @@ class FolderVideos:
 
     def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
         parts = [folder.read(name) for folder in self.folders]
-        rows = min(len(part) for part in parts)
-        parts = [part[: rows if max_rows is None else min(rows, max_rows)] for part in parts]
-        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return join_rows(parts, max_rows)
 
 
 class FolderTexts:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract
 from .fit import find_problems
 from .packed import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
 from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers.utils import logging
 
-from ...configuration_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract
 from ...files_bmdetr import replacing_file
 from .packed import (
     DTYPES,

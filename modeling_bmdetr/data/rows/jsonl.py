@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from ...files_bmdetr import replacing_file
 from .qids import canonical_qid, is_whole_number, original_qid
 from .schema import CanonicalRow, Problem, ValidationReport
@@ -216,6 +214,6 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
+    if callable(to_list := getattr(value, "tolist", None)):  # arrays and scalars of NumPy, tensors
+        return to_list()
     raise TypeError(f"{type(value).__name__} is not a JSON type")

@@ -4,9 +4,8 @@
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 
 def canonical_qid(qid: object) -> str:
@@ -27,9 +26,9 @@ def canonical_qid(qid: object) -> str:
 
 def is_whole_number(value: object) -> bool:
     """Whether a value is an integer, or a float without a fraction; True and False are not."""
-    if isinstance(value, (float, np.floating)):
-        return float(value).is_integer()
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if isinstance(value, Integral):
+        return not isinstance(value, bool)
+    return isinstance(value, Real) and float(value).is_integer()
 
 
 def original_qid(qid: str, integer_qids: Collection[str]) -> str | int:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ...video_bmdetr import clip_count
+from ...contract_bmdetr import clip_count
 from .jsonl import RowFile
 from .qids import canonical_qid, is_whole_number
 from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, ValidationReport

@@ -1,0 +1,293 @@
+"""The feature contract, and all that follows from it: a video's clips and their times, rows prepared for the model.
+
+This is the lowest room of the package: training, processor, pipeline, stores and metrics follow the rules written here.
+Nothing but NumPy is needed to import it.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A last clip shorter than this share of a clip is not worth a row of its own: containers round durations up.
+SHORTEST_LAST_CLIP = 0.1
+
+
+@dataclass(frozen=True)
+class FeatureContract:
+    """What a model expects of its features: who made them, how they lie in time, and how they are prepared.
+
+    The contract is part of [`BMDetrConfig`], is stored beside every feature store, and is compared wherever a
+    checkpoint, a store and an input meet. An encoder is described by a dict with at least `name` and `dim`
+    (values per row); its other entries are the options that change its output.
+
+    Attributes:
+        video_encoders: Encoders whose rows (one per clip) are concatenated, in this order.
+        text_encoder: Encoder whose rows (one per token) represent a sentence.
+        clip_length: Seconds a clip covers.
+        max_clips: Longest video in clips; `long_video` says what happens to a longer one.
+        max_tokens: Longest sentence in tokens; the rest is cut.
+        long_video: `truncate` keeps the first `max_clips` clips, `resample` mean-pools the whole video to them,
+            `window` slides over the video at inference and truncates in training.
+        normalize_video: L2-normalise each video encoder's rows before concatenation.
+        normalize_text: L2-normalise the text rows.
+        endpoint_features: The model appends the clip's start and end, as fractions of the video, to its features.
+        text_rows: `to_end_of_text` keeps the rows of real tokens, `all` keeps padding rows as released features do.
+    """
+
+    video_encoders: tuple[dict[str, Any], ...] = ()
+    text_encoder: dict[str, Any] | None = None
+    clip_length: float | int = 1.0
+    max_clips: int = 75
+    max_tokens: int = 32
+    long_video: Literal["truncate", "resample", "window"] = "truncate"
+    normalize_video: bool = True
+    normalize_text: bool = True
+    endpoint_features: bool = True
+    text_rows: Literal["to_end_of_text", "all"] = "to_end_of_text"
+
+    def __post_init__(self):
+        object.__setattr__(self, "video_encoders", tuple(_plain_encoder(encoder) for encoder in self.video_encoders))
+        if self.text_encoder is not None:
+            object.__setattr__(self, "text_encoder", _plain_encoder(self.text_encoder))
+        for name, field in self.__dataclass_fields__.items():
+            value = getattr(self, name)
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, received {value!r}")
+            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1, received {value!r}")
+            if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
+                raise ValueError(f"`{name}` must be one of {choices}, received {value!r}")
+        length = self.clip_length
+        is_number = isinstance(length, (int, float)) and not isinstance(length, bool)
+        if not is_number or not 0 < length < math.inf:
+            raise ValueError(f"`clip_length` must be a positive number of seconds, received {length!r}")
+
+    @property
+    def video_dim(self) -> int:
+        """Values per clip over all video encoders."""
+        return sum(encoder["dim"] for encoder in self.video_encoders)
+
+    @property
+    def text_dim(self) -> int:
+        """Values per token, 0 when no text encoder is named."""
+        return self.text_encoder["dim"] if self.text_encoder else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contract as plain JSON types."""
+        return {**asdict(self), "video_encoders": [dict(encoder) for encoder in self.video_encoders]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FeatureContract":
+        """The contract from `to_dict`'s result; an unknown entry is an error."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown entries in the feature contract: {unknown}; expected some of {sorted(known)}")
+        return cls(**values)
+
+    def mismatches(self, other: "FeatureContract") -> list[str]:
+        """What differs, among the entries that decide the feature values themselves, one line each."""
+        lines = []
+        for name in ("video_encoders", "text_encoder", "clip_length", "text_rows"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs and mine and theirs:
+                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        if self.normalize_video and not self.video_encoders and len(other.video_encoders) > 1:
+            # Each encoder's part is normalised by itself, and nothing here says where the parts end.
+            theirs = [{"name": encoder["name"], "dim": encoder["dim"]} for encoder in other.video_encoders]
+            lines.append(
+                f"video_encoders: not named, against {describe_encoders(other.video_encoders)}, whose parts are "
+                f"normalised one by one; name them in the configuration, as in `video_encoders={theirs}`"
+            )
+        return lines
+
+    def require_match(self, other: "FeatureContract", own_name: str, other_name: str) -> None:
+        """Raises `ValueError`, naming both sides and the remedy, unless features of `other` fit this contract."""
+        if lines := self.mismatches(other):
+            raise ValueError(
+                f"the features of {other_name} do not fit {own_name}:\n  "
+                + "\n  ".join(lines)
+                + f"\nExtract the features again with the encoders and clip length of {own_name}, "
+                f"or use a checkpoint trained on those of {other_name}."
+            )
+
+
+def _plain_encoder(encoder: Any) -> dict[str, Any]:
+    """A copy as JSON gives it back, so that a stored contract equals the one it was stored from."""
+    dim = encoder.get("dim") if isinstance(encoder, dict) else None
+    if not isinstance(dim, int) or dim < 1 or not isinstance(encoder.get("name"), str):
+        raise ValueError(
+            "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (int, values per row), "
+            f"received {encoder!r}"
+        )
+    return json.loads(json.dumps(encoder))
+
+
+def describe_encoders(value: Any) -> str:
+    """Encoders by name and width for messages; anything else as it is."""
+    if isinstance(value, dict):
+        options = ", ".join(f"{k}={v!r}" for k, v in sorted(value.items()) if k not in ("name", "dim"))
+        return f"{value['name']} ({value['dim']} wide{', ' + options if options else ''})"
+    if isinstance(value, tuple):
+        return " + ".join(describe_encoders(item) for item in value)
+    return repr(value)
+
+
+# Clips and times
+
+
+def clip_count(duration_s: float, clip_length_s: float) -> int:
+    """Number of clips that a video of `duration_s` seconds is cut into: the one rule that everything else follows.
+
+    `max(1, ceil(duration_s / clip_length_s - 0.1))`: the last clip may be partial, but a rest shorter than a tenth of a
+    clip is dropped. A 30.7 s video has 31 clips of 1 s and 16 of 2 s; a 150.05 s video has 75 clips of 2 s.
+
+    Raises:
+        ValueError: if either argument is not a positive, finite number.
+    """
+    for name, value in (("duration_s", duration_s), ("clip_length_s", clip_length_s)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number of seconds, received {value!r}")
+    # Rounded, so that a duration which went through float32 has as many clips as before.
+    return max(1, math.ceil(round(duration_s / clip_length_s - SHORTEST_LAST_CLIP, 4)))
+
+
+def clip_times(duration_s: float, clip_length_s: float, frames_per_clip: int = 1) -> np.ndarray:
+    """Times at which to sample frames: the centres of `frames_per_clip` equal parts of every clip.
+
+    A partial last clip is divided in the same way, so every time lies inside the video.
+
+    Returns:
+        `(clips, frames_per_clip)` float64, seconds, increasing in reading order; `clips` is `clip_count(...)`.
+
+    Raises:
+        ValueError: if a length is not positive or `frames_per_clip` is less than 1.
+    """
+    if frames_per_clip < 1:
+        raise ValueError(f"frames_per_clip must be at least 1, received {frames_per_clip}")
+    starts_s = np.arange(clip_count(duration_s, clip_length_s)) * float(clip_length_s)
+    lengths_s = np.minimum(clip_length_s, duration_s - starts_s)
+    centres = (np.arange(frames_per_clip) + 0.5) / frames_per_clip
+    return starts_s[:, None] + lengths_s[:, None] * centres[None, :]
+
+
+def time_axis_s(num_clips: int, duration_s: float | None, contract: FeatureContract) -> float:
+    """Seconds that a video's clips span: the unit of every span, in labels, predictions and pictures alike.
+
+    Clips times `clip_length`; the duration where the clips were resampled, since each then covers an equal share of
+    the video. Clips are resampled where there would be more than `max_clips` of them: ten clips of 2 s span 20 s in a
+    video of 18.6 s, and 25 s in a video of 25 s that was resampled to them.
+
+    Args:
+        num_clips: Real clips after `prepare_video_features`.
+        duration_s: Seconds of the video; needed only where clips may have been resampled.
+
+    Raises:
+        ValueError: the duration is needed and missing.
+    """
+    if contract.long_video == "resample" and num_clips == contract.max_clips:
+        if duration_s is None:
+            raise ValueError(
+                f"`duration_s` is missing: videos of {contract.max_clips} clips may be resampled under this "
+                'checkpoint\'s feature contract (long_video="resample"), so that their clips tell nothing of seconds'
+            )
+        if clip_count(duration_s, contract.clip_length) != num_clips:
+            return float(duration_s)
+    return num_clips * contract.clip_length
+
+
+# Rows
+
+
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one: `(n, dim)` in and out. A row of zeros stays zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-5)
+
+
+def join_rows(parts: Sequence[np.ndarray], max_rows: int | None = None) -> np.ndarray:
+    """Rows of several encoders side by side: `(clips, dim_i)` each to `(clips, sum of dim_i)`.
+
+    Encoders may differ by a clip at the end of a video; the joined rows end with the shortest, and at `max_rows`.
+    """
+    rows = min(len(part) for part in parts)
+    rows = rows if max_rows is None else min(rows, max_rows)
+    return np.concatenate([part[:rows] for part in parts], axis=1) if len(parts) > 1 else parts[0][:rows]
+
+
+def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
+    """Raw rows of a video as the model takes them: normalised encoder by encoder, cut or resampled to `max_clips`.
+
+    Args:
+        features: `(clips, dim)`, the rows of all video encoders side by side.
+
+    Returns:
+        `(min(clips, max_clips), dim)` float32. With `long_video="resample"`, each row of a longer video is the mean
+        of an equal share of its clips.
+
+    Raises:
+        ValueError: no clips, or not as wide as the encoders of the contract.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or not len(features):
+        raise ValueError(
+            f"video features must have shape (clips, dim) with at least one clip, received {features.shape}"
+        )
+    if contract.video_dim and features.shape[1] != contract.video_dim:
+        widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
+        raise ValueError(
+            f"video features are {features.shape[1]} wide, expected {contract.video_dim}: {widths}; extract them with "
+            "these encoders, in this order"
+        )
+    if len(features) > contract.max_clips and contract.long_video != "resample":
+        features = features[: contract.max_clips]
+    if contract.normalize_video:
+        edges = np.cumsum([0, *(encoder["dim"] for encoder in contract.video_encoders)])
+        parts = [features[:, a:b] for a, b in itertools.pairwise(edges)] or [features]
+        features = np.concatenate([l2_normalize(part) for part in parts], axis=1)
+    if len(features) > contract.max_clips:
+        # Cumulative sums at fractional borders give the exact mean over each share.
+        borders = np.linspace(0, len(features), contract.max_clips + 1)
+        sums = np.concatenate([np.zeros_like(features[:1]), np.cumsum(features, axis=0, dtype=np.float64)])
+        below = np.minimum(borders.astype(int), len(features) - 1)
+        at_borders = sums[below] + (borders - below)[:, None] * features[below]
+        features = np.diff(at_borders, axis=0) / np.diff(borders)[:, None]
+    return features.astype(np.float32, copy=False)
+
+
+def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np.ndarray:
+    """Raw rows of a sentence as the model takes them: cut to `max_tokens`, normalised. `(tokens, dim)` float32.
+
+    Raises:
+        ValueError: no tokens, or not as wide as the encoder of the contract.
+    """
+    features = np.asarray(features, dtype=np.float32)[: contract.max_tokens]
+    if features.ndim != 2 or not len(features):
+        raise ValueError(
+            f"text features must have shape (tokens, dim) with at least one token, received {features.shape}"
+        )
+    if contract.text_dim and features.shape[1] != contract.text_dim:
+        name = contract.text_encoder["name"] if contract.text_encoder else "the text encoder"
+        raise ValueError(
+            f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
+        )
+    return l2_normalize(features) if contract.normalize_text else features
+
+
+def pad_rows(rows: Sequence[np.ndarray], length: int | None = None) -> "tuple[Tensor, Tensor]":
+    """Arrays `(n_i, dim)` as one tensor `(rows, length, dim)` padded with 0, and its mask `(rows, length)`."""
+    import torch
+
+    length = max(len(row) for row in rows) if length is None else length
+    padded = torch.zeros(len(rows), length, rows[0].shape[1])
+    mask = torch.zeros(len(rows), length)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.from_numpy(np.ascontiguousarray(row))
+        mask[i, : len(row)] = 1
+    return padded, mask
