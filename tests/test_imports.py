@@ -13,7 +13,7 @@ import modeling_bmdetr.data
 import modeling_bmdetr.evaluation
 
 PACKAGE = Path(modeling_bmdetr.__file__).parent
-HEAVY = ("torch", "transformers", "numpy")
+HEAVY = ("torch", "transformers")
 
 
 def run_python(code: str) -> str:
