@@ -254,43 +254,6 @@ def test_text_rows(text_encoder) -> None:
     assert text_encoder.encode_text([]) == []
 
 
-def test_several_encoders_share_one_opening_and_one_pass(video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, decoded = [], []
-    original_open, original_demux = av.open, Container.demux
-    monkeypatch.setattr(av, "open", lambda *args, **options: opened.append(args) or original_open(*args, **options))
-
-    def demux(container):
-        for packet in original_demux(container):
-            decoded.append(packet.pts)
-            yield packet
-
-    encoders = [PixelGridVideoEncoder(grid=8), PixelGridVideoEncoder(grid=12, frames_per_clip=3)]
-    parts = [encoder.encode_video(video_file, 1.0).features for encoder in encoders]
-    assert len(opened) == 2
-    monkeypatch.setattr(Container, "demux", demux)
-    encoders[0].encode_video(video_file, 1.0)
-    for_one = len(decoded)
-    opened.clear()
-    decoded.clear()
-    together = encode_video(video_file, encoders, 1.0)
-    assert len(opened) == 1
-    assert len(decoded) == for_one
-    np.testing.assert_array_equal(together.features, np.concatenate(parts, axis=1))
-    assert together.duration_s == pytest.approx(4.5)
-
-
-def test_an_encoder_with_an_encode_video_of_its_own_is_asked(video_file: Path) -> None:
-    class Whole(PixelGridVideoEncoder):
-        def encode_video(self, video, clip_length_s, **options):
-            encoded = super().encode_video(video, clip_length_s, **options)
-            return replace(encoded, features=encoded.features[:-1] + 1)
-
-    plain, whole = PixelGridVideoEncoder(grid=8), Whole(grid=8)
-    rows = encode_video(video_file, [plain, whole], 1.0).features
-    assert rows.shape == (4, 2 * plain.dim)
-    np.testing.assert_array_equal(rows[:, plain.dim :], rows[:, : plain.dim] + 1)
-
-
 def test_batches_do_not_change_text_rows(text_encoder) -> None:
     for together, sentence in zip(text_encoder.encode_text(SENTENCES), SENTENCES, strict=True):
         np.testing.assert_allclose(text_encoder.encode_text([sentence])[0], together, atol=1e-5)
