@@ -75,6 +75,13 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def import_rows(args: argparse.Namespace) -> int:
+    from .data.rows.importers.command import run
+
+    _show(args, *run(args))
+    return 0
+
+
 def validate(args: argparse.Namespace) -> int:
     from .data import validate_file
 
@@ -183,6 +190,9 @@ def _show(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
+    from .data.rows.importers.command import TEXT as IMPORT_TEXT
+    from .data.rows.importers.command import add_arguments as add_import_arguments
+
     parser = argparse.ArgumentParser(prog="bmdetr", description="BM-DETR: moments in videos, found by sentences.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -225,6 +235,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--text-rows", choices=["to_end_of_text", "all"], default="all", help="without --model (all)")
     command.add_argument("--rows", help="JSONL file: copy only what its rows need")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
+
+    add_import_arguments(add("import", import_rows, IMPORT_TEXT))
 
     command = add("validate", validate, "check a JSONL file, and the videos and features it names")
     command.add_argument("rows", help="JSONL file of canonical rows")

@@ -1,0 +1,83 @@
+"""The videos of a folder, by the many names that annotations have for them."""
+
+import os
+from pathlib import Path
+
+from ....video_bmdetr import VideoInfo, probe_video
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+
+
+class VideoFolder:
+    """The videos of a folder, found by what annotations call them, and measured at most once."""
+
+    def __init__(self, folder: str | os.PathLike | None) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self.probed: dict[Path, VideoInfo] = {}
+        self.names: dict[str, str] = {}
+        self.by_name: dict[str, list[Path]] = {}
+        if self.folder is None:
+            return
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder of videos '{self.folder}'")
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                for name in dict.fromkeys((path.relative_to(self.folder).as_posix(), path.name, path.stem)):
+                    self.by_name.setdefault(name, []).append(path)
+
+    def identifier(self, name: str) -> str:
+        """The `vid` of what a file calls its video: the file name without folder and suffix.
+
+        Raises:
+            ValueError: if two different videos would get the same one.
+        """
+        base = name.replace("\\", "/").rstrip("/").split("?d=")[-1].split("?")[0].rsplit("/", 1)[-1]
+        stem, dot, suffix = base.rpartition(".")
+        vid = stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else base
+        if not vid:
+            raise ValueError(f"expected the name of a video, received {name!r}")
+        first = self.names.setdefault(vid, name)
+        if first != name and self.path(first) != self.path(name):
+            raise ValueError(f"{name!r} and {first!r} are different videos with one name; rename one of the files")
+        return vid
+
+    def path(self, name: str) -> Path | None:
+        """The file of what a file calls its video.
+
+        Raises:
+            ValueError: if several files of the folder could be meant.
+        """
+        posix = name.replace("\\", "/").split("?d=")[-1].split("?")[0].removeprefix("./")
+        parts = posix.split("/")
+        for candidate in ["/".join(parts[at:]) for at in range(len(parts))]:
+            found = self.by_name.get(candidate, [])
+            if len(found) > 1:
+                raise ValueError(f"{name!r} could be {' or '.join(repr(str(path)) for path in found[:3])}")
+            if found:
+                return found[0]
+        stem = parts[-1].rsplit(".", 1)[0]
+        found = self.by_name.get(stem, [])
+        return found[0] if len(found) == 1 else None
+
+    def probe(self, name: str, wanted: str) -> VideoInfo:
+        """What the file of a video says.
+
+        Raises:
+            ValueError: if there is no such file, or it cannot be read.
+        """
+        if self.folder is None:
+            raise ValueError(f"the {wanted} of video {name!r} is not in the file; give the folder of videos (--videos)")
+        path = self.path(name)
+        if path is None:
+            raise ValueError(f"there is no video {name!r} in '{self.folder}'")
+        if path not in self.probed:
+            self.probed[path] = probe_video(path)
+        return self.probed[path]
+
+    def relative(self, name: str, vid: str) -> str | None:
+        """The path of a video in the folder, where it does not follow from `vid`."""
+        path = self.path(name) if self.folder is not None else None
+        if path is None or self.folder is None:
+            return None
+        shown = path.relative_to(self.folder).as_posix()
+        return None if shown in {vid + suffix for suffix in VIDEO_SUFFIXES} else shown
