@@ -7,6 +7,7 @@ Decoding streams: two frames are held, however long the video is.
 """
 
 import itertools
+import logging
 import math
 import os
 import warnings
@@ -17,7 +18,6 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
-from transformers.utils import logging
 
 from .containers_bmdetr import (
     MAX_DURATION_S,
@@ -28,7 +28,7 @@ from .containers_bmdetr import (
     unreadable,
 )
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # A stated duration may exceed the frames by this much before the file counts as cut off.
 END_TOLERANCE_S = 1.0
