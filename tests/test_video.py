@@ -229,7 +229,7 @@ def test_missing_duration_is_measured(tmp_path: Path, name: str) -> None:
         assert container.streams.video[0].duration is None
     info = probe_video(path)
     assert info.duration_s == pytest.approx(3.0, abs=0.11)
-    assert info.num_frames == 30
+    assert info.num_frames is None
     assert numbers_at(path, [1.05, 2.95]) == [10, 29]
 
 
@@ -282,7 +282,7 @@ def broken_file(tmp_path: Path, fault: str) -> Path:
     ("fault", "reason"),
     [
         ("sound", r"no video stream \(found: audio\)"),
-        ("empty", "libav says"),
+        ("empty", "it is empty"),
         ("text", "libav says"),
         ("noise", "libav says"),
         ("no_index", "libav says"),
@@ -306,7 +306,7 @@ def test_unreadable_files_give_one_clear_error(tmp_path: Path, fault: str, reaso
 def test_time_past_the_end_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(3.0))
     assert numbers_at(path, [3.5]) == [29]  # stated durations are a little longer than the frames now and then
-    with pytest.raises(ValueError, match=r"times_s must lie inside the video, got 9\.00 s"):
+    with pytest.raises(ValueError, match=r"times_s must lie inside the video, received 9\.00 s"):
         numbers_at(path, [0.5, 9.0])
 
 
