@@ -1,6 +1,7 @@
 """Annotations, features, negative queries and batches: everything between the files of a data set and the model."""
 
-from .batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from .batches.collator import MomentRetrievalCollator
+from .batches.examples import MomentRetrievalDataset
 from .batches.negative_sampling import NegativeSampler
 from .batches.negatives import NegativeMiningReport, mine_negative_queries
 from .batches.sampler import UniqueVideoBatchSampler
