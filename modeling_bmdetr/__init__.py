@@ -1,30 +1,32 @@
-"""BM-DETR for video moment retrieval, in the Hugging Face ecosystem."""
+"""BM-DETR for video moment retrieval, in the Hugging Face ecosystem.
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+The public names are imported when they are first used. transformers' auto classes and pipelines know BM-DETR from the
+moment that they and this package are imported, in whatever order.
+"""
 
-from .cards import write_model_card
-from .configuration_bmdetr import BMDetrConfig, FeatureContract
-from .modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrModel
-from .pipeline_bmdetr import MomentRetrievalPipeline
-from .processing_bmdetr import BMDetrProcessor
-from .training import BMDetrTrainer, BMDetrTrainingArguments
+from typing import TYPE_CHECKING
 
-AutoConfig.register(BMDetrConfig.model_type, BMDetrConfig, exist_ok=True)
-AutoModel.register(BMDetrConfig, BMDetrForMomentRetrieval, exist_ok=True)
-AutoProcessor.register(BMDetrConfig, BMDetrProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "temporal-grounding", pipeline_class=MomentRetrievalPipeline, pt_model=AutoModel, type="multimodal"
+from .lazy import lazy_names
+from .registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from .configuration_bmdetr import BMDetrConfig as BMDetrConfig
+    from .configuration_bmdetr import FeatureContract as FeatureContract
+    from .modeling_bmdetr import BMDetrForMomentRetrieval as BMDetrForMomentRetrieval
+    from .modeling_bmdetr import BMDetrModel as BMDetrModel
+    from .pipeline_bmdetr import MomentRetrievalPipeline as MomentRetrievalPipeline
+    from .processing_bmdetr import BMDetrProcessor as BMDetrProcessor
+    from .training import BMDetrTrainer as BMDetrTrainer
+    from .training import BMDetrTrainingArguments as BMDetrTrainingArguments
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".configuration_bmdetr": ["BMDetrConfig", "FeatureContract"],
+        ".modeling_bmdetr": ["BMDetrModel", "BMDetrForMomentRetrieval"],
+        ".processing_bmdetr": ["BMDetrProcessor"],
+        ".pipeline_bmdetr": ["MomentRetrievalPipeline"],
+        ".training": ["BMDetrTrainer", "BMDetrTrainingArguments"],
+    },
 )
-BMDetrForMomentRetrieval.card_writer = staticmethod(write_model_card)
-
-__all__ = [
-    "BMDetrConfig",
-    "BMDetrModel",
-    "BMDetrForMomentRetrieval",
-    "BMDetrProcessor",
-    "MomentRetrievalPipeline",
-    "BMDetrTrainer",
-    "BMDetrTrainingArguments",
-    "FeatureContract",
-]
+register_with_transformers()

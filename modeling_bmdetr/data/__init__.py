@@ -1,46 +1,62 @@
 """Annotations, features, negative queries and batches: everything between the files of a data set and the model."""
 
-from .batches.collator import MomentRetrievalCollator
-from .batches.examples import MomentRetrievalDataset
-from .batches.negative_sampling import NegativeSampler
-from .batches.negatives import NegativeMiningReport, mine_negative_queries
-from .batches.sampler import UniqueVideoBatchSampler
-from .batches.shifting import shift_moment
-from .features.extraction import ExtractionReport, extract_features
-from .features.file_checks import check_text_features, validate_file
-from .features.packing import pack_features
-from .features.published import count_tokens
-from .features.store import FeatureStore
-from .features.writer import FeatureWriter
-from .rows.cleaning import CleaningReport, CleaningRules, clean_rows
-from .rows.schema import CanonicalRow, Problem, RowFile, ValidationReport, original_qid, read_rows, write_rows
-from .rows.validation import validate_rows
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CanonicalRow",
-    "RowFile",
-    "original_qid",
-    "read_rows",
-    "write_rows",
-    "validate_rows",
-    "validate_file",
-    "check_text_features",
-    "Problem",
-    "ValidationReport",
-    "clean_rows",
-    "CleaningReport",
-    "CleaningRules",
-    "FeatureStore",
-    "FeatureWriter",
-    "pack_features",
-    "count_tokens",
-    "extract_features",
-    "ExtractionReport",
-    "mine_negative_queries",
-    "NegativeMiningReport",
-    "NegativeSampler",
-    "MomentRetrievalCollator",
-    "MomentRetrievalDataset",
-    "UniqueVideoBatchSampler",
-    "shift_moment",
-]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .batches.collator import MomentRetrievalCollator as MomentRetrievalCollator
+    from .batches.examples import MomentRetrievalDataset as MomentRetrievalDataset
+    from .batches.negative_sampling import NegativeSampler as NegativeSampler
+    from .batches.negatives import NegativeMiningReport as NegativeMiningReport
+    from .batches.negatives import mine_negative_queries as mine_negative_queries
+    from .batches.sampler import UniqueVideoBatchSampler as UniqueVideoBatchSampler
+    from .batches.shifting import shift_moment as shift_moment
+    from .features.extraction import ExtractionReport as ExtractionReport
+    from .features.extraction import extract_features as extract_features
+    from .features.file_checks import check_text_features as check_text_features
+    from .features.file_checks import validate_file as validate_file
+    from .features.packing import pack_features as pack_features
+    from .features.published import count_tokens as count_tokens
+    from .features.store import FeatureStore as FeatureStore
+    from .features.writer import FeatureWriter as FeatureWriter
+    from .rows.cleaning import CleaningReport as CleaningReport
+    from .rows.cleaning import CleaningRules as CleaningRules
+    from .rows.cleaning import clean_rows as clean_rows
+    from .rows.schema import CanonicalRow as CanonicalRow
+    from .rows.schema import Problem as Problem
+    from .rows.schema import RowFile as RowFile
+    from .rows.schema import ValidationReport as ValidationReport
+    from .rows.schema import original_qid as original_qid
+    from .rows.schema import read_rows as read_rows
+    from .rows.schema import write_rows as write_rows
+    from .rows.validation import validate_rows as validate_rows
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".batches.collator": ["MomentRetrievalCollator"],
+        ".batches.examples": ["MomentRetrievalDataset"],
+        ".batches.negative_sampling": ["NegativeSampler"],
+        ".batches.negatives": ["NegativeMiningReport", "mine_negative_queries"],
+        ".batches.sampler": ["UniqueVideoBatchSampler"],
+        ".batches.shifting": ["shift_moment"],
+        ".features.extraction": ["ExtractionReport", "extract_features"],
+        ".features.file_checks": ["check_text_features", "validate_file"],
+        ".features.packing": ["pack_features"],
+        ".features.published": ["count_tokens"],
+        ".features.store": ["FeatureStore"],
+        ".features.writer": ["FeatureWriter"],
+        ".rows.cleaning": ["CleaningReport", "CleaningRules", "clean_rows"],
+        ".rows.schema": [
+            "CanonicalRow",
+            "Problem",
+            "RowFile",
+            "ValidationReport",
+            "original_qid",
+            "read_rows",
+            "write_rows",
+        ],
+        ".rows.validation": ["validate_rows"],
+    },
+)

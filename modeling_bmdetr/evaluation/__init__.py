@@ -1,15 +1,23 @@
 """Metrics of video moment retrieval and highlight detection, in NumPy; see `evaluate_submission`."""
 
-from .evaluator import METRIC_FORMATS, evaluate_module_path, evaluate_submission, format_metrics
-from .submission import canonical_qid, read_jsonl, restore_qid_types, write_jsonl
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "evaluate_submission",
-    "format_metrics",
-    "METRIC_FORMATS",
-    "read_jsonl",
-    "write_jsonl",
-    "restore_qid_types",
-    "canonical_qid",
-    "evaluate_module_path",
-]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .evaluator import METRIC_FORMATS as METRIC_FORMATS
+    from .evaluator import evaluate_module_path as evaluate_module_path
+    from .evaluator import evaluate_submission as evaluate_submission
+    from .evaluator import format_metrics as format_metrics
+    from .submission import canonical_qid as canonical_qid
+    from .submission import read_jsonl as read_jsonl
+    from .submission import restore_qid_types as restore_qid_types
+    from .submission import write_jsonl as write_jsonl
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        ".evaluator": ["METRIC_FORMATS", "evaluate_module_path", "evaluate_submission", "format_metrics"],
+        ".submission": ["canonical_qid", "read_jsonl", "restore_qid_types", "write_jsonl"],
+    },
+)

@@ -1,0 +1,107 @@
+"""What an import costs and does: light where it can be, registered with transformers in either order."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_bmdetr
+import modeling_bmdetr.data
+import modeling_bmdetr.evaluation
+
+PACKAGE = Path(modeling_bmdetr.__file__).parent
+HEAVY = ("torch", "transformers", "numpy")
+
+
+def run_python(code: str) -> str:
+    """What a new interpreter prints as its last line, running `code`."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def heavy_after(code: str) -> list[str]:
+    return json.loads(
+        run_python(f"{code}\nimport sys, json\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")
+    )
+
+
+def cli_code(*arguments: str) -> str:
+    """Runs `bmdetr ARGUMENTS` without leaving the interpreter."""
+    return f"from modeling_bmdetr.cli import main\ntry: main({list(arguments)!r})\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import modeling_bmdetr",
+        "import modeling_bmdetr.data, modeling_bmdetr.evaluation",
+        cli_code("--help"),
+        cli_code("predict", "--help"),
+    ],
+)
+def test_importing_the_package_and_asking_for_help_load_no_library(code: str) -> None:
+    assert heavy_after(code) == []
+
+
+REGISTERED = """
+from transformers.pipelines import PIPELINE_REGISTRY
+config = AutoConfig.for_model("bmdetr", hidden_size=8, num_attention_heads=2, encoder_layers=1, decoder_layers=1)
+assert PIPELINE_REGISTRY.check_task("temporal-grounding")[1]["impl"].__name__ == "MomentRetrievalPipeline"
+print(type(AutoModel.from_config(config)).__name__, type(config).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import modeling_bmdetr\nfrom transformers import AutoConfig, AutoModel, pipeline",
+        "from transformers import AutoConfig, AutoModel, pipeline\nimport modeling_bmdetr",
+        "import transformers\nimport modeling_bmdetr\nfrom transformers import AutoConfig, AutoModel",
+        "import modeling_bmdetr.pipeline_bmdetr\nfrom transformers import AutoConfig, AutoModel",
+        "from modeling_bmdetr.configuration_bmdetr import BMDetrConfig\nfrom transformers import AutoModel, AutoConfig",
+        "import modeling_bmdetr.training\nfrom transformers import AutoModel, AutoConfig",
+    ],
+)
+def test_transformers_knows_the_model_in_whatever_order_the_two_are_imported(imports: str) -> None:
+    assert run_python(imports + REGISTERED) == "BMDetrForMomentRetrieval BMDetrConfig"
+
+
+def test_auto_processor_knows_the_processor_when_it_alone_is_imported(tmp_path: Path) -> None:
+    config = modeling_bmdetr.BMDetrConfig(video_dim=4, text_dim=4)
+    config.save_pretrained(tmp_path)
+    modeling_bmdetr.BMDetrProcessor(config.feature_contract).save_pretrained(tmp_path)
+    code = f"import modeling_bmdetr\nfrom transformers import AutoProcessor\nfolder = {str(tmp_path)!r}\n"
+    assert run_python(code + "print(type(AutoProcessor.from_pretrained(folder)).__name__)") == "BMDetrProcessor"
+
+
+def test_a_saved_model_has_its_card_when_only_the_model_s_module_was_imported(tmp_path: Path) -> None:
+    code = f"""
+from modeling_bmdetr.modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr.configuration_bmdetr import BMDetrConfig
+config = BMDetrConfig(hidden_size=8, num_attention_heads=2, encoder_layers=1, decoder_layers=1, video_dim=4, text_dim=4)
+BMDetrForMomentRetrieval(config).save_pretrained({str(tmp_path)!r})
+print("saved")
+"""
+    run_python(code)
+    assert (tmp_path / "README.md").is_file()
+
+
+@pytest.mark.parametrize("package", [modeling_bmdetr, modeling_bmdetr.data, modeling_bmdetr.evaluation])
+def test_names_for_type_checkers_are_the_names_at_run_time(package) -> None:
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typed = {alias.name: node.module for block in blocks for node in block.body for alias in node.names}
+    assert set(typed) == set(package.__all__)
+    for name, module in typed.items():
+        value = getattr(package, name)
+        assert getattr(value, "__module__", f"{package.__name__}.{module}").startswith(package.__name__)
+        assert name in dir(package)
+
+
+def test_an_unknown_name_is_called_unknown() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'BMDetrConfg'"):
+        modeling_bmdetr.BMDetrConfg  # noqa: B018
