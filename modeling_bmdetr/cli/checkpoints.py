@@ -1,4 +1,4 @@
-"""Checkpoints: `convert` and `info`."""
+"""Checkpoints: `convert`, `info` and `export`."""
 
 import argparse
 from typing import Any
@@ -50,6 +50,19 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    from .. import BMDetrForMomentRetrieval, BMDetrProcessor
+    from ..export import export_model
+
+    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
+    result = export_model(model, args.out, args.format, int8=args.int8, processor=processor)
+    files = " and ".join(result[name] for name in ("file", "int8_file") if name in result)
+    text = f"{files} written to '{args.out}'; {result['file']} differs from the model by at most "
+    show(args, {"out": args.out, **result}, f"{text}{result['largest_difference']:.1g}")
+    return 0
+
+
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("convert", convert, "convert a checkpoint of the authors' released code, or back")
@@ -62,4 +75,11 @@ def add_commands(commands: Commands) -> None:
 
     command = commands.add("info", info, "show what a checkpoint is and which features it needs")
     command.add_argument("checkpoint", help="a folder, or a name on the Hub")
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+    command = commands.add("export", export, "write a checkpoint as ONNX or as a program of torch.export")
+    command.add_argument("checkpoint", help="a folder, or a name on the Hub")
+    command.add_argument("--out", required=True, help="folder to write")
+    command.add_argument("--format", choices=["onnx", "torch-export"], default="onnx", help="(onnx)")
+    command.add_argument("--int8", action="store_true", help="with onnx: a second file with 8-bit matrices")
     command.add_argument("--revision", help="branch, tag or commit on the Hub")
