@@ -1,14 +1,14 @@
 """What a feature store lacks, or holds that cannot be right, for given rows. `FeatureStore.require` raises it."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from transformers.utils import logging
 
 from ...contract_bmdetr import FeatureContract
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
 SAME_FEATURE_TOLERANCE = 0.02
