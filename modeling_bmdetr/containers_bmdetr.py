@@ -7,18 +7,22 @@ What a file states is held against limits before memory is taken for it.
 PyAV does the decoding. It is imported when the first file is opened, so this file imports without it.
 """
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+logger = logging.getLogger(__name__)
+
 # Containers and raw streams that hold their pictures themselves, by libav's names.
 FORMATS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "asf", "ogg", "gif", "nut", "mxf"),
     *("rm", "dv", "wtv", "swf", "ivf", "m4v", "h261", "h263", "h264", "hevc", "vvc", "av1", "obu", "vc1", "mjpeg"),
-    *("yuv4mpegpipe", "apng", "amv", "roq", "smk", "bink", "nsv", "dirac", "cavsvideo", "gxf", "lxf"),
+    *("yuv4mpegpipe", "apng", "amv", "roq", "smk", "bink", "nsv", "dirac", "cavsvideo", "gxf", "lxf", "jpeg_pipe"),
 )
 # 8K, the largest pictures that cameras and screens make.
 MAX_PIXELS = 8192 * 4320
@@ -54,15 +58,17 @@ class Container:
         self.damaged = self.packets = 0
         self._container: Any = None
         self._first_packet: tuple | None = None
+        self._untouched = True
         self._open()
 
     def rewind(self) -> None:
         """Begins again at the first packet; with a new demuxer where the format does not find its start by seeking."""
-        if self._first_packet is None:
+        if self._untouched:
             return
         if self.seek_s(0.0):
             first = next(self.demux(), None)
             if first is not None and _identity(first) == self._first_packet and self.seek_s(0.0):
+                self._untouched = True
                 return
         self.close()
         self._open()
@@ -72,9 +78,19 @@ class Container:
         self.file.seek(0)
         limits = {"format_whitelist": ",".join(FORMATS), "max_streams": str(MAX_STREAMS), "max_pixels": str(MAX_PIXELS)}
         with self.errors():
-            self._container = av.open(
-                _Bytes(self.file), metadata_errors="ignore", options=limits, io_open=_refuse, buffer_size=1 << 17
-            )
+            try:
+                self._container = av.open(
+                    _Bytes(self.file, Path(self.name).suffix),
+                    metadata_errors="ignore",
+                    options=limits,
+                    io_open=_refuse,
+                    buffer_size=1 << 17,
+                )
+            except av.error.ArgumentError as error:
+                raise unreadable(
+                    self.name, "it is none of the containers read here (a list of other files, pictures, or a rare one)"
+                ) from error
+            self._untouched = True
             self.stream = _shown_stream(self._container, self.name)
         self.time_base = float(self.stream.time_base or 0)
         rate = float(self.stream.average_rate or self.stream.guessed_rate or DEFAULT_FPS)
@@ -102,21 +118,22 @@ class Container:
     @property
     def stated_end_s(self) -> float | None:
         """End of the pictures, in seconds from time 0, as the container states it."""
-        if not self.time_base or self.origin is None:
-            start_s = 0.0
-        else:
-            start_s = (self.stream.start_time - self.origin) * self.time_base
-        if self.stream.duration and self.time_base:
-            return start_s + float(self.stream.duration * self.time_base)
-        if self._container.duration and len(self._container.streams) == 1:
-            begin = max(self._container.start_time or 0, 0) if self._container.format.name.startswith("matroska") else 0
-            return start_s + (self._container.duration - begin) / 1_000_000
+        if self.origin is None or not self.time_base:
+            return None
+        origin_s = self.origin * self.time_base
+        if self.stream.duration:
+            return float((self.stream.start_time + self.stream.duration) * self.time_base) - origin_s
+        tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", self.stream.metadata.get("DURATION", ""))
+        if tag and self._container.duration:  # Matroska's; it may be left over from before a cut, so both must say so
+            tag_s = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+            return min(tag_s, self._container.duration / 1_000_000) - origin_s
         return None
 
     def seek_s(self, time_s: float) -> bool:
         """Goes to the last key frame at or before a time; False where the format cannot."""
         if self.may_be_joined or not self.time_base or self.origin is None:
             return False
+        self._untouched = False
         try:
             self._container.seek(self.origin + int(time_s / self.time_base), stream=self.stream)
         except import_av().error.FFmpegError:
@@ -127,6 +144,7 @@ class Container:
         """Packets in decoding order; the clocks of streams that were joined end to end run on as one."""
         shift, last, end = 0, None, 0
         limit = JOINED_AFTER_S / self.time_base if self.time_base else 0
+        self._untouched = False
         with self.errors():
             for packet in self._container.demux(self.stream):
                 if self._first_packet is None:
@@ -143,23 +161,31 @@ class Container:
                 yield packet
 
     def decode(self) -> Iterator[Any]:
-        """Frames in the order of showing. Packets that do not decode are skipped and counted.
-
-        Raises:
-            ValueError: more than `DAMAGED_SHARE` of the packets do not decode.
-        """
+        """Frames in the order of showing. Packets that do not decode are skipped and counted."""
         broken = import_av().error.InvalidDataError
         self.damaged = self.packets = 0
         for packet in self.demux():
             self.packets += packet.size > 0
-            try:
-                frames = packet.decode()
-            except broken:
-                self.damaged += 1
-                continue
+            with self.errors():
+                try:
+                    frames = packet.decode()
+                except broken:
+                    self.damaged += 1
+                    continue
             yield from frames
+
+    def check_damage(self) -> None:
+        """Warns of packets that were skipped since the last rewind.
+
+        Raises:
+            ValueError: they are more than `DAMAGED_SHARE` of those read.
+        """
+        if not self.damaged:
+            return
+        found = f"{self.damaged} of {self.packets} packets are damaged"
         if self.damaged > max(1, DAMAGED_SHARE * self.packets):
-            raise unreadable(self.name, f"{self.damaged} of its {self.packets} packets are damaged")
+            raise unreadable(self.name, found)
+        logger.warning(f"{self.name}: {found} and were skipped; the pictures before them stand in their place")
 
     def close(self) -> None:
         """Closes the demuxer; the file stays open."""
@@ -173,17 +199,18 @@ class Container:
         try:
             yield
         except av.error.FFmpegError as error:
-            raise unreadable(self.name, f"libav says: {error.strerror}") from error
+            limit = isinstance(error, av.error.ArgumentError)  # what the limit on pixels looks like
+            hint = f" (pictures of more than {MAX_PIXELS:,} pixels are not read)" if limit else ""
+            raise unreadable(self.name, f"libav says: {error.strerror}{hint}") from error
 
 
 class _Bytes:
     """A file as libav reads it. A damaged file may send it to places that do not exist: -1, and no exception."""
 
-    name = ""  # nothing is told from the name
-
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, suffix: str) -> None:
         self.read, self.tell = file.read, file.tell
         self._file = file
+        self.name = "video" + suffix  # some raw streams are told by it; nothing is opened by it
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:

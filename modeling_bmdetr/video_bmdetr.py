@@ -7,7 +7,6 @@ Decoding streams: two frames are held, however long the video is.
 """
 
 import itertools
-import logging
 import math
 import os
 import warnings
@@ -27,8 +26,6 @@ from .containers_bmdetr import (
     import_av,
     unreadable,
 )
-
-logger = logging.getLogger(__name__)
 
 # A stated duration may exceed the frames by this much before the file counts as cut off.
 END_TOLERANCE_S = 1.0
@@ -178,18 +175,20 @@ class VideoFile(AbstractContextManager):
         if time_s is None:
             return
         for start_s, frame_end_s, frame in self._timed_frames(seek_s):
-            while shown is not None and time_s < start_s:
+            while shown is not None and time_s is not None and time_s < start_s:
                 yield time_s, shown
                 time_s = next(times, None)
-                if time_s is None:
-                    return
             shown, end_s = frame, frame_end_s
+            if time_s is None:
+                break
+        self._container.check_damage()
+        if time_s is None:
+            return
         if shown is None:
             raise unreadable(name, "it holds no frame")
-        self._warn_of_damage()
-        is_last = self._last_start_s is not None and start_s > self._last_start_s - 1e-3
-        end_s = max(end_s, duration_s) if is_last else end_s
-        tolerance_s = max(END_TOLERANCE_S, END_TOLERANCE_SHARE * end_s)
+        if self._last_start_s is not None and start_s > self._last_start_s - 1e-3:
+            end_s = max(end_s, duration_s)  # the last picture stays to the end
+        tolerance_s = _tolerance_s(end_s)
         if duration_s > end_s + tolerance_s:
             reason = f"it is cut off: {duration_s:.2f} s are stated, but its frames end at {end_s:.2f} s"
             raise unreadable(name, reason)
@@ -225,44 +224,42 @@ class VideoFile(AbstractContextManager):
     def _duration_by_seeking(self) -> float | None:
         """End of the last picture from the packets after the last key frame, or as stated; None if neither is known."""
         container = self._container
-        stated_s, origin, time_base = container.stated_end_s, container.origin, container.time_base
+        origin, time_base, stated_s = container.origin, container.time_base, container.stated_end_s
         if container.may_be_joined or origin is None or not time_base:
             return None
-        ends_s: list[float] = []
+        packets = []
         if container.seek_s(stated_s or MAX_DURATION_S):
-            for packet in container.demux():
-                if packet.pts is not None:
-                    # Durations of packets are distances of decoding times, which need not be those of showing.
-                    length_s = min((packet.duration or math.inf) * time_base, container.frame_length_s)
-                    start_s = (packet.pts - origin) * time_base
-                    self._last_start_s = max(start_s, self._last_start_s or 0.0)
-                    ends_s.append(start_s + length_s)
-        if container.stream.duration or not ends_s:
-            ends_s += [stated_s] if stated_s is not None else []
-        return max(ends_s, default=None)
+            packets = [packet for packet in container.demux() if packet.pts is not None]
+        if not packets:
+            return stated_s
+        last = max(packets, key=lambda packet: packet.pts)
+        length_s = (last.duration or math.inf) * time_base
+        if last is not packets[-1] or not last.duration:
+            # The duration of a packet is the distance to the next one in decoding order, which is not shown next.
+            length_s = min(length_s, container.frame_length_s)
+        self._last_start_s = (last.pts - origin) * time_base
+        end_s = self._last_start_s + length_s
+        if stated_s is not None and not container.stream.duration and stated_s > end_s + _tolerance_s(end_s):
+            self._last_start_s = None
+            return stated_s  # its pictures end early: reading them will say so
+        return end_s
 
     def _duration_by_reading(self) -> tuple[float, int]:
-        """Duration and number of frames, from the packets' time stamps or, if they have none, from decoded frames."""
+        """Duration and number of frames, from the packets' time stamps or, if some have none, from decoded frames."""
         container = self._container
         container.rewind()
-        first, last, num_frames = math.inf, -math.inf, 0
+        first, last, num_frames, timed = math.inf, -math.inf, 0, 0
         time_base = container.time_base
         for packet in container.demux():
+            num_frames += packet.size > 0
             if packet.pts is not None:
                 length = packet.duration or container.frame_length_s / time_base
-                first, last, num_frames = min(first, packet.pts), max(last, packet.pts + length), num_frames + 1
-        if num_frames:
+                first, last, timed = min(first, packet.pts), max(last, packet.pts + length), timed + 1
+        if timed and timed >= num_frames:
             origin = first if container.origin is None else min(first, container.origin)
             return (last - origin) * time_base, num_frames
         ends_s = [end_s for _, end_s, _ in self._timed_frames()]
         return ends_s[-1], len(ends_s)
-
-    def _warn_of_damage(self) -> None:
-        if damaged := self._container.damaged:
-            logger.warning(
-                f"{self._container.name}: {damaged} of {self._container.packets} packets are damaged and were skipped; "
-                "the pictures before them stand in their place"
-            )
 
 
 class FrameArray(AbstractContextManager):
@@ -370,6 +367,10 @@ def _iter_frames(path: Any, times_s: Any, fps: Any, size: Any, interpolation: st
                 yield time_s, frame
 
 
+def _tolerance_s(end_s: float) -> float:
+    return max(END_TOLERANCE_S, END_TOLERANCE_SHARE * end_s)
+
+
 def _merged(plans: Sequence[FramePlan]) -> tuple[list[float], list[int]]:
     """The times of all plans in one order, and whose each is."""
     times = [_checked_times(plan.times_s) for plan in plans]
@@ -405,14 +406,16 @@ class _Converter:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, received {interpolation!r}")
         self.size, self.container = size, container
         self.interpolation = interpolation.upper()
-        self._reformatter: Any = None
+        self._to_rgb: Any = None
+        self._resize: Any = None
         self._last: tuple[Any, np.ndarray] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
         if self._last is not None and self._last[0] is frame:  # shown for longer than one time
             return self._last[1]
-        if self._reformatter is None:
-            self._reformatter = import_av().video.reformatter.VideoReformatter()
+        if self._to_rgb is None:
+            reformatter = import_av().video.reformatter.VideoReformatter
+            self._to_rgb, self._resize = reformatter(), reformatter()
         width, height = _display_size(frame, self.container.stream if self.container else None)
         if isinstance(self.size, tuple):
             width, height = self.size
@@ -422,9 +425,13 @@ class _Converter:
         quarter_turns = round(frame.rotation / 90) % 4
         if quarter_turns % 2:
             width, height = height, width
-        rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=self.interpolation, threads=1
-        ).to_ndarray()
+        # Colours first, then the size: as one does who decodes the frames and has them resized here.
+        picture = self._to_rgb.reformat(frame, format="rgb24", threads=1)
+        if (width, height) != (picture.width, picture.height):
+            picture = self._resize.reformat(
+                picture, width=width, height=height, interpolation=self.interpolation, threads=1
+            )
+        rgb = picture.to_ndarray()
         rgb = np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
         self._last = frame, rgb
         return rgb
