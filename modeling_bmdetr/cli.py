@@ -183,10 +183,9 @@ def export(args: argparse.Namespace) -> int:
 def index(args: argparse.Namespace) -> int:
     from .index import VideoIndex
 
+    videos = VideoIndex(args.out, _pipeline(args), _lasting_name(args.model))
     with _video_bar("indexing") as progress:
-        report = VideoIndex(args.out, _pipeline(args), args.model).update(
-            args.folder, dtype=args.dtype, progress=progress
-        )
+        report = videos.update(args.folder, dtype=args.dtype, progress=progress)
     _show(args, report.to_dict(), f"index '{args.out}': {report}")
     return 1 if report.failed else 0
 

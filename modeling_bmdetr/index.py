@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .contract_bmdetr import FeatureContract
 from .data.features.file_checks import VIDEO_SUFFIXES
-from .data.features.store import ArraySource, FeatureStore
+from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
 from .files_bmdetr import replacing_file
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
@@ -121,7 +121,7 @@ class VideoIndex:
     ) -> None:
         self.directory, self.pipe = Path(directory), pipe
         self._warned = False
-        self._source: ArraySource | None = None
+        self._source: PackedArrays | None = None
         self._entries: dict[str, dict[str, Any]] | None = None
         self.model_name = model_name or str(getattr(pipe.model, "name_or_path", "") or "the model")
         contract = pipe.processor.contract
@@ -291,10 +291,10 @@ class VideoIndex:
     # Reading
 
     @property
-    def source(self) -> ArraySource:
+    def source(self) -> PackedArrays:
         """The features, by content."""
         if self._source is None:
-            self._source = FeatureStore.from_packed(self._store).source("video")
+            self._source = PackedArrays(self._store, "video", read_manifest(self._store))
         return self._source
 
     @property
@@ -369,8 +369,8 @@ class VideoIndex:
             raise ValueError(f"the index '{self.directory}' is unfinished: run `bmdetr index` again, it goes on")
         if self._manifest["weights"] != weights_fingerprint(self.pipe.model):
             raise ValueError(
-                f"the index '{self.directory}' was made with {self._manifest['model']}, and {self.model_name} has other "
-                "weights: run `bmdetr index` with it, which keeps the features, or search with the former"
+                f"the index '{self.directory}' was made with {self._manifest['model']}, and {self.model_name} has "
+                "other weights: run `bmdetr index` with it, which keeps the features, or search with the former"
             )
 
     def _answers(
