@@ -202,7 +202,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print the result as JSON")
         return command
 
+    def add_plugins(command: argparse.ArgumentParser) -> None:
+        plugins = "modules that register further encoders, imported first"
+        command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
+
     command = add("predict", predict, "find the moments that sentences describe in a video")
+    add_plugins(command)
     command.add_argument("video", help="a video file")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
@@ -215,12 +220,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
 
     command = add("extract", extract, "encode videos and sentences into a packed feature store")
+    add_plugins(command)
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--videos", required=True, help="folder of the video files")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
-    encoders = "pixel-grid, or clip:NAME_OR_PATH of a CLIP-like model; several are concatenated"
-    command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
-    command.add_argument("--text-encoder", required=True, help="hashed-words, or clip:NAME_OR_PATH")
+    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, or a "
+    command.add_argument(
+        "--video-encoder", nargs="+", required=True, help=encoders + "plug-in; several stand side by side"
+    )
+    text_encoders = "hashed-words, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
+    command.add_argument("--text-encoder", required=True, help=text_encoders)
     command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
     command.add_argument("--workers", type=int, default=0, help="processes that decode and encode (0: this one)")
@@ -284,6 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; the exit code is 0, 1 when the task found problems, or 2 on bad input."""
     args = build_parser().parse_args(argv)
     try:
+        if getattr(args, "imports", []):
+            from .encoders_bmdetr import import_plugins
+
+            import_plugins(args.imports)
         return int(args.function(args))
     except (ValueError, ImportError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
