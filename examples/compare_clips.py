@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def compare(videos: list[np.ndarray], clip_length_s: float) -> dict[str, float]:
-    """Mean cosines between rows of one and of different videos, and the share of clips that have a neighbour nearest."""
+    """Mean cosines between rows of one and of different videos; the share of clips whose nearest is a neighbour."""
     mean = np.concatenate(videos).mean(axis=0)
     rows = [(video - mean) / np.linalg.norm(video - mean, axis=1, keepdims=True) for video in videos]
     near = [row @ after for video in rows for row, after in itertools.pairwise(video)]

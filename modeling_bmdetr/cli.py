@@ -224,10 +224,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--videos", required=True, help="folder of the video files")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
-    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, or a "
-    command.add_argument(
-        "--video-encoder", nargs="+", required=True, help=encoders + "plug-in; several stand side by side"
-    )
+    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
+    encoders += "or a plug-in; several stand side by side"
+    command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
     text_encoders = "hashed-words, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
     command.add_argument("--text-encoder", required=True, help=text_encoders)
     command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
