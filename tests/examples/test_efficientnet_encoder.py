@@ -39,8 +39,7 @@ def test_neighbouring_clips_are_nearer_than_clips_of_another_scene(encoder, vide
 
 
 def test_its_classes_make_sense(encoder, videos):
-    frames = [
-        frame for _, frame in iter_frames(videos[1], np.arange(1.0, 17.0, 2.0), size=256, interpolation="bicubic")
-    ]
+    shown = iter_frames(videos[1], np.arange(1.0, 17.0, 2.0), size=256, interpolation="bicubic")
+    frames = [frame for _, frame in shown]
     likeliest = encoder.classes(frames).mean(axis=0).argsort()[::-1][:2]
     assert set(likeliest) == {BARBELL, DUMBBELL}
