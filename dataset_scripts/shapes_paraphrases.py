@@ -1,7 +1,7 @@
 """Free text about Moving Shapes: sentences in words and in forms that no sentence of the data set has.
 
 A model that has learnt what words mean answers them; one that has learnt the words alone cannot. `paraphrase` says the
-same as a sentence of `shapes_sentences.py`, leaving out what that leaves out: "A scarlet ball drifts leftwards."
+same as a sentence of `shapes_sentences.py`, leaving out what that leaves out: "Show me a scarlet dot drifting left."
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,30 +14,30 @@ from .shapes_scenes import sample_scene
 from .shapes_sentences import Description, describe_scene
 
 COLOUR_WORDS = {
-    "red": ("scarlet", "crimson", "ruby"),
-    "yellow": ("golden", "amber", "lemon"),
-    "green": ("emerald", "olive", "grassy"),
-    "blue": ("azure", "navy", "cobalt"),
-    "purple": ("violet", "lilac", "magenta"),
+    "red": ("scarlet", "crimson", "reddish"),
+    "yellow": ("golden", "yellowish"),
+    "green": ("emerald", "greenish"),
+    "blue": ("navy", "bluish"),
+    "purple": ("violet", "purplish"),
 }
 SHAPE_WORDS = {
-    "circle": ("ball", "dot", "round"),
-    "square": ("block", "cube", "quadrangle"),
-    "triangle": ("pyramid", "wedge"),
+    "circle": ("ring", "dot", "round spot"),
+    "square": ("block", "cube", "rectangle"),
+    "triangle": ("pyramid", "triangular figure"),
     "star": ("asterisk", "starburst"),
     "cross": ("crucifix", "crosshair"),
 }
 ANY_SHAPE_WORDS = ("object", "figure", "item")
 SLIDE_VERBS = (("drifts", "drifting"), ("travels", "travelling"), ("floats", "floating"), ("heads", "heading"))
-DIRECTION_WORDS = {
-    "slide left": ("leftwards", "leftward"),
-    "slide right": ("rightwards", "rightward"),
-    "slide up": ("towards ceiling", "skywards"),
-    "slide down": ("towards floor", "downward"),
+DIRECTION_WORDS = {  # English has no other everyday words for these
+    "slide left": ("left", "towards the left"),
+    "slide right": ("right", "towards the right"),
+    "slide up": ("up", "further up"),
+    "slide down": ("down", "further down"),
 }
 VERBS = {
     "grow": (("expands", "expanding"), ("swells", "swelling"), ("enlarges", "enlarging")),
-    "spin": (("turns", "turning"), ("twirls", "twirling"), ("revolves", "revolving")),
+    "spin": (("turns", "turning"), ("whirls", "whirling"), ("revolves", "revolving")),
     "blink": (("flickers", "flickering"), ("winks", "winking"), ("twinkles", "twinkling")),
     "bounce": (("jumps", "jumping"), ("leaps", "leaping"), ("springs", "springing")),
     "slide": (("relocates", "relocating"), ("wanders", "wandering")),
@@ -50,12 +50,12 @@ TEMPLATES = (
     "Show me {subject} {verbing}.",
     "At this point {subject} begins {verbing}.",
 )
-FUNCTION_WORDS = frozenset({"a", "the"})
+SHARED_WORDS = frozenset({"a", "the", "left", "right", "up", "down"})
 """The only words that paraphrases share with the sentences of the data set."""
 
 
 def paraphrase(rng: np.random.Generator, told: Description) -> str:
-    """Says what a description says, in words that no description has but for articles."""
+    """Says what a description says, in words that no description has but for articles and directions."""
 
     def one_of(options: tuple) -> Any:
         return options[rng.integers(len(options))]
