@@ -6,6 +6,7 @@
 | `hf:NAME_OR_PATH` | any model of transformers that sees images or videos, or reads text, by what it can do |
 | `clip:NAME_OR_PATH` | the same for CLIP-like models and other image models; the name that first checkpoints have |
 | `timm:NAME` | an image backbone of timm |
+| `minilm` | for text: all-MiniLM-L6-v2, whose weights install as a package |
 
 Further ones are registered by a module of their own (`register_video_encoder`, `register_text_encoder`), which is
 imported by name (`import_plugins`, `--import` of the command) or declared by an installed package as an entry point of
@@ -25,16 +26,18 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from .encoder_interface_bmdetr import TextEncoder, Video, VideoEncoder
+from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
 from .image_encoders_bmdetr import ImageEncoder
 from .pretrained_models_bmdetr import Pooling, ability_of
-from .text_encoders_bmdetr import TokenEncoder
+from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
 from .video_encoders_bmdetr import FrameSequenceEncoder
 from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
 
 __all__ = [
     "Video",
+    "EncodedVideo",
+    "encode_video",
     "VideoEncoder",
     "TextEncoder",
     "PixelGridVideoEncoder",
@@ -81,6 +84,7 @@ _TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     HashedWordTextEncoder.name: HashedWordTextEncoder,
     CLIP_PREFIX: partial(TokenEncoder, prefix=CLIP_PREFIX),
     PRETRAINED_PREFIX: TokenEncoder,
+    MINILM: minilm_encoder,
 }
 _plugins: list[str] = []
 

