@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; the exit code is 0, 1 when the task found problems, or 2 on bad input."""
     args = build_parser().parse_args(argv)
     try:
+        if getattr(args, "imports", []):
+            from ..encoders_bmdetr import import_plugins
+
+            import_plugins(args.imports)
         return int(args.function(args))
     except (ValueError, ImportError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
