@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from tqdm.auto import tqdm
 
 from modeling_bmdetr.data import write_rows
+from modeling_bmdetr.files_bmdetr import remove_leftovers, replacing_contents
 
 from .builder import BenchmarkBuilder
 from .split_statistics import builder_statistics, format_statistics, statistics_as_json
@@ -30,6 +31,9 @@ def export(builder: datasets.DatasetBuilder, out_dir: str | Path, *, progress: b
     JSONL files keep the type that qids have where they come from (integers in QVHighlights), so that other tools match
     them; Parquet holds strings. Fields without a value are left out of JSONL.
 
+    The files take their places together: whatever ends the process, the folder holds the export that was there, the new
+    one, or no card, and running again completes it.
+
     Raises:
         ValueError: `out_dir` holds files of another export, whose splits would mix with these.
     """
@@ -38,28 +42,31 @@ def export(builder: datasets.DatasetBuilder, out_dir: str | Path, *, progress: b
     builder.download_and_prepare()
     splits = {str(name): part for name, part in builder.as_dataset().items()}
     for folder in ("data", "jsonl"):
-        (out_dir / folder).mkdir(parents=True, exist_ok=True)
-        strangers = [path.name for path in (out_dir / folder).iterdir() if path.stem not in (*splits, "README")]
-        if strangers:
-            raise ValueError(
-                f"'{out_dir / folder}' already holds {', '.join(sorted(strangers))}; name an empty folder."
-            )
+        remove_leftovers(out_dir / folder)
+        held = [path for path in (out_dir / folder).glob("*") if path.stem not in (*splits, "README")]
+        if held:
+            listed = ", ".join(sorted(path.name for path in held))
+            raise ValueError(f"'{out_dir / folder}' already holds {listed}; name an empty folder.")
     integer_qids = isinstance(builder, BenchmarkBuilder) and builder.integer_qids
-    paths: list[Path] = []
-    for name, part in tqdm(splits.items(), desc="export", unit="split", disable=not progress):
-        parquet, jsonl = out_dir / "data" / f"{name}.parquet", out_dir / "jsonl" / f"{name}.jsonl"
-        part.to_parquet(parquet)
-        write_rows(jsonl, part, integer_qids=frozenset(part["qid"]) if integer_qids else ())
-        paths += [parquet, jsonl]
     record: dict[str, Any] = {"statistics": statistics_as_json(statistics)}
     if isinstance(builder, BenchmarkBuilder):
         record["cleaning"] = {name: builder.cleaning_report(name).to_dict() for name in splits}
         record["files"] = builder.file_hashes()
-    facts, card, jsonl_card = out_dir / "statistics.json", out_dir / "README.md", out_dir / "jsonl" / "README.md"
-    facts.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    dataset_card(builder, splits, format_statistics(statistics, markdown=True)).save(card)
-    DatasetCard(_header(splits, "{}.jsonl") + "\nThe rows of the folder above as JSONL.\n").save(jsonl_card)
-    return [*paths, facts, card, jsonl_card]
+    written: list[str] = []
+    with replacing_contents(out_dir, seal="README.md") as aside:
+        for folder in ("data", "jsonl"):
+            (aside / folder).mkdir()
+        for name, part in tqdm(splits.items(), desc="export", unit="split", disable=not progress):
+            part.to_parquet(aside / "data" / f"{name}.parquet")
+            write_rows(
+                aside / "jsonl" / f"{name}.jsonl", part, integer_qids=frozenset(part["qid"]) if integer_qids else ()
+            )
+            written += [f"data/{name}.parquet", f"jsonl/{name}.jsonl"]
+        (aside / "statistics.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        dataset_card(builder, splits, format_statistics(statistics, markdown=True)).save(aside / "README.md")
+        jsonl_card = DatasetCard(_header(splits, "{}.jsonl") + "\nThe rows of the folder above as JSONL.\n")
+        jsonl_card.save(aside / "jsonl" / "README.md")
+    return [out_dir / name for name in (*written, "statistics.json", "README.md", "jsonl/README.md")]
 
 
 def _header(splits: dict[str, datasets.Dataset], path: str, **metadata: Any) -> str:

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from modeling_bmdetr.data import write_rows
 from modeling_bmdetr.files_bmdetr import replacing_file
+from modeling_bmdetr.processes import end_with_parent
 
 from .shapes_rendering import render_scene
 from .shapes_scenes import Scene, sample_scene
@@ -143,7 +144,9 @@ def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:
                 bar.update()
             return
         # Spawned, not forked: the caller may have started threads, of torch for example.
-        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=end_with_parent
+        ) as pool:
             for done in as_completed([pool.submit(render_scene, *job) for job in jobs]):
                 done.result()
                 bar.update()

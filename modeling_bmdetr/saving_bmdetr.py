@@ -7,7 +7,9 @@ reason as well: wherever the model goes, they go.
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -15,9 +17,10 @@ from typing import Any, ClassVar
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_bmdetr import BMDetrConfig
+from .files_bmdetr import replacing_contents
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +31,8 @@ CHECKPOINT_FILES = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
     *(PROCESSOR_FILE, "*_bmdetr.py", CARD_FILE),
 )
+# Weights that belong together: those of a model saved before do not stay beside others.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _UPLOAD_ARGUMENTS = ("repo_id", "revision", "private", "token", "commit_message", "commit_description", "create_pr")
 
 
@@ -49,6 +54,8 @@ class SharingMixin:
         """Saves weights, configuration, code, declaration of the pipeline, processor and model card.
 
         A model card, and a processor with this feature contract, that are in the folder already stay as they are.
+        All of it is written aside and then takes its place together: a process that dies leaves the model that was
+        there, the new one, or a folder without `config.json` that loads as neither.
 
         Args:
             save_directory, is_main_process, state_dict, kwargs: As in [`PreTrainedModel.save_pretrained`].
@@ -57,21 +64,31 @@ class SharingMixin:
         """
         folder = Path(save_directory)
         uploads = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
-        if is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_default_processor(self.config, folder)
-            writer = type(self).card_writer
-            if writer is not None and not (folder / CARD_FILE).exists():
-                writer(self, folder, repo_id=uploads.get("repo_id"))
         declared = self.config.__dict__.get("custom_pipelines")
         self.config.custom_pipelines = pipeline_declaration()
         try:
-            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
+            if is_main_process:
+                with replacing_checkpoint(folder) as aside:
+                    self._save_companions(folder, aside, uploads.get("repo_id"))
+                    super().save_pretrained(aside, True, state_dict, **kwargs)  # type: ignore[misc]
+            else:
+                super().save_pretrained(folder, False, state_dict, **kwargs)  # type: ignore[misc]
         finally:
             if declared is None:
                 del self.config.custom_pipelines
         if push_to_hub and is_main_process:
             upload_checkpoint(folder, **{"repo_id": folder.name, **uploads})
+
+    def _save_companions(self, folder: Path, aside: Path, repo_id: str | None) -> None:
+        """Writes the processor and the card that `folder` lacks, or holds cut off, to `aside`."""
+        save_default_processor(self.config, aside, there=folder)
+        writer = type(self).card_writer
+        if writer is None:
+            return
+        writer(self, aside, repo_id=repo_id)
+        card = folder / CARD_FILE
+        if card.exists() and not _is_cut_off(card.read_bytes(), (aside / CARD_FILE).read_bytes()):
+            (aside / CARD_FILE).unlink()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -124,16 +141,31 @@ def pipeline_declaration() -> dict[str, dict[str, Any]]:
     return {TASK: {"impl": f"{module}.{Implementation.__name__}", "pt": ["AutoModel"], "type": "multimodal"}}
 
 
-def save_default_processor(config: BMDetrConfig, folder: str | os.PathLike) -> None:
+def replacing_checkpoint(folder: str | os.PathLike) -> AbstractContextManager[Path]:
+    """A folder to save a checkpoint to, which takes its place in `folder` together; see `replacing_contents`."""
+    return replacing_contents(folder, seal=CONFIG_NAME, obsolete=lambda name: _WEIGHTS.fullmatch(name) is not None)
+
+
+def _is_cut_off(content: bytes, whole: bytes) -> bool:
+    return len(content) < len(whole) and whole.startswith(content)
+
+
+def save_default_processor(
+    config: BMDetrConfig, folder: str | os.PathLike, *, there: str | os.PathLike | None = None
+) -> None:
     """Writes a processor for the configuration's feature contract.
 
-    One that is in the folder already stays if it has this contract: it may carry options of its own.
+    One that is `there` (in the folder by default) already stays if it can be read and has this contract: it may carry
+    options of its own.
     """
     from .processing_bmdetr import BMDetrProcessor
 
-    processor, path = BMDetrProcessor(config.feature_contract), Path(folder) / PROCESSOR_FILE
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if stored.get("feature_contract") != processor.feature_contract:
+    processor, path = BMDetrProcessor(config.feature_contract), Path(there or folder) / PROCESSOR_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):  # none, or one that a killed process left half written
+        stored = None
+    if not isinstance(stored, dict) or stored.get("feature_contract") != processor.feature_contract:
         processor.save_pretrained(folder)
 
 

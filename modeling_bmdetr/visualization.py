@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files_bmdetr import replacing_path
 from .video_bmdetr import iter_frames, probe_video
 
 if TYPE_CHECKING:
@@ -71,7 +73,9 @@ def plot_moments(
     if title:
         figure.suptitle(title, fontsize=11)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        path = Path(path) if Path(path).suffix else Path(f"{os.fspath(path)}.png")
+        with replacing_path(path) as aside:
+            figure.savefig(aside, dpi=120)
     return figure
 
 

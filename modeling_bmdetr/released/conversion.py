@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..cards import write_model_card
+from ..files_bmdetr import replacing_file, replacing_path
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
+from ..saving_bmdetr import replacing_checkpoint
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
 from .names import idle_parameters, released_layout
 
@@ -115,16 +117,16 @@ def convert_to_folder(
     """
     out_dir = Path(out_dir)
     model, report = _convert(read_released_checkpoint(source), strict, config_options)
-    out_dir.mkdir(parents=True, exist_ok=True)
     origin = {
         "from": Path(report.origin).name,
         "parameters": len(report.converted),
         "dropped": len(report.dropped),
     }
-    # What is in the folder already stays when the model is saved, so card and processor come first.
-    write_model_card(model, out_dir, {"converted": origin})
-    BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(out_dir)
-    model.save_pretrained(out_dir)
+    with replacing_checkpoint(out_dir) as aside:
+        # What is in the folder already stays when the model is saved, so card and processor come first.
+        write_model_card(model, aside, {"converted": origin})
+        BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(aside)
+        model.save_pretrained(aside)
     return report
 
 
@@ -171,15 +173,18 @@ def export_released(model_dir: str | os.PathLike, out_file: str | os.PathLike) -
     state_dict, options = to_released_state_dict(model), released_options(model.config)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     if out_file.suffix == ".safetensors":
-        save_file(state_dict, out_file)
+        with replacing_path(out_file) as aside:
+            save_file(state_dict, aside)
         return out_file
     # Plain containers only, so that weights-only loading, the default since PyTorch 2.6, accepts the file.
-    torch.save({"model": state_dict, "epoch": 0, "opt": options}, out_file)
+    with replacing_path(out_file) as aside:
+        torch.save({"model": state_dict, "epoch": 0, "opt": options}, aside)
     options_file = out_file.with_name("opt.json")
     if options_file.exists():
         logger.warning(f"{options_file} is already there and was left as it is; it may belong to another checkpoint")
     else:
-        options_file.write_text(json.dumps(options, indent=4) + "\n", encoding="utf-8")
+        with replacing_file(options_file) as file:
+            file.write(json.dumps(options, indent=4) + "\n")
     return out_file
 
 

@@ -24,6 +24,7 @@ from ...encoders_bmdetr import (
     import_plugins,
     imported_plugins,
 )
+from ...processes import end_with_parent
 from ..rows.qids import canonical_qid
 from ..rows.validation import require_fields
 from .video_files import VideoFiles
@@ -309,6 +310,7 @@ _worker_encode: _VideoEncoding | None = None
 
 
 def _start_worker(encode: _VideoEncoding, threads: int) -> None:
+    end_with_parent()
     import torch
 
     global _worker_encode
