@@ -99,7 +99,8 @@ def _encode(source: Container, path: Path, fps: float, start_s: float, end_s: fl
     """Encodes the pictures that are shown in the span, at the video's frame rate, and the sound."""
     av = import_av()
     rate = Fraction(fps).limit_denominator(1001)
-    times = start_s + np.arange(max(1, round((end_s - start_s) * float(rate)))) / float(rate)
+    # A little later than each frame begins, so that no rounding takes the one before.
+    times = start_s + (np.arange(max(1, round((end_s - start_s) * float(rate)))) + 0.02) / float(rate)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(str(out), "w") as target:
         stream: Any = target.add_stream(codec, rate=rate)

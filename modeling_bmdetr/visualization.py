@@ -3,6 +3,7 @@
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +83,22 @@ def plot_moments(
         bars_axis, attention_axis = axes[first + 2 * i], axes[first + 2 * i + 1]
         _draw_bars(bars_axis, answer, ground_truth[i] if ground_truth is not None else None, max_moments)
         _draw_attention(attention_axis, answer)
-        _plain(bars_axis.set_title(titles[i], fontsize=10, loc="left"))
+        bars_axis.set_title(titles[i], fontsize=10, loc="left")
     axes[-1].set_xlim(0, duration_s)
     _label_times(axes[-1], duration_s)
     _explain(figure, several, ground_truth is not None)
     if title:
         _plain(figure.suptitle(_wrapped(title), fontsize=11))
-    if video is not None:
-        _draw_frames(figure, axes[0], video, num_frames)
-    if path is not None:
-        with replacing_path(path) as aside:
-            figure.savefig(aside, dpi=120)
+    for axis in axes:
+        _plain(axis.set_title(axis.get_title(loc="left"), fontsize=10, loc="left"))
+    with warnings.catch_warnings():
+        # A letter that no installed font has shows as a box with its number.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        if video is not None:
+            _draw_frames(figure, axes[0], video, num_frames)
+        if path is not None:
+            with replacing_path(path) as aside:
+                figure.savefig(aside, dpi=120)
     return figure
 
 
@@ -116,7 +122,15 @@ def _draw_bars(
         rows.append(("no moment found", [], FOUND))
     for height, (_, bars, colour) in enumerate(rows):
         for start, end, alpha in bars:
-            axis.barh(height, max(end - start, 0.01), left=start, height=0.7, color=colour, alpha=min(alpha, 1.0))
+            width = max(end - start, 0.003 * answer["duration"])  # a short moment of a long video can be seen
+            axis.barh(
+                height,
+                width,
+                left=min(start, answer["duration"] - width),
+                height=0.7,
+                color=colour,
+                alpha=min(alpha, 1.0),
+            )
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axis.tick_params(axis="x", labelbottom=False)
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -129,8 +143,8 @@ def _draw_attention(axis: "Axes", answer: Mapping[str, Any]) -> None:
     edges = np.minimum(np.arange(len(values) + 1) * answer["clip_length"], answer["duration"])
     if has_p:
         attention = np.asarray(answer["frame_attention"], dtype=float)[None] * len(values)
-        strip = {"cmap": "Blues", "vmin": 0.0, "vmax": math.e, "transform": axis.get_xaxis_transform()}
-        axis.pcolormesh(edges, [0, 1], attention, alpha=0.7, **strip)
+        across = axis.get_xaxis_transform()
+        axis.pcolormesh(edges, [0, 1], attention, cmap="Blues", vmin=0.0, vmax=math.e, alpha=0.7, transform=across)
         axis.set_ylim(0, 1)
         axis.set_yticks([0, 1], ["0", "1"], fontsize=8)
     axis.stairs(values, edges, color=PROBABILITY, linewidth=1.6, baseline=None)

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from . import checkpoints, evaluating, features, predicting, rows
 from .common import Commands, OneLineParser, complain, version
@@ -71,18 +72,18 @@ def _as_it_is() -> Iterator[None]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without progress bars, logged warnings and Python's warnings."""
-    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    level = logging.root.manager.disable
+    from tqdm.std import tqdm
+
+    level, draw = logging.root.manager.disable, tqdm.__init__
+
+    def draw_nothing(bar: tqdm, *args: Any, **kwargs: Any) -> None:
+        draw(bar, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = draw_nothing  # type: ignore[method-assign]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        tqdm.__init__ = draw  # type: ignore[method-assign]

@@ -29,8 +29,17 @@ _EXPECTED_OF_LIBRARIES = {
 
 def is_expected(error: BaseException) -> bool:
     """Whether the error says that input, files, memory or a connection are at fault, and not this package."""
+    if _raised_on_purpose(error):
+        return True
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
     return isinstance(error, _EXPECTED) or bool(kinds & _EXPECTED_OF_LIBRARIES)
+
+
+def _raised_on_purpose(error: BaseException) -> bool:
+    """Whether a `raise` of this package made the error: then it is a check that speaks, whatever the kind of error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return bool(frames) and frames[-1].filename.startswith(package) and (frames[-1].line or "").startswith("raise ")
 
 
 def message_of(error: BaseException) -> str:
