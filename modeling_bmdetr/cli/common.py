@@ -39,6 +39,12 @@ class Commands:
         return command
 
 
+def add_plugins(command: argparse.ArgumentParser) -> None:
+    """Declares `--import`: modules that register encoders, imported by `main` before the command runs."""
+    plugins = "modules that register further encoders, imported first"
+    command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
+
+
 # ------------------------------------------------------------------------------------------------- values of arguments
 
 
@@ -94,6 +100,13 @@ def check_model(name: str) -> None:
         raise NotADirectoryError(f"'{name}' is a file; a checkpoint is the folder that it lies in")
     elif not REPOSITORY.fullmatch(name) or name.startswith("."):
         raise FileNotFoundError(f"there is no model folder '{name}'")
+
+
+def check_folder(name: str) -> None:
+    """Refuses a name that is no folder."""
+    if not Path(name).is_dir():
+        what = "is a file, not a folder" if Path(name).exists() else "does not exist"
+        raise FileNotFoundError(f"the folder '{name}' {what}")
 
 
 def check_device(name: str | None) -> None:

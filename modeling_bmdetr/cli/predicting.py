@@ -9,6 +9,7 @@ from . import answers as forms
 from .common import (
     Bar,
     Commands,
+    add_plugins,
     check_device,
     check_model,
     check_output,
@@ -145,6 +146,7 @@ def _draw_and_cut(
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("predict", predict, "find the moments that sentences describe in videos")
+    add_plugins(command)
     wanted = "one or more video files, then one or more sentences, each in quotes"
     command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)
     command.add_argument("--queries", metavar="FILE", help="text file with one sentence per line (-: standard input)")
