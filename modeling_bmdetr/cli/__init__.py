@@ -83,7 +83,7 @@ def _quietly() -> Iterator[None]:
     def draw_nothing(bar: tqdm, *args: Any, **kwargs: Any) -> None:
         draw(bar, *args, **{**kwargs, "disable": True})
 
-    tqdm.__init__ = draw_nothing  # type: ignore[method-assign]
+    tqdm.__init__ = draw_nothing  # type: ignore[method-assign, assignment]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
