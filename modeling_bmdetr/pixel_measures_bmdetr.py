@@ -69,8 +69,7 @@ def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
     down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
     strength = (across.square() + down.square()).sqrt()
-    # Complex numbers by their parts, as exported models know them: the direction, of length one, and its powers times the
-    # strength.
+    # Complex numbers by their parts, as exported models know them: the direction, and its powers times the strength.
     unit = strength.clamp(min=1e-4)
     real, imaginary = across / unit, down / unit
     weight = weights[:, None, :, 1:-1, 1:-1]

@@ -138,7 +138,7 @@ def page(address):
     if BROWSER is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        browser = driver.chromium.launch(executable_path=BROWSER, args=[*FLAGS, "--disable-background-networking"])
         page = browser.new_page(viewport={"width": 1280, "height": 900}, accept_downloads=True)
         page.set_default_timeout(120_000)
         page.goto(address, wait_until="domcontentloaded")
@@ -169,13 +169,12 @@ class TestInABrowser:
         latest = wanted.index(max(wanted))
         assert player.evaluate("video => video.currentTime") == 0
         moments.nth(latest).click()
-        page.wait_for_function(
-            "time => Math.abs(document.querySelector('video').currentTime - time) < 0.05", arg=max(wanted)
-        )
+        at = "time => Math.abs(document.querySelector('video').currentTime - time) < 0.1"
+        page.wait_for_function(at, arg=max(wanted))
         page.wait_for_function("() => parseFloat(getComputedStyle(document.querySelector('.bm-now')).left) > 0")
         track = page.locator(".bm-curve").first.bounding_box()
         page.mouse.click(track["x"] + track["width"] / 2, track["y"] + 10)
-        page.wait_for_function("() => Math.abs(document.querySelector('video').currentTime - 4.0) < 0.1")
+        page.wait_for_function(at, arg=4.0)
 
     def test_an_absent_sentence_is_said_to_be_absent(self, page, film):
         upload(page, film)

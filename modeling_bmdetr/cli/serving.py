@@ -4,10 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from .common import Commands
+from .common import Commands, check_folder, count, device
 
 
 def demo(args: argparse.Namespace) -> int:
+    if args.videos:
+        check_folder(args.videos)
     import gradio  # noqa: F401  (found missing before the model is loaded)
 
     from ..demo import DemoLimits, build_demo, launch_demo
@@ -28,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
     command.add_argument("--videos", metavar="FOLDER", help="mp4 files to choose from")
     command.add_argument("--host", default="127.0.0.1", help="interface; 0.0.0.0 lets others in (127.0.0.1)")
-    command.add_argument("--port", type=int, help="(the first free one from 7860)")
-    command.add_argument("--upload-mb", type=int, default=500, help="largest upload in MB (500)")
-    command.add_argument("--minutes", type=float, default=60.0, help="longest video in minutes (60)")
-    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
+    command.add_argument("--port", type=count, help="(the first free one from 7860)")
+    command.add_argument("--upload-mb", type=count, default=500, help="largest upload in MB (500)")
+    command.add_argument("--minutes", type=count, default=60, help="longest video in minutes (60)")
+    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")
