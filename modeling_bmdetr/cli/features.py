@@ -48,7 +48,11 @@ def pack(args: argparse.Namespace) -> int:
     else:
         contract = FeatureContract(clip_length=args.clip_length, text_rows=args.text_rows)
     rows = read_rows(args.rows) if args.rows else None
-    store = pack_features(args.videos, args.out, text_dir=args.text, contract=contract, rows=rows, dtype=args.dtype)
+    names = ("video_key", "text_key", "video_suffix")
+    layout = {name: value for name in names if (value := getattr(args, name)) is not None}
+    store = pack_features(
+        args.videos, args.out, text_dir=args.text, contract=contract, rows=rows, dtype=args.dtype, **layout
+    )
     result = {"out": args.out, "videos": len(store.video_ids), "queries": len(store.query_ids)}
     show(
         args,
@@ -85,4 +89,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--clip-length", type=seconds, default=1.0, help="seconds per clip, without --model (1)")
     command.add_argument("--text-rows", choices=["to_end_of_text", "all"], default="all", help="without --model (all)")
     command.add_argument("--rows", help="JSONL file: copy only what its rows need")
+    command.add_argument("--video-key", help="array to read from files of video features that hold several (features)")
+    command.add_argument("--text-key", help="the same for text features (last_hidden_state)")
+    command.add_argument("--video-suffix", help="what file names of video features have after the video's, as -cam-002")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
