@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import Commands, show
+from .common import Commands, add_plugins, show
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -45,12 +45,15 @@ def pack(args: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
+    add_plugins(command)
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--videos", required=True, help="folder of the video files")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
-    encoders = "pixel-grid, or clip:NAME_OR_PATH of a CLIP-like model; several are concatenated"
+    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
+    encoders += "or a plug-in; several stand side by side"
     command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
-    command.add_argument("--text-encoder", required=True, help="hashed-words, or clip:NAME_OR_PATH")
+    text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
+    command.add_argument("--text-encoder", required=True, help=text_encoders)
     command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
     command.add_argument("--workers", type=int, default=0, help="processes that decode and encode (0: this one)")

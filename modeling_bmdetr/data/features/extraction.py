@@ -16,7 +16,14 @@ from tqdm.auto import tqdm
 
 from ...contract_bmdetr import FeatureContract
 from ...encoder_interface_bmdetr import encode_video
-from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
+from ...encoders_bmdetr import (
+    TextEncoder,
+    VideoEncoder,
+    build_text_encoder,
+    build_video_encoder,
+    import_plugins,
+    imported_plugins,
+)
 from .file_checks import VIDEO_SUFFIXES, find_video
 from .writer import FeatureWriter
 
@@ -249,7 +256,11 @@ class _VideoEncoding:
         self._built = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": None}
+        return {**self.__dict__, "_built": None, "_plugins": imported_plugins()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import_plugins(state.pop("_plugins"))
+        self.__dict__.update(state)
 
 
 def _extract_videos(
