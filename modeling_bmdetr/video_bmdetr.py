@@ -6,15 +6,17 @@ time `t` is the one a player shows at `t`: the last that starts at or before it,
 Decoding streams: two frames are held, however long the video is.
 """
 
+import io
 import itertools
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -32,7 +34,8 @@ END_TOLERANCE_S = 1.0
 END_TOLERANCE_SHARE = 0.02
 # A seek pays for itself when it skips at least this much decoding.
 SEEK_FROM_S = 10.0
-Video: TypeAlias = str | os.PathLike | np.ndarray
+# Path of a file, its bytes, an open file; or frames (frames, height, width, 3) as an array, a tensor or a list.
+Video: TypeAlias = str | os.PathLike | bytes | BinaryIO | np.ndarray | Sequence[Any]
 INTERPOLATIONS = ("fast_bilinear", "bilinear", "bicubic", "area", "point", "lanczos", "spline")
 
 
@@ -80,7 +83,7 @@ class VideoFile(AbstractContextManager):
     ```
 
     Args:
-        path: A video file.
+        file: Path of a video file, its bytes, or an open binary file (which stays open).
         decode_threads: Threads of the decoder, 0 for as many as there are cores. Take 1 where several processes decode.
 
     Raises:
@@ -89,20 +92,29 @@ class VideoFile(AbstractContextManager):
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, decode_threads: int = 0) -> None:
-        self.path = existing_file(path)
+    def __init__(self, file: str | os.PathLike | bytes | BinaryIO, decode_threads: int = 0) -> None:
         import_av()
-        self._file = self.path.open("rb")
+        self._owned = isinstance(file, (str, os.PathLike, bytes))
+        if isinstance(file, (str, os.PathLike)):
+            self._file: BinaryIO = existing_file(file).open("rb")
+            name = str(file)
+        else:
+            self._file = io.BytesIO(file) if isinstance(file, bytes) else file
+            name = str(getattr(file, "name", "that was given"))
         try:
-            self._container = Container(self._file, str(path), decode_threads)
+            self._container = Container(self._file, name, decode_threads)
         except BaseException:
-            self._file.close()
+            self._close_file()
             raise
         self._last_start_s: float | None = None  # of the last frame, where the container finds it by seeking
 
     def __exit__(self, *error: object) -> None:
         self._container.close()
-        self._file.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._owned:
+            self._file.close()
 
     @property
     def name(self) -> str:
@@ -300,19 +312,43 @@ class FrameArray(AbstractContextManager):
             yield owner, time_s, picture
 
 
+def is_one_video(video: Any) -> bool:
+    """Whether this is one video in itself; if not, it may be a sequence of several."""
+    if isinstance(video, (list, tuple)):
+        return bool(video) and all(getattr(frame, "ndim", 3) == 3 and _is_array(frame) for frame in video)
+    return isinstance(video, (str, os.PathLike, bytes)) or hasattr(video, "read") or getattr(video, "ndim", 0) == 4
+
+
 def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray:
-    """A video as something to take frames from: a file by its path, or decoded frames at `fps`.
+    """A video as something to take frames from: a file, or decoded frames at `fps`.
 
     Raises:
         FileNotFoundError, ValueError: see [`VideoFile`] and [`FrameArray`]; or `fps` was given for a file.
+        TypeError: another kind of object.
     """
-    if isinstance(video, np.ndarray):
-        return FrameArray(video, fps)
-    if fps is not None:
-        raise ValueError(
-            f"fps belongs to decoded frames only, received {fps} for {video}; the file carries its own times"
+    if isinstance(video, (list, tuple)) and is_one_video(video):
+        return FrameArray(np.stack([_as_array(frame) for frame in video]), fps)
+    if _is_array(video):
+        return FrameArray(_as_array(video), fps)
+    if not isinstance(video, (str, os.PathLike, bytes)) and not hasattr(video, "read"):
+        raise TypeError(
+            "a video is the path of a file, its bytes, an open file, or frames (frames, height, width, 3) as an "
+            f"array, a tensor or a list; received {type(video).__name__}"
         )
-    return VideoFile(video)
+    if fps is not None:
+        raise ValueError("fps belongs to decoded frames only; a video file carries its own times")
+    if isinstance(video, str) and re.match(r"[a-z][a-z0-9+.-]*://", video, re.IGNORECASE) and not os.path.exists(video):
+        raise ValueError(f"{video!r} is an address: download the video first, and pass the path of the file")
+    return VideoFile(video)  # type: ignore[arg-type]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__")
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """NumPy arrays, tensors on any device, pictures of Pillow."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:

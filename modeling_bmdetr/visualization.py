@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .video_bmdetr import iter_frames, probe_video
+from .video_bmdetr import FramePlan, VideoFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,11 +77,11 @@ def plot_moments(
 
 def _draw_frames(axis: "Axes", video: str | os.PathLike, num_frames: int) -> None:
     """Evenly spaced frames, each drawn over the share of time it stands for."""
-    info = probe_video(video)
-    edges = np.linspace(0, info.duration_s, num_frames + 1)
-    times = 0.5 * (edges[:-1] + edges[1:])
-    for (_, frame), left, right in zip(iter_frames(video, times), edges[:-1], edges[1:], strict=True):
-        axis.imshow(frame, extent=(left, right, 0, 1), aspect="auto")
+    with VideoFile(video) as file:
+        edges = np.linspace(0, file.duration_s, num_frames + 1)
+        plan = FramePlan(0.5 * (edges[:-1] + edges[1:]))
+        for (_, _, frame), left, right in zip(file.frames([plan]), edges[:-1], edges[1:], strict=True):
+            axis.imshow(frame, extent=(left, right, 0, 1), aspect="auto")
     axis.set_ylim(0, 1)
     axis.set_yticks([])
     axis.set_ylabel("video", rotation=0, ha="right", va="center")

@@ -13,7 +13,7 @@ def predict(args: argparse.Namespace) -> int:
     processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
     pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
     bar = Bar("clips")
-    video = pipe.encode_video(args.video, progress=bar)
+    video = pipe.encode_video(args.video, progress=bar, long_video=args.long_video)
     bar.close()
     options = {"top_k": args.top_k, "score_threshold": args.score_threshold, "nms_threshold": args.nms_threshold}
     answers = pipe(video, args.query, long_video=args.long_video, **options)
