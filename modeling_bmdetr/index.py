@@ -25,9 +25,9 @@ import torch
 from transformers.utils import logging
 
 from .contract_bmdetr import FeatureContract
-from .data.features.file_checks import VIDEO_SUFFIXES
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
+from .data.rows.schema import VIDEO_SUFFIXES
 from .files_bmdetr import replacing_file
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 
