@@ -1,4 +1,4 @@
-"""What is faster on the CPU computes the same: PReLU and its gradients, attention; dropout has the same distribution."""
+"""What is faster on the CPU computes the same: PReLU and its gradients, attention; dropout drops as it should."""
 
 import pytest
 import torch
