@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from tqdm.auto import tqdm
 
 from modeling_bmdetr.data import write_rows
-from modeling_bmdetr.files_bmdetr import remove_leftovers, replacing_contents
+from modeling_bmdetr.files_bmdetr import remove_leftovers, replacing_files
 
 from .builder import BenchmarkBuilder
 from .split_statistics import builder_statistics, format_statistics, statistics_as_json
@@ -53,7 +53,7 @@ def export(builder: datasets.DatasetBuilder, out_dir: str | Path, *, progress: b
         record["cleaning"] = {name: builder.cleaning_report(name).to_dict() for name in splits}
         record["files"] = builder.file_hashes()
     written: list[str] = []
-    with replacing_contents(out_dir, seal="README.md") as aside:
+    with replacing_files(out_dir, "README.md") as aside:
         for folder in ("data", "jsonl"):
             (aside / folder).mkdir()
         for name, part in tqdm(splits.items(), desc="export", unit="split", disable=not progress):

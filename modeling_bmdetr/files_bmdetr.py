@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -63,15 +63,15 @@ def replacing_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | os.PathLike, *, discard: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` as a whole when the block ends well, or is deleted (`discard`).
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` as a whole when the block ends well.
 
     Raises:
         FileExistsError: `path` is a file, or a folder that is not empty.
         OSError: the folder cannot be made, or the disk is full.
     """
     path = Path(path)
-    if not discard and (path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir()))):
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"'{path}' exists and is not an empty folder: name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
@@ -82,12 +82,11 @@ def replacing_folder(path: str | os.PathLike, *, discard: bool = False) -> Itera
         if lock is not None:
             _lock(lock)
         yield aside
-        if not discard:
-            for file in aside.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            os.rename(aside, path)
-            _sync(path.parent)
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.rename(aside, path)
+        _sync(path.parent)
     finally:
         if lock is not None:
             os.close(lock)
@@ -95,53 +94,50 @@ def replacing_folder(path: str | os.PathLike, *, discard: bool = False) -> Itera
 
 
 @contextmanager
-def replacing_contents(
-    folder: str | os.PathLike, *, seal: str, obsolete: Callable[[str], bool] | None = None
-) -> Iterator[Path]:
-    """A folder to fill, whose files replace those of the same names in `folder` together when the block ends well.
+def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill, whose files take their places in `folder` when the block ends well; others there stay.
 
-    Other files in `folder` stay, except those in it whose name is `obsolete`. `seal` names the file without which
-    nobody reads the others: it is taken away first and comes last, so that a process that dies in between leaves a
-    folder that is refused, never one that mixes old and new; run again, it is filled.
+    For files that belong together and are useless without `key`: the old `key` goes first and the new one comes last,
+    so that whoever dies between leaves a folder that is refused, never one that mixes old and new.
+
+    Args:
+        key: Name of the file without which the others are not read.
+        stale: Patterns of names that are deleted where the new files do not replace them.
 
     Raises:
-        FileExistsError: `folder` is a file.
         OSError: the folder cannot be written to, or the disk is full.
     """
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())):
-        with replacing_folder(folder) as aside:
-            yield aside
-            _give_usual_permissions(aside)
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"'{folder}' is a file: name a folder")
-    with replacing_folder(folder / "contents", discard=True) as aside:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    aside = _aside(folder / "saved")
+    aside.mkdir()
+    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            _lock(lock)
         yield aside
-        _give_usual_permissions(aside)
-        files = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
+        files = sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path == aside / key)
+        names = {file.relative_to(aside).as_posix() for file in files}
         for file in files:
-            _sync(aside / file)
-        (folder / seal).unlink(missing_ok=True)
+            # Some libraries write for the owner alone; all get the permissions of any file made here.
+            file.chmod((aside.stat().st_mode & 0o666) | 0o600)
+            _sync(file)
+        if key in names:
+            (folder / key).unlink(missing_ok=True)
+        for pattern in stale:
+            for old in folder.glob(pattern):
+                if old.name not in names and old.is_file():
+                    old.unlink()
+        for file in files:
+            target = folder / file.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
         _sync(folder)
-        for path in folder.iterdir():
-            if obsolete is not None and obsolete(path.name) and Path(path.name) not in files:
-                path.unlink()
-        for file in sorted(files, key=lambda file: file.as_posix() == seal):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(aside / file, folder / file)
-            _sync((folder / file).parent)
-
-
-def _give_usual_permissions(folder: Path) -> None:
-    """Files that a library made private become as readable as others, by the umask."""
-    probe = folder / f".{secrets.token_hex(8)}"
-    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    usual = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(usual)
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..cards import write_model_card
-from ..files_bmdetr import replacing_file, replacing_path
+from ..files_bmdetr import replacing_file, replacing_files, replacing_path
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
-from ..saving_bmdetr import replacing_checkpoint
+from ..saving_bmdetr import CONFIG_FILE, WEIGHT_FILES
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
 from .names import idle_parameters, released_layout
 
@@ -122,7 +122,7 @@ def convert_to_folder(
         "parameters": len(report.converted),
         "dropped": len(report.dropped),
     }
-    with replacing_checkpoint(out_dir) as aside:
+    with replacing_files(out_dir, CONFIG_FILE, WEIGHT_FILES) as aside:
         # What is in the folder already stays when the model is saved, so card and processor come first.
         write_model_card(model, aside, {"converted": origin})
         BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(aside)
