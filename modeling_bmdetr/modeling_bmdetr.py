@@ -181,19 +181,36 @@ class BMDetrEncoder(BMDetrPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs) -> BaseModelOutput:
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        whole_passes: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
         """
         Args:
             inputs_embeds: `(passes, video_len + text_len, hidden)`.
             attention_mask: `(passes, video_len + text_len)`.
             positions: `(passes, video_len, hidden)`; text has none.
+            whole_passes: How many passes, counted from the first, are read whole; all when left out. Of the others only
+                the clips are, so that the last layer computes nothing else of them, and 0 stands for their text.
         """
         hidden_states, video_len = inputs_embeds, positions.shape[1]
         no_positions = (0, 0, 0, inputs_embeds.shape[1] - video_len)
         mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             scaled = positions * self.position_scale(hidden_states[:, :video_len])
-            hidden_states = layer(hidden_states, F.pad(scaled, no_positions), mask, **kwargs)
+            scaled = F.pad(scaled, no_positions)
+            if whole_passes is None or i + 1 < len(self.layers):
+                hidden_states = layer(hidden_states, scaled, mask, **kwargs)
+                continue
+            whole, rest = slice(whole_passes), slice(whole_passes, None)
+            masks = (None, None) if mask is None else (mask[whole], mask[rest])
+            clips = layer(hidden_states[rest], scaled[rest], masks[1], outputs=video_len, **kwargs)
+            hidden_states = layer(hidden_states[whole], scaled[whole], masks[0], **kwargs)
+            hidden_states = torch.cat((hidden_states, F.pad(clips, no_positions)))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -378,10 +395,12 @@ class BMDetrModel(BMDetrPreTrainedModel):
         embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
         positions = video_positions(video_mask, cfg.hidden_size).to(embeds.dtype)
+        recorded = any(kwargs.get(name, getattr(cfg, name)) for name in ("output_hidden_states", "output_attentions"))
         encoded = self.encoder(
             embeds.flatten(0, 2),
             mask.flatten(0, 2),
             positions.expand(queries * views, -1, -1, -1).flatten(0, 1),
+            whole_passes=None if recorded or queries == 1 else views * batch,  # of negatives, only clips are read
             return_dict=True,
             **kwargs,
         )
