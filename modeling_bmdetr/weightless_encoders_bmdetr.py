@@ -58,7 +58,11 @@ class PixelGridVideoEncoder(VideoEncoder):
         return {"name": self.name, "dim": self.dim, **options}
 
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
+        return self.measure(torch.from_numpy(np.stack(frames))).numpy()
+
+    def measure(self, frames: torch.Tensor) -> torch.Tensor:
+        """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
+        pixels = frames.permute(0, 3, 1, 2).float() / 255.0
         pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
         planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
         change = planes.diff(dim=1).abs()
@@ -78,7 +82,7 @@ class PixelGridVideoEncoder(VideoEncoder):
             signed_root(edges.diff(dim=1).abs().mean(dim=1)),
             signed_root(moving_edges.mean(dim=1)),
         ]
-        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
+        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1)
 
 
 class HashedWordTextEncoder(TextEncoder):
