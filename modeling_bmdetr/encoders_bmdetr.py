@@ -169,12 +169,20 @@ def _build(
     arguments = (argument,) if colon else ()
     if dim is not None and not colon and "dim" in inspect.signature(factory).parameters:
         options["dim"] = dim  # the width is the encoder's own choice, not its model's
+    if "device" not in inspect.signature(factory).parameters:
+        options.pop("device", None)  # it changes no features, and an encoder without weights runs anywhere
     try:
         inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:
         accepted = ", ".join(name for name in inspect.signature(factory).parameters if name != "prefix")
         raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
-    encoder = factory(*arguments, **options)
+    try:
+        encoder = factory(*arguments, **options)
+    except OSError as error:
+        raise OSError(
+            f"the {modality} encoder {name!r} cannot be built: {error} If its folder has moved, put it back, or "
+            "name its new place where the encoder is named (in a checkpoint, `config.json` and `processor_config.json`)"
+        ) from error
     if dim is not None and encoder.dim != dim:
         raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, received {encoder.dim}: another model.")
     return encoder
