@@ -36,6 +36,7 @@ from modeling_bmdetr import (
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
+from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
 from modeling_bmdetr.text_encoders_bmdetr import minilm_folder
 from modeling_bmdetr.visualization import plot_moments
 
@@ -197,29 +198,6 @@ def main() -> None:
     sys.exit(0 if all(result["checks"].values()) else 1)
 
 
-def whole_video(rows: Sequence[Row]) -> list[Row]:
-    """Baseline: every moment is the whole video."""
-    return [{**_ids(row), "pred_relevant_windows": [[0.0, row["duration"], 1.0]]} for row in rows]
-
-
-def best_fixed_span(train_rows: Sequence[Row], test_rows: Sequence[Row]) -> list[Row]:
-    """Baseline: the share of the video that is right most often (IoU 0.7) on the training queries."""
-    spans = np.array([[w / row["duration"] for w in row["relevant_windows"][0]] for row in train_rows])
-    grid = np.linspace(0, 1, 21)
-    best, best_hits = (0.0, 1.0), -1.0
-    for start in grid[:-1]:
-        for end in grid[grid > start]:
-            overlap = np.clip(np.minimum(spans[:, 1], end) - np.maximum(spans[:, 0], start), 0, None)
-            union = (spans[:, 1] - spans[:, 0]) + (end - start) - overlap
-            hits = float((overlap / union >= 0.7).mean())
-            if hits > best_hits:
-                best, best_hits = (float(start), float(end)), hits
-    return [
-        {**_ids(row), "pred_relevant_windows": [[best[0] * row["duration"], best[1] * row["duration"], 1.0]]}
-        for row in test_rows
-    ]
-
-
 def swap_sentences(rows: Sequence[Row]) -> list[Row]:
     """Every moment is asked for with the sentence of another query of its video."""
     by_video: dict[str, list[Row]] = {}
@@ -269,10 +247,6 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
         print(f"\n“{answer['query']}”\n  {best['start']:.1f}-{best['end']:.1f} s, score {best['score']:.2f}", end="")
         print(f"   (described: {truth[0]:.1f}-{truth[1]:.1f} s)", end="")
     print(f"\n\n{result['seconds']['total']:.0f} s in all. Look at {out / 'timeline.png'}. The model: {out / 'model'}")
-
-
-def _ids(row: Row) -> Row:
-    return {name: row[name] for name in ("qid", "vid", "query")}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import checkpoints, evaluating, features, predicting, rows
+from . import checkpoints, evaluating, features, predicting, rows, training
 from .common import Commands
 
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     parser = argparse.ArgumentParser(prog="bmdetr", description="BM-DETR: moments in videos, found by sentences.")
     commands = Commands(parser)
-    for group in (predicting, features, rows, evaluating, checkpoints):
+    for group in (predicting, features, rows, evaluating, checkpoints, training):
         group.add_commands(commands)
     return parser
 
