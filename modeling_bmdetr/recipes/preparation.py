@@ -253,15 +253,19 @@ def build_model(recipe: Recipe, contract: FeatureContract) -> BMDetrForMomentRet
     """A new model; or, with `checkpoint` in `model`, the one to train further, whose feature contract must fit.
 
     Raises:
-        ValueError: the checkpoint was trained on other features.
+        ValueError: the checkpoint was trained on other features, or `model` changes its sizes.
     """
     checkpoint = recipe.model.get("checkpoint")
     if not checkpoint:
         return BMDetrForMomentRetrieval(build_config(recipe, contract))
+    trained_on = BMDetrConfig.from_pretrained(checkpoint).feature_contract
+    trained_on.require_match(contract, f"the checkpoint '{checkpoint}'", "the feature store")
     options = {name: value for name, value in recipe.model.items() if name not in ("released", "checkpoint")}
-    model = BMDetrForMomentRetrieval.from_pretrained(checkpoint, **options)
-    model.config.feature_contract.require_match(contract, f"the checkpoint '{checkpoint}'", "the feature store")
-    return model
+    try:
+        return BMDetrForMomentRetrieval.from_pretrained(checkpoint, **options)
+    except RuntimeError as error:
+        given = ", ".join(options)
+        raise ValueError(f"`model` must keep the sizes of the checkpoint '{checkpoint}'; it changes {given}") from error
 
 
 def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:

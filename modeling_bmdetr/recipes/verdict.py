@@ -1,15 +1,20 @@
 """Whether a model beats what needs no model, in figures, in words and in pictures."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import CanonicalRow, read_rows
+from ..data import CanonicalRow, FeatureStore, read_rows
 from ..data.features.file_checks import find_video
+from ..encoder_interface_bmdetr import EncodedVideo
 from ..evaluation import evaluate_submission
 from ..evaluation.baselines import best_fixed_span, whole_video
+from ..modeling_bmdetr import BMDetrForMomentRetrieval
+from ..pipeline_bmdetr import MomentRetrievalPipeline
+from ..processing_bmdetr import BMDetrProcessor
 from .preparation import write_json
 
 FEW_QUERIES = 50
@@ -36,7 +41,7 @@ def add_verdict(
         "best fixed span": evaluate_submission(best_fixed_span(train_rows, val_rows), val_rows),
     }
     verdict = judge(metrics, baselines, len(val_rows), answers_alike(predictions, val_rows), len(train_rows))
-    pictures = draw_answers(predictions, val_rows, Path(video_dir), out)
+    pictures = draw_answers(val_rows, Path(video_dir), out)
     report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
     write_json(out / "report.json", report)
     (out / "report.md").write_text(in_words(report, len(val_rows)) + "\n", encoding="utf-8")
@@ -89,32 +94,22 @@ def answers_alike(predictions: Sequence[Mapping[str, Any]], rows: Sequence[Mappi
     return len(spans) > 1 and float(np.std(np.array(spans), axis=0).max()) < SAME_ANSWER
 
 
-def draw_answers(
-    predictions: Sequence[Mapping[str, Any]], rows: Sequence[CanonicalRow], folder: Path, out: Path
-) -> list[str]:
-    """Pictures of the answers about the first validation videos; none where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-
-        from ..visualization import plot_moments
-    except ImportError:
+def draw_answers(rows: Sequence[CanonicalRow], folder: Path, out: Path) -> list[str]:
+    """Pictures of the saved model's answers about the first validation videos; none where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
         return []
-    answer_of = {row["qid"]: row for row in predictions}
+    from ..visualization import plot_moments
+
+    model = BMDetrForMomentRetrieval.from_pretrained(out / "model")
+    pipe = MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(out / "model"))
+    store = FeatureStore.from_packed(out / "features")
     pictures = []
     for vid in list(dict.fromkeys(row["vid"] for row in rows))[:PICTURES]:
         asked = [row for row in rows if row["vid"] == vid][:PICTURES]
-        answers = [
-            {
-                "query": row["query"],
-                "moments": [
-                    {"start": start, "end": end, "score": score}
-                    for start, end, score in answer_of[row["qid"]]["pred_relevant_windows"][:3]
-                ],
-            }
-            for row in asked
-        ]
+        video = EncodedVideo(store.video(vid), asked[0]["duration"], vid)
+        answers = pipe(video, [row["query"] for row in asked])
         path = out / f"answers_{vid}.png"
-        truth = [row["relevant_windows"] or [] for row in asked]
+        truth = [row.get("relevant_windows") or [] for row in asked]
         plot_moments(answers, find_video(asked[0], [folder]), truth, path, title=f"{vid}, not seen in training")
         pictures.append(str(path))
     return pictures
