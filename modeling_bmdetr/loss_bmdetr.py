@@ -422,11 +422,14 @@ class LossTerm(NamedTuple):
         weight: The field of [`BMDetrConfig`] that holds its weight, or the weight itself.
         compute: The term of a view; None where there is nothing to compute it from.
         needs: The output without which there is no such term.
+        per: What the term is a mean over, one of `COUNTS`; "batch" where it depends on the other rows of a batch, so
+            that the loss of an evaluation leaves it out.
     """
 
     weight: str | float
     compute: Callable[[LossInputs], Tensor | None]
     needs: str = "logits"
+    per: str = "rows"
 
 
 LOSS_TERMS: dict[str, LossTerm] = {
@@ -439,10 +442,12 @@ LOSS_TERMS: dict[str, LossTerm] = {
     "loss_l1": LossTerm(  # Eq. 14, first term
         "l1_loss_weight",
         lambda x: l1_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        per="moments",
     ),
     "loss_iou": LossTerm(  # Eq. 14, second term
         "giou_loss_weight",
         lambda x: giou_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        per="moments",
     ),
     "loss_margin": LossTerm(  # Eq. 15
         "margin_loss_weight",
@@ -450,7 +455,7 @@ LOSS_TERMS: dict[str, LossTerm] = {
             x.outputs["saliency_scores"], x.targets.margin_pairs, x.config.margin, x.targets.rows, x.counts.get("rows")
         ),
     ),
-    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss),  # Eq. 17
+    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss, per="batch"),  # Eq. 17
     "loss_prob": LossTerm(  # Eq. 16 on the joint probability
         "probability_loss_weight", lambda x: x.probability_loss("frame_probabilities"), needs="frame_probabilities"
     ),
@@ -460,7 +465,10 @@ LOSS_TERMS: dict[str, LossTerm] = {
         needs="positive_probabilities",
     ),
     "loss_prob_negative": LossTerm(
-        "negative_probability_loss_weight", LossInputs.negative_probability_loss, needs="negative_probabilities"
+        "negative_probability_loss_weight",
+        LossInputs.negative_probability_loss,
+        needs="negative_probabilities",
+        per="negatives",
     ),
 }
 

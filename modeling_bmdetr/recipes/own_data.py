@@ -21,10 +21,11 @@ from transformers.utils import logging
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract, clip_count
 from ..data import CanonicalRow, extract_features, write_rows
-from ..data.features.file_checks import find_video
+from ..data.batches.negatives import HASHED_WORDS
+from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..text_encoders_bmdetr import MINILM, minilm_folder
-from .preparation import WORD_ENCODER, hold_out, write_json
+from .preparation import hold_out, write_json
 from .recipe import read_recipe
 from .running import train_by_recipe
 from .verdict import add_verdict
@@ -259,7 +260,7 @@ def choose_recipe(
     return {
         "data": {"train": str(data / "train.jsonl"), "eval": str(data / "val.jsonl"), "test": []},
         "features": features,
-        "negatives": {"encoder": MINILM if minilm_folder() else WORD_ENCODER},
+        "negatives": {"encoder": MINILM if minilm_folder() else HASHED_WORDS},
         "model": model,
         "training": {
             "num_train_epochs": epochs,

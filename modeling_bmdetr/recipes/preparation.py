@@ -24,7 +24,6 @@ from ..data import (
     write_rows,
 )
 from ..data.features.packed import is_packed
-from ..encoders_bmdetr import build_text_encoder
 from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
@@ -33,7 +32,6 @@ from .recipe import DATA, FEATURES, HELD_OUT, Recipe
 
 logger = logging.get_logger(__name__)
 
-WORD_ENCODER = "hashed-words"
 BenchmarkRows: TypeAlias = Callable[[Mapping[str, Any], str], list[CanonicalRow]]
 _benchmarks: tuple[BenchmarkRows, Callable[[str], str]] | None = None
 
@@ -165,7 +163,7 @@ def spread(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow
 def open_store(recipe: Recipe, rows: RecipeRows) -> FeatureStore:
     """The features, checked against the rows."""
     options = dict(recipe.features)
-    video, text, tokenizer = (options.pop(name, None) for name in FEATURES)
+    video, text, tokenizer, video_suffix = (options.pop(name, None) for name in FEATURES)
     if not video:
         raise ValueError(f"`features.video` is missing: {FEATURES['video']}")
     paths = [video] if isinstance(video, str) else list(video)
@@ -179,22 +177,13 @@ def open_store(recipe: Recipe, rows: RecipeRows) -> FeatureStore:
     else:
         counts = count_tokens(everything, tokenizer) if tokenizer else None
         contract = FeatureContract(**options)
-        store = FeatureStore.open(paths, text_dir=text, contract=contract, token_counts=counts)
+        layout = {"video_suffix": video_suffix} if video_suffix else {}
+        store = FeatureStore.open(paths, text_dir=text, contract=contract, token_counts=counts, **layout)
     store.require(everything)
     return store
 
 
 # ----------------------------------------------------------------------------------------------------------- negatives
-
-
-class WordEncoder:
-    """Sentences as the mean of their hashed words. It needs no weights, and knows no meaning."""
-
-    def __init__(self) -> None:
-        self.encoder = build_text_encoder(WORD_ENCODER)
-
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        return np.stack([rows.mean(axis=0) for rows in self.encoder.encode_text(sentences)])
 
 
 def add_negatives(recipe: Recipe, rows: RecipeRows, cache_dir: str | os.PathLike) -> RecipeRows:
@@ -228,9 +217,7 @@ def mined_rows(
     if path.is_file():
         return list(read_rows(path))
     options = dict(options)
-    if options.get("encoder") == WORD_ENCODER:
-        options["encoder"] = WordEncoder()
-    elif options.get("encoder") == MINILM:
+    if options.get("encoder") == MINILM:
         options["encoder"] = minilm_folder() or MINILM_ON_HUB
     mined, report = mine_negative_queries(rows, progress=False, **options)
     logger.info(str(report))

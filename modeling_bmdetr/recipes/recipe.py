@@ -36,6 +36,7 @@ FEATURES = {
     "video": "folder of the video features, or a list of folders to concatenate, or packed feature stores",
     "text": "folder of the text features, where `video` is not packed",
     "tokenizer": "tokenizer that counts the tokens of text features padded to 77 rows, for `to_end_of_text`",
+    "video_suffix": "what file names of video features have after the video's, such as `-cam-002`",
 }
 NEGATIVES = {
     "encoder": "sentence-transformers model by name or folder, `minilm`, or `hashed-words`, which compares words alone",

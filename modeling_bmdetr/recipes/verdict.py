@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import CanonicalRow, FeatureStore, read_rows
-from ..data.features.file_checks import find_video
+from ..data.features.video_files import find_video
 from ..encoder_interface_bmdetr import EncodedVideo
 from ..evaluation import evaluate_submission
 from ..evaluation.baselines import best_fixed_span, whole_video
