@@ -1,12 +1,12 @@
 """`bmdetr train`: from a table and a folder of videos to a model, and what is said of it."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from annotation_samples import write_video
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.cli import main
@@ -15,9 +15,6 @@ from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
 from modeling_bmdetr.recipes import own_data
 from modeling_bmdetr.recipes.own_data import choose_recipe, with_content_qids
 from modeling_bmdetr.recipes.verdict import answers_alike, judge
-
-sys.path.append(str(Path(__file__).parents[1] / "data" / "importers"))
-from annotation_samples import write_video
 
 VIDEOS, DURATION_S = 6, 20.0
 SMALL = [
