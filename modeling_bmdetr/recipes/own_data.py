@@ -20,10 +20,12 @@ from transformers.utils import logging
 
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract, clip_count
-from ..data import CanonicalRow, extract_features, write_rows
 from ..data.batches.negatives import HASHED_WORDS
+from ..data.features.extraction import extract_features
 from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
+from ..data.rows.jsonl import write_rows
+from ..data.rows.schema import CanonicalRow
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out, write_json
 from .recipe import read_recipe

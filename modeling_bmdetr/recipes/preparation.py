@@ -14,16 +14,13 @@ from transformers.utils import logging
 
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
-from ..data import (
-    CanonicalRow,
-    FeatureStore,
-    count_tokens,
-    mine_negative_queries,
-    read_rows,
-    validate_rows,
-    write_rows,
-)
+from ..data.batches.negatives import mine_negative_queries
 from ..data.features.packed import is_packed
+from ..data.features.published import count_tokens
+from ..data.features.store import FeatureStore
+from ..data.rows.jsonl import read_rows, write_rows
+from ..data.rows.schema import CanonicalRow
+from ..data.rows.validation import validate_rows
 from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder

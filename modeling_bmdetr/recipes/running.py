@@ -17,8 +17,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from ..cards import write_model_card
-from ..data import FeatureStore, NegativeSampler
-from ..data.batches.negative_sampling import Strategy
+from ..data.batches.negative_sampling import NegativeSampler, Strategy
+from ..data.features.store import FeatureStore
 from ..evaluation import write_jsonl
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 from ..training.record import library_versions, training_record

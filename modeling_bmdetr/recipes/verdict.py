@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data import CanonicalRow, FeatureStore, read_rows
+from ..data.features.store import FeatureStore
 from ..data.features.video_files import find_video
+from ..data.rows.jsonl import read_rows
+from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
 from ..evaluation import evaluate_submission
 from ..evaluation.baselines import best_fixed_span, whole_video
