@@ -43,7 +43,7 @@ from transformers import set_seed
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.cards import write_model_card
-from modeling_bmdetr.data import FeatureStore, MomentRetrievalDataset, NegativeSampler
+from modeling_bmdetr.data import FeatureStore, NegativeSampler
 from modeling_bmdetr.data.batches.negative_sampling import Strategy
 from modeling_bmdetr.evaluation import write_jsonl
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
@@ -253,7 +253,7 @@ def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[l
     """Predictions and metrics of rows; no metrics where they have no labels."""
     if not all(row.get("relevant_windows") for row in rows):
         return trainer.predict_rows(rows), {}
-    output = trainer.predict(MomentRetrievalDataset(rows), metric_key_prefix="test")
+    output = trainer.predict(rows, metric_key_prefix="test")
     named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}
     metrics = {name: value for name, value in named.items() if name not in _NO_METRICS}
     return trainer.as_predictions(output.predictions, output.label_ids, rows), metrics

@@ -78,6 +78,7 @@ class BMDetrConfig(_ContractConfig):
         negative_probability_loss_weight: Eq. 16 on P(f|Q-), the other factor, with the negative query's own moments:
             inside high, outside low; only low where the query belongs to another video.
         alignment_loss_weight, temperature: Eq. 17.
+        fit_loss_weight: Eq. 14, with the weights of its two terms, of spans that overlap a moment by more than half.
         quality_loss_weight: Cross entropy of the predicted IoU, of spans and of proposals.
         proposal_loss_weight: Eq. 14 of the spans that clips propose, with the weights of its two terms.
         presence_loss_weight: Cross entropy of presence.
@@ -129,6 +130,7 @@ class BMDetrConfig(_ContractConfig):
     negative_probability_loss_weight: float | int = 2.0
     alignment_loss_weight: float | int = 1.0
     temperature: float | int = 0.07
+    fit_loss_weight: float | int = 1.0
     quality_loss_weight: float | int = 4.0
     proposal_loss_weight: float | int = 1.0
     presence_loss_weight: float | int = 1.0
@@ -206,7 +208,7 @@ class BMDetrConfig(_ContractConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base class; a file of an earlier version, which lacks a field of `WITHOUT_RANKING`, means its value."""
+        """As the base class; what an earlier file lacks of `WITHOUT_RANKING` is as there."""
         if "transformers_version" in config_dict:
             config_dict = {**WITHOUT_RANKING, **config_dict}
         return super().from_dict(config_dict, **kwargs)
@@ -240,9 +242,8 @@ BMDetrConfig.__annotations__ = {**_ContractConfig.__annotations__, **BMDetrConfi
 
 # The paper's model: none of the options for ranking and presence. Configurations saved before there were any mean this.
 WITHOUT_RANKING: dict[str, Any] = {
-    **dict.fromkeys(
-        ("span_refinement", "clip_proposals", "answer_negatives", "quality_head", "presence_head"), False
-    ),
+    **dict.fromkeys(("span_refinement", "clip_proposals", "answer_negatives", "quality_head", "presence_head"), False),
+    "fit_loss_weight": 0.0,
     "score": "class",
 }
 

@@ -1,12 +1,15 @@
 """Matching and losses of BM-DETR: one function an equation (Eq. 12-17), and their weighted sum.
 
 Every function takes plain tensors and explicit masks, so each can be used and tested alone. Rows that hold no moment
-are marked by masks, never by Python control flow: with one moment a row nothing here waits for the device.
+are marked by masks, never by Python control flow: with one moment per row nothing here waits for the device.
+
+A new loss is one function of an equation, one line in `LOSS_TERMS` and one weight in `BMDetrConfig`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,15 @@ from transformers.utils import is_scipy_available
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_bmdetr import BMDetrConfig
+from .input_checks_bmdetr import check_labels
+from .ranking_losses_bmdetr import (
+    best_overlap,
+    fit_loss,
+    presence_loss,
+    proposal_loss,
+    proposal_quality_loss,
+    quality_loss,
+)
 from .spans_bmdetr import (
     IGNORE,
     foreground_clips,
@@ -25,11 +37,9 @@ from .spans_bmdetr import (
 
 FOREGROUND, BACKGROUND = 0, 1  # class indices of `logits`
 
-# Turns a count of rows or moments on this process into the divisor of a mean; see `BMDetrLoss`.
-CountReduction = Callable[[Tensor], Tensor]
-# The views of a video, by the prefix of their terms, and what the terms of each are means over.
-VIEWS = ("", "shifted_")
-COUNTS = ("rows", "moments", "negatives")
+# Log prefixes: the query in both views of a video, and the negative queries where they are answered as well.
+VIEWS = ("", "shifted_", "negative_")
+COUNTS = ("rows", "present", "moments", "negatives")  # what losses are averaged over
 
 
 @dataclass
@@ -50,17 +60,20 @@ class MatchedMoments:
 
 
 @dataclass
-class MomentTargets:
-    """What one view of a batch is held against.
+class ViewTargets:
+    """What one view of a batch is compared with.
 
     Attributes:
-        spans_cxw: `(batch, moments, 2)`, -100 in rows without a moment.
+        spans_cxw: `(batch, moments, 2)`, -100 in label rows without a moment.
         foreground: `(batch, video_len)` bool, the clips that the moments cover.
         video_mask: `(batch, video_len)` bool, real clips.
         margin_pairs: `(batch, video_len, video_len)`, the weight of (foreground clip, background clip) in Eq. 15;
             sums to one in a row that has pairs, to zero in one that has none.
         rows: `(batch,)` bool, rows that take part in this view.
+        present: `(batch,)` bool, those of them that have a moment: the others are absent, the video does not show what
+            they say.
         negative_foreground: `(batch, negatives, video_len)` bool, the clips of the negative queries' own moments.
+        texts: The queries of all processes, which Eq. 17 contrasts with; None contrasts with those of the batch.
     """
 
     spans_cxw: Tensor
@@ -68,7 +81,9 @@ class MomentTargets:
     video_mask: Tensor
     margin_pairs: Tensor
     rows: Tensor
+    present: Tensor
     negative_foreground: Tensor | None = None
+    texts: "GatheredTexts | None" = None
 
     @classmethod
     def from_labels(
@@ -78,7 +93,7 @@ class MomentTargets:
         saliency_labels: Tensor | None = None,
         negative_labels_cxw: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> "MomentTargets":
+    ) -> "ViewTargets":
         """Targets from the model's label tensors; the shapes are those of `BMDetrForMomentRetrieval.forward`."""
         video_mask = video_mask.bool()
         foreground = foreground_clips(labels_cxw, video_mask)
@@ -88,22 +103,81 @@ class MomentTargets:
             masks = video_mask[:, None].expand(-1, negatives, -1).flatten(0, 1)
             flat = foreground_clips(negative_labels_cxw.flatten(0, 1), masks)
             negative_foreground = flat.view(batch, negatives, -1)
+        present = has_moment(labels_cxw).any(dim=1)
         return cls(
             spans_cxw=labels_cxw,
             foreground=foreground,
             video_mask=video_mask,
             margin_pairs=margin_pairs(foreground, foreground.logical_not() & video_mask, saliency_labels),
-            rows=has_moment(labels_cxw).any(dim=1) if rows is None else rows,
+            rows=present if rows is None else rows,
+            present=present if rows is None else present & rows,
             negative_foreground=negative_foreground,
         )
 
 
-def masked_mean(values: Tensor, mask: Tensor, count: CountReduction | None = None) -> Tensor:
-    """Mean of `values` where `mask` holds; 0 when it holds nowhere. `count` may replace the divisor."""
+class GatheredTexts(NamedTuple):
+    """Text embeddings of all processes: `embeds (texts, dim)`, `rows (texts,)` bool, those that count, and the
+    `offset` of this process's first one."""
+
+    embeds: Tensor
+    rows: Tensor
+    offset: int
+
+
+@dataclass
+class MomentTargets:
+    """What a batch is compared with, made once from its labels.
+
+    Attributes:
+        views: The targets of each view that has labels, by its prefix in `VIEWS`.
+        negative_mask: `(batch, negatives)` bool, negatives that are present; None without negatives.
+        negative_weights: `(batch, negatives)`, how much each negative counts; fully when None.
+    """
+
+    views: dict[str, ViewTargets]
+    negative_mask: Tensor | None = None
+    negative_weights: Tensor | None = None
+
+    @classmethod
+    def from_inputs(cls, config: BMDetrConfig, inputs: Mapping[str, Any]) -> "MomentTargets":
+        """Targets from the arguments of [`BMDetrForMomentRetrieval.forward`].
+
+        Raises:
+            ValueError: labels that cannot be right, by name.
+        """
+        negative_text_mask = inputs.get("negative_text_mask") if config.background_aware else None
+        negative_labels = None if negative_text_mask is None else inputs.get("negative_labels")
+        labels, video_mask = inputs["labels"], inputs["video_mask"]
+        order, shifted_labels = inputs.get("shifted_frame_order"), inputs.get("shifted_labels")
+        saliency_labels = inputs.get("saliency_labels")
+        num_negatives = 0 if negative_text_mask is None else negative_text_mask.shape[1]
+        check_labels(config, labels, video_mask, order, shifted_labels, negative_labels, saliency_labels, num_negatives)
+        every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        original = ViewTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)
+        views = {VIEWS[0]: original}
+        if order is not None and shifted_labels is not None:
+            shifted = views[VIEWS[1]] = ViewTargets.from_labels(shifted_labels, video_mask)
+            if original.negative_foreground is not None:  # the clips of the negatives' moments moved as well
+                order = order[:, None].expand_as(original.negative_foreground)
+                shifted.negative_foreground = original.negative_foreground.gather(2, order)
+        if config.answer_negatives and negative_text_mask is not None and negative_labels is not None:
+            views[VIEWS[2]] = ViewTargets.from_labels(
+                negative_labels.transpose(0, 1).flatten(0, 1),
+                video_mask.repeat(num_negatives, 1),
+                rows=negative_text_mask.any(dim=-1).T.flatten(),
+            )
+        return cls(
+            views,
+            negative_mask=None if negative_text_mask is None else negative_text_mask.any(dim=-1),
+            negative_weights=inputs.get("negative_weights"),
+        )
+
+
+def masked_mean(values: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of `values` where `mask` holds; 0 when it holds nowhere. `count` takes the place of the divisor."""
     mask = mask.to(values.dtype)
-    total = (values * mask).sum()
-    number = mask.sum()
-    return total / (count(number) if count else number).clamp(min=torch.finfo(values.dtype).eps)
+    number = mask.sum() if count is None else count.to(values.dtype)
+    return (values * mask).sum() / number.clamp(min=torch.finfo(values.dtype).eps)
 
 
 def matching_cost(
@@ -165,7 +239,7 @@ def class_loss(
     matched: MatchedMoments,
     no_object_weight: float,
     rows: Tensor,
-    count: CountReduction | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """L_cls (3.5): cross entropy of foreground for matched spans and background for the rest.
 
@@ -183,17 +257,13 @@ def class_loss(
     return masked_mean((entropy * weight).mean(dim=1), rows, count)
 
 
-def l1_loss(
-    pred_spans: Tensor, labels_cxw: Tensor, matched: MatchedMoments, count: CountReduction | None = None
-) -> Tensor:
+def l1_loss(pred_spans: Tensor, labels_cxw: Tensor, matched: MatchedMoments, count: Tensor | None = None) -> Tensor:
     """First term of Eq. 14: the L1 norm of (centre, width) differences, averaged over matched moments."""
     difference = (matched.select(pred_spans) - labels_cxw).abs().sum(dim=-1)
     return masked_mean(difference.masked_fill(~matched.valid, 0.0), matched.valid, count)
 
 
-def giou_loss(
-    pred_spans: Tensor, labels_cxw: Tensor, matched: MatchedMoments, count: CountReduction | None = None
-) -> Tensor:
+def giou_loss(pred_spans: Tensor, labels_cxw: Tensor, matched: MatchedMoments, count: Tensor | None = None) -> Tensor:
     """L_iou in Eq. 14: one minus the generalised temporal IoU, averaged over matched moments."""
     labels_cxw = labels_cxw.masked_fill(~matched.valid[..., None], 0.5)  # any proper span keeps gradients finite
     giou = generalized_temporal_iou(spans_cxw_to_se(matched.select(pred_spans)), spans_cxw_to_se(labels_cxw))
@@ -231,7 +301,7 @@ def margin_pairs(foreground: Tensor, background: Tensor, saliency_labels: Tensor
 
 
 def frame_margin_loss(
-    saliency_scores: Tensor, pairs: Tensor, margin: float, rows: Tensor, count: CountReduction | None = None
+    saliency_scores: Tensor, pairs: Tensor, margin: float, rows: Tensor, count: Tensor | None = None
 ) -> Tensor:
     """L_margin, Eq. 15: hinge that puts foreground clips `margin` above background clips.
 
@@ -249,7 +319,7 @@ def frame_probability_loss(
     foreground: Tensor,
     video_mask: Tensor,
     rows: Tensor,
-    count: CountReduction | None = None,
+    count: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """L_prob, Eq. 16: high probability inside the moment, low outside.
@@ -279,7 +349,7 @@ def semantic_alignment_loss(
     rows: Tensor,
     columns: Tensor | None = None,
     offset: int = 0,
-    count: CountReduction | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """L_semantic, Eq. 17: a video's own query against the other queries of the batch, by cosine (Eq. 11).
 
@@ -308,33 +378,269 @@ def semantic_alignment_loss(
     return masked_mean(value.masked_fill(~contrasted, 0.0), rows, count)
 
 
-class BMDetrLoss:
-    """The overall loss of one view: every term by the paper's name, and their weighted sum.
+@dataclass
+class LossInputs:
+    """What the terms of one view are computed from.
 
-    Terms: `loss_cls`, `loss_l1`, `loss_iou` (Eq. 14), `loss_margin` (Eq. 15), `loss_prob` (Eq. 16 on the joint
-    probability), `loss_prob_positive` and `loss_prob_negative` (Eq. 16 on each factor of Eq. 6), `loss_semantic`
-    (Eq. 17). A term whose weight is 0 is computed and logged, and stays in the sum with weight 0, so that every
-    parameter has a gradient on every process.
+    Attributes:
+        config: Costs, margin and temperature.
+        outputs: The fields of `BMDetrMomentRetrievalOutput` of this view.
+        targets: What they are compared with.
+        matched: Eq. 13, the span assigned to each moment.
+        negative_mask, negative_weights: As in [`MomentTargets`].
+        counts: The number of rows, moments and negatives (`COUNTS`) that means divide by; empty for the batch's own.
+    """
+
+    config: BMDetrConfig
+    outputs: Mapping[str, Any]
+    targets: ViewTargets
+    matched: MatchedMoments
+    negative_mask: Tensor | None = None
+    negative_weights: Tensor | None = None
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def probability_loss(self, name: str) -> Tensor:
+        """Eq. 16 on the probabilities of this name."""
+        targets = self.targets
+        return frame_probability_loss(
+            self.outputs[name], targets.foreground, targets.video_mask, targets.rows, self.counts.get("rows")
+        )
+
+    def negative_probability_loss(self) -> Tensor | None:
+        """Eq. 16 on P(f|Q-), each negative query against its own moments."""
+        targets, mask = self.targets, self.negative_mask
+        if mask is None or targets.negative_foreground is None:
+            return None
+        return frame_probability_loss(
+            self.outputs["negative_probabilities"].flatten(0, 1),
+            targets.negative_foreground.flatten(0, 1),
+            targets.video_mask[:, None].expand_as(targets.negative_foreground).flatten(0, 1),
+            (mask & targets.rows[:, None]).flatten(),
+            self.counts.get("negatives"),
+            weights=None if self.negative_weights is None else self.negative_weights.flatten(),
+        )
+
+    def alignment_loss(self) -> Tensor:
+        """Eq. 17 against the queries of the batch, or of all processes."""
+        rows = self.targets.present
+        texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], rows, 0)
+        return semantic_alignment_loss(
+            self.outputs["video_embeds"],
+            texts.embeds,
+            self.config.temperature,
+            self.config.alignment_denominator,
+            rows,
+            columns=texts.rows,
+            offset=texts.offset,
+            count=self.counts.get("present"),
+        )
+
+    def proposal_loss(self) -> Tensor:
+        """Eq. 14 on the spans that clips propose."""
+        targets, cfg = self.targets, self.config
+        return proposal_loss(
+            self.outputs["proposed_spans"],
+            targets.spans_cxw,
+            targets.foreground,
+            targets.present,
+            cfg.l1_loss_weight,
+            cfg.giou_loss_weight,
+            targets.video_mask,
+            self.counts.get("present"),
+        )
+
+    def proposal_quality_loss(self) -> Tensor:
+        """The quality of the spans that clips propose."""
+        targets = self.targets
+        return proposal_quality_loss(
+            self.outputs["proposed_spans"],
+            self.outputs["proposal_logits"],
+            targets.spans_cxw,
+            targets.foreground,
+            targets.video_mask,
+            targets.rows,
+            self.counts.get("rows"),
+        )
+
+
+class LossTerm(NamedTuple):
+    """One term of the loss of a view.
+
+    Attributes:
+        weight: The field of [`BMDetrConfig`] that holds its weight, or the weight itself.
+        compute: The term of a view; None where there is nothing to compute it from.
+        needs: The output without which there is no such term.
+        of_spans: Whether it compares spans, of which every layer of the decoder may have its own.
+    """
+
+    weight: str | float
+    compute: Callable[[LossInputs], Tensor | None]
+    needs: str = "logits"
+    of_spans: bool = False
+
+
+LOSS_TERMS: dict[str, LossTerm] = {
+    "loss_cls": LossTerm(
+        "class_loss_weight",
+        lambda x: class_loss(
+            x.outputs["logits"], x.matched, x.config.no_object_weight, x.targets.rows, x.counts.get("rows")
+        ),
+        of_spans=True,
+    ),
+    "loss_l1": LossTerm(  # Eq. 14, first term
+        "l1_loss_weight",
+        lambda x: l1_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        of_spans=True,
+    ),
+    "loss_iou": LossTerm(  # Eq. 14, second term
+        "giou_loss_weight",
+        lambda x: giou_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        of_spans=True,
+    ),
+    "loss_margin": LossTerm(  # Eq. 15
+        "margin_loss_weight",
+        lambda x: frame_margin_loss(
+            x.outputs["saliency_scores"],
+            x.targets.margin_pairs,
+            x.config.margin,
+            x.targets.present,
+            x.counts.get("present"),
+        ),
+        needs="saliency_scores",
+    ),
+    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds"),  # Eq. 17
+    "loss_prob": LossTerm(  # Eq. 16 on the joint probability
+        "probability_loss_weight", lambda x: x.probability_loss("frame_probabilities"), needs="frame_probabilities"
+    ),
+    "loss_prob_positive": LossTerm(  # Eq. 16 on each factor of Eq. 6
+        "positive_probability_loss_weight",
+        lambda x: x.probability_loss("positive_probabilities"),
+        needs="positive_probabilities",
+    ),
+    "loss_prob_negative": LossTerm(
+        "negative_probability_loss_weight", LossInputs.negative_probability_loss, needs="negative_probabilities"
+    ),
+    "loss_fit": LossTerm(
+        "fit_loss_weight",
+        lambda x: (
+            fit_loss(
+                x.outputs["pred_spans"],
+                x.targets.spans_cxw,
+                x.targets.present,
+                x.config.l1_loss_weight,
+                x.config.giou_loss_weight,
+                x.counts.get("present"),
+            )
+            if x.config.fit_loss_weight
+            else None
+        ),
+        of_spans=True,
+    ),
+    "loss_quality": LossTerm(
+        "quality_loss_weight",
+        lambda x: quality_loss(
+            x.outputs["quality_logits"],
+            best_overlap(x.outputs["pred_spans"], x.targets.spans_cxw),
+            x.targets.rows,
+            x.counts.get("rows"),
+        ),
+        needs="quality_logits",
+        of_spans=True,
+    ),
+    "loss_presence": LossTerm(
+        "presence_loss_weight",
+        lambda x: presence_loss(x.outputs["presence_logits"], x.targets.present, x.targets.rows, x.counts.get("rows")),
+        needs="presence_logits",
+    ),
+    "loss_proposals": LossTerm("proposal_loss_weight", LossInputs.proposal_loss, needs="proposed_spans"),
+    "loss_proposal_quality": LossTerm("quality_loss_weight", LossInputs.proposal_quality_loss, needs="proposed_spans"),
+}
+_VIEW_OUTPUTS = dict(zip(VIEWS[1:], ("shifted", "negative"), strict=True))
+
+
+class BMDetrLoss:
+    """The overall loss (3.5): the weighted sum of every term of every view, averaged over the rows of the views.
+
+    A term whose weight is 0 is computed and logged, and stays in the sum with weight 0, so that every parameter has a
+    gradient on every process.
+
+    A loss of your own adds terms to the table of a subclass; it belongs to the model (`model.criterion`) or to the
+    Trainer (`BMDetrTrainer(..., criterion=)`):
+
+    ```python
+    class MyLoss(BMDetrLoss):
+        terms = {**BMDetrLoss.terms, "loss_width": LossTerm(0.5, lambda x: x.outputs["pred_spans"][..., 1].mean())}
+    ```
 
     Args:
         config: Weights, costs, margin and temperature.
-        count: Turns the number of rows or moments on this process into the divisor of a mean. Across processes whose
-            gradients are averaged, it must return the mean count over the processes.
+
+    Attributes:
+        terms: The terms, by the names under which they are logged.
+        weights: The weight of each, by the same name.
     """
 
-    def __init__(self, config: BMDetrConfig, count: CountReduction | None = None):
+    terms: Mapping[str, LossTerm] = LOSS_TERMS
+
+    def __init__(self, config: BMDetrConfig):
         self.config = config
-        self.count = count
         self.weights: dict[str, float] = {
-            "loss_cls": config.class_loss_weight,
-            "loss_l1": config.l1_loss_weight,
-            "loss_iou": config.giou_loss_weight,
-            "loss_margin": config.margin_loss_weight,
-            "loss_prob": config.probability_loss_weight,
-            "loss_prob_positive": config.positive_probability_loss_weight,
-            "loss_prob_negative": config.negative_probability_loss_weight,
-            "loss_semantic": config.alignment_loss_weight,
+            name: getattr(config, term.weight) if isinstance(term.weight, str) else term.weight
+            for name, term in self.terms.items()
         }
+
+    def __call__(
+        self, outputs: Mapping[str, Any], targets: MomentTargets, counts: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The overall loss, and every unweighted term without gradient, those of the shifted view under `shifted_`.
+
+        Args:
+            outputs: A `BMDetrMomentRetrievalOutput`.
+            targets: What it is compared with.
+            counts: `(views, counts)` in the order of `VIEWS` and `COUNTS`, what the terms are means over, where the
+                batch is a part of a larger one: the *mean* numbers of all parts, so that the mean of the parts' losses
+                (and gradients) is that of the whole. The batch's own numbers when left out.
+        """
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=outputs["logits"].device))
+        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=outputs["logits"].device))
+        logged = {}
+        for prefix, view_targets in targets.views.items():
+            view = outputs[_VIEW_OUTPUTS[prefix]] if prefix else outputs
+            if view is None:
+                continue
+            numbers = {} if counts is None else dict(zip(COUNTS, counts[VIEWS.index(prefix)], strict=True))
+            terms = self.view_terms(view, view_targets, targets.negative_mask, targets.negative_weights, numbers)
+            whole = len(outputs["logits"]) if counts is None else counts[0, 0]
+            share = numbers.get("rows", view_targets.rows.float().sum()) / whole
+            for name, term in terms.items():
+                sums[name] = sums[name] + share * term
+                shares[name] = shares[name] + share
+                logged[prefix + name] = term.detach()
+        means = {name: total / shares[name].clamp(min=torch.finfo().tiny) for name, total in sums.items()}
+        return self.weighted_sum(means), logged
+
+    def view_terms(
+        self,
+        outputs: Mapping[str, Any],
+        targets: ViewTargets,
+        negative_mask: Tensor | None = None,
+        negative_weights: Tensor | None = None,
+        counts: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every unweighted term of one view; the arguments are the fields of [`LossInputs`].
+
+        Terms of spans (`LossTerm.of_spans`) are sums over the decoder's layers where these have spans of their own.
+        """
+        values: dict[str, Tensor] = {}
+        for layer in (*(outputs.get("layers") or ()), outputs):
+            matched = self.match(layer["logits"], layer["pred_spans"], targets.spans_cxw)
+            inputs = LossInputs(self.config, layer, targets, matched, negative_mask, negative_weights, counts or {})
+            for name, term in self.terms.items():
+                if (layer is not outputs and not term.of_spans) or layer.get(term.needs) is None:
+                    continue
+                if (value := term.compute(inputs)) is not None:
+                    values[name] = values[name] + value if name in values else value
+        return values
 
     def match(self, logits: Tensor, pred_spans: Tensor, labels_cxw: Tensor) -> MatchedMoments:
         """Eq. 12-13 with the configured costs."""
@@ -342,63 +648,6 @@ class BMDetrLoss:
         cost = matching_cost(logits, pred_spans, labels_cxw, cfg.class_cost, cfg.l1_cost, cfg.giou_cost)
         return match_moments(cost, has_moment(labels_cxw))
 
-    def divisor(self, view: str, what: str) -> CountReduction | None:  # noqa: ARG002 - for subclasses
-        """What turns the number of `what`, one of `COUNTS`, in a view into the divisor of its means; None leaves it."""
-        return self.count
-
-    def view_weight(self, rows: Tensor, view: str) -> Tensor:  # noqa: ARG002 - for subclasses
-        """Weight of a view in the overall loss: the share of rows `(batch,)` bool that take part in it."""
-        return rows.float().mean()
-
-    def terms(
-        self,
-        targets: MomentTargets,
-        outputs: Mapping[str, Any],
-        negative_mask: Tensor | None = None,
-        view: str = "",
-        negative_weights: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Every unweighted term of one view.
-
-        Args:
-            outputs: The fields of `BMDetrMomentRetrievalOutput`, those of Eq. 4-6 only where the model is
-                background-aware and negatives were given.
-            negative_mask: `(batch, negatives)` bool, negatives that are present.
-            view: One of `VIEWS`.
-            negative_weights: `(batch, negatives)`, how much each negative counts; fully when left out.
-        """
-        cfg, rows = self.config, targets.rows
-        count, moment_count = self.divisor(view, "rows"), self.divisor(view, "moments")
-        spans, labels = outputs["pred_spans"], targets.spans_cxw
-        matched = self.match(outputs["logits"], spans, labels)
-        losses = {
-            "loss_cls": class_loss(outputs["logits"], matched, cfg.no_object_weight, rows, count),
-            "loss_l1": l1_loss(spans, labels, matched, moment_count),
-            "loss_iou": giou_loss(spans, labels, matched, moment_count),
-            "loss_margin": frame_margin_loss(outputs["saliency_scores"], targets.margin_pairs, cfg.margin, rows, count),
-            "loss_semantic": self.alignment(outputs["video_embeds"], outputs["text_embeds"], rows, view),
-        }
-        if "frame_probabilities" in outputs:
-            for name, p in (("loss_prob", "frame_probabilities"), ("loss_prob_positive", "positive_probabilities")):
-                losses[name] = frame_probability_loss(outputs[p], targets.foreground, targets.video_mask, rows, count)
-        if negative_mask is not None and targets.negative_foreground is not None:
-            losses["loss_prob_negative"] = frame_probability_loss(
-                outputs["negative_probabilities"].flatten(0, 1),
-                targets.negative_foreground.flatten(0, 1),
-                targets.video_mask[:, None].expand_as(targets.negative_foreground).flatten(0, 1),
-                (negative_mask & rows[:, None]).flatten(),
-                self.divisor(view, "negatives"),
-                weights=None if negative_weights is None else negative_weights.flatten(),
-            )
-        return losses
-
-    def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor, view: str = "") -> Tensor:
-        """Eq. 17 within this process's batch."""
-        cfg, count = self.config, self.divisor(view, "rows")
-        return semantic_alignment_loss(
-            video_embeds, text_embeds, cfg.temperature, cfg.alignment_denominator, rows, count=count
-        )
-
-    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
-        """The overall loss (3.5) of one view."""
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+    def weighted_sum(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss of one view from its terms."""
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

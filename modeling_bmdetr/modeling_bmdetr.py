@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bmdetr import BMDetrConfig
-from .input_checks_bmdetr import check_labels, check_model_inputs, check_no_stray_tensors
+from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import (
     BMDetrAttention,
     BMDetrDecoderCrossAttention,
@@ -39,7 +39,7 @@ from .layers_bmdetr import (
     masked_softmax,
     video_positions,
 )
-from .loss_bmdetr import VIEWS, BMDetrLoss, MomentTargets
+from .loss_bmdetr import BMDetrLoss, MomentTargets
 from .ranking_bmdetr import NARROWEST, BMDetrClipProposals, BMDetrPresenceHead, BMDetrQualityHead
 from .saving_bmdetr import SharingMixin
 
@@ -66,7 +66,7 @@ class BMDetrModelOutput(ModelOutput):
         negative_probabilities: `(batch, negatives, video_len)`, P(f|Q-) of Eq. 4, 0 for absent negatives. None
             without negatives.
         shifted: The same outputs for the temporally shifted view, when a frame order was given.
-        negative: The same outputs for the negative queries, `(negatives x batch, ...)`, in training with
+        negative: The same outputs for the negative queries, `(negatives x batch, ...)`, with
             `answer_negatives`; their `positive_probabilities` are P(f|Q-).
         encoder_hidden_states, encoder_attentions, decoder_hidden_states, decoder_attentions, cross_attentions: One
             tensor a layer, when asked for by `output_hidden_states` (what enters the first layer comes before) and
@@ -193,7 +193,7 @@ class BMDetrPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def mark_for_xavier(self) -> None:
-        """Marks the matrices below this module, since the library initialises leaf modules one by one."""
+        """Tags the matrices below this module for `_init_weights`, which sees single layers, not where they stand."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and not hasattr(module, "xavier_gain"):
                 module.xavier_gain = 1.0  # type: ignore[assignment]
@@ -458,7 +458,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         # What the decoder answers: the query in every view and, where they are answered too, the negative queries.
         read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
         read, read_mask = read.flatten(0, 1), mask[0].flatten(0, 1)
-        answers_negatives = self.training and cfg.answer_negatives and queries > 1
+        answers_negatives = cfg.answer_negatives and queries > 1
         if answers_negatives:
             read = torch.cat((read, memory[1:, 0].flatten(0, 1)))
             read_mask = torch.cat((read_mask, mask[1:, 0].flatten(0, 1)))
@@ -491,11 +491,10 @@ class BMDetrModel(BMDetrPreTrainedModel):
         output.shifted = view_outputs[1] if views > 1 else None
         if answers_negatives:
             output.negative = BMDetrModelOutput(
-                **{name: value[views * batch :] for name, value in answers.items()},
+                **{"anchors": output.anchors, **{name: value[views * batch :] for name, value in answers.items()}},
                 encoder_last_hidden_state=memory[1:, 0].flatten(0, 1),
                 positive_probabilities=None if self.frame_query_matcher is None else matched[1:, 0].flatten(0, 1),
             )
-            output.negative.setdefault("anchors", output.anchors)
         for source, name in ((encoded, "encoder"), (decoded, "decoder")):
             for kind in ("hidden_states", "attentions"):
                 if (layers := source.get(kind)) is not None:
@@ -622,7 +621,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         self.saliency_head = nn.Linear(d, 1)
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
-        self.criterion = BMDetrLoss(config)
+        self.criterion = BMDetrLoss(config)  # called by `forward` with labels, and by the Trainer
         self.post_init()
 
     @can_return_tuple
@@ -667,31 +666,23 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         result = self.predict(output, video_mask, text_mask)
         if output.shifted is not None:
             result.shifted = self.predict(output.shifted, video_mask, text_mask)
+        if output.negative is not None and negative_text_mask is not None:
+            answer = self.answer(output.negative, video_mask.repeat(negative_text_mask.shape[1], 1))
+            proposals = {name: output.negative.get(name) for name in ("proposed_spans", "proposal_logits")}
+            result.negative = BMDetrMomentRetrievalOutput(**answer, **proposals)
         if labels is not None:
-            if result.negative_probabilities is None:
-                negative_text_mask = negative_labels = None
-            check_labels(
-                self.config,
-                labels,
-                video_mask,
-                shifted_frame_order,
-                shifted_labels,
-                negative_labels,
-                saliency_labels,
-                num_negatives=0 if negative_text_mask is None else negative_text_mask.shape[1],
-            )
-            loss, loss_dict = self.compute_loss(
-                result,
-                video_mask,
-                negative_text_mask,
-                labels,
-                shifted_frame_order,
-                shifted_labels,
-                negative_labels,
-                saliency_labels,
-                negative_weights,
-            )
-            # Made anew, since a tuple of the outputs keeps the order in which they were set: the loss comes first.
+            inputs = {
+                "video_mask": video_mask,
+                "negative_text_mask": negative_text_mask,
+                "shifted_frame_order": shifted_frame_order,
+                "labels": labels,
+                "shifted_labels": shifted_labels,
+                "negative_labels": negative_labels,
+                "saliency_labels": saliency_labels,
+                "negative_weights": negative_weights,
+            }
+            loss, loss_dict = self.criterion(result, MomentTargets.from_inputs(self.config, inputs))
+            # Rebuilt so that `loss` comes first in `to_tuple()`.
             result = BMDetrMomentRetrievalOutput(loss=loss, loss_dict=loss_dict, **result)
         return result
 
@@ -701,14 +692,14 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         attended = output["attended_hidden_state"]
         frames, words = attended[:, :video_len], attended[:, video_len : video_len + text_mask.shape[1]]
         return BMDetrMomentRetrievalOutput(
-            **self.answer(output, video_mask, text_mask),
+            **self.answer(output, video_mask),
             saliency_scores=self.saliency_head(frames).squeeze(-1).masked_fill(~video_mask.bool(), 0.0),
             video_embeds=self.video_pooling(frames, video_mask),
             text_embeds=self.text_pooling(words, text_mask),
             **{name: output.get(name) for name in _SHARED_FIELDS},
         )
 
-    def answer(self, output: BMDetrModelOutput, video_mask: Tensor, text_mask: Tensor) -> dict[str, Any]:
+    def answer(self, output: BMDetrModelOutput, video_mask: Tensor) -> dict[str, Any]:
         """Spans with their class, quality and score, after every layer that has some, and presence."""
         memory, probabilities = output["encoder_last_hidden_state"], output.get("positive_probabilities")
         frames = memory[:, : video_mask.shape[1]]
@@ -728,44 +719,12 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             layers.append({"logits": logits, "pred_spans": layer_spans, "quality_logits": quality})
         answer: dict[str, Any] = {**layers[-1], "scores": span_scores(**layers[-1], score=self.config.score)}
         if self.presence_head is not None:
-            mask = torch.cat((video_mask, text_mask), dim=1)
-            answer["presence_logits"] = self.presence_head(states[:, -1], memory, mask, probabilities, frames.shape[1])
+            foreground, background = layers[-1]["logits"].float().unbind(dim=-1)
+            sure = foreground - background if layers[-1]["quality_logits"] is None else layers[-1]["quality_logits"]
+            answer["presence_logits"] = self.presence_head(sure, spans[:, -1], probabilities, video_mask)
         if len(layers) > 1:
             answer["layers"] = tuple(BMDetrMomentRetrievalOutput(**layer) for layer in layers[:-1])
         return answer
-
-    def compute_loss(
-        self,
-        result: BMDetrMomentRetrievalOutput,
-        video_mask: Tensor,
-        negative_text_mask: Tensor | None,
-        labels: Tensor,
-        shifted_frame_order: Tensor | None = None,
-        shifted_labels: Tensor | None = None,
-        negative_labels: Tensor | None = None,
-        saliency_labels: Tensor | None = None,
-        negative_weights: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The overall loss, a mean over the rows of every view, and every term of every view."""
-        every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        targets = [MomentTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)]
-        if shifted_frame_order is not None and shifted_labels is not None:
-            shifted = MomentTargets.from_labels(shifted_labels, video_mask)
-            if targets[0].negative_foreground is not None:  # the clips of the negatives' moments moved as well
-                order = shifted_frame_order[:, None].expand_as(targets[0].negative_foreground)
-                shifted.negative_foreground = targets[0].negative_foreground.gather(2, order)
-            targets.append(shifted)
-
-        negative_mask = None if negative_text_mask is None else negative_text_mask.any(dim=-1)
-        views, weights, loss_dict = (result, result.shifted), [], {}
-        total = torch.zeros((), device=labels.device)
-        for prefix, view, target in zip(VIEWS, views, targets, strict=False):
-            assert view is not None  # there are as many targets as views
-            terms = self.criterion.terms(target, view, negative_mask, prefix, negative_weights)
-            weights.append(self.criterion.view_weight(target.rows, prefix))
-            total = total + weights[-1] * self.criterion.weighted_sum(terms)
-            loss_dict.update({prefix + name: term.detach() for name, term in terms.items()})
-        return total / torch.stack(weights).sum(), loss_dict
 
 
 _SHARED_FIELDS = (

@@ -105,43 +105,44 @@ class BMDetrQualityHead(nn.Module):
 class BMDetrPresenceHead(nn.Module):
     """Predicts whether the video shows what the query says at all.
 
-    It sees the query's words after they attended to the video, the clips weighted by P(f|Q+), the best decoder state of
-    every feature, and the largest and the mean P(f|Q+).
+    It sees a few numbers only, how sure the model is of its best spans and clips: a head on hidden states remembers the
+    sentences of training, and tells absent ones apart less well (docs/ablations.md).
     """
+
+    WIDTH = 32
 
     def __init__(self, config: BMDetrConfig):
         super().__init__()
-        d = config.hidden_size
-        self.mlp = BMDetrMLP(3 * d + (2 if config.background_aware else 0), d, 1)
+        self.mlp = BMDetrMLP(6 if config.background_aware else 2, self.WIDTH, 1)
 
     def forward(
-        self, states: Tensor, memory: Tensor, mask: Tensor, probabilities: Tensor | None, video_len: int
+        self, span_logits: Tensor, spans_cxw: Tensor, probabilities: Tensor | None, video_mask: Tensor
     ) -> Tensor:
         """Logits of presence.
 
         Args:
-            states: `(rows, queries, hidden)`, decoder output.
-            memory: `(rows, video_len + text_len, hidden)`, X+.
-            mask: `(rows, video_len + text_len)`.
+            span_logits: `(rows, queries)`, of the quality of the spans, or of their class.
+            spans_cxw: `(rows, queries, 2)`; taken as given, without gradient.
             probabilities: `(rows, video_len)`, P(f|Q+), 0 on padding; None when not background-aware.
+            video_mask: `(rows, video_len)`.
 
         Returns:
             `(rows,)` float32.
         """
-        real = mask[:, :video_len].to(memory.dtype)
-        weights = real if probabilities is None else probabilities.to(memory.dtype)
-        evidence = [_mean(memory[:, video_len:], mask[:, video_len:]), _mean(memory[:, :video_len], weights)]
-        evidence.append(states.amax(dim=1))
+        span_logits = span_logits.float()
+        evidence = [span_logits.amax(dim=1), span_logits.logsumexp(dim=1)]
         if probabilities is not None:
-            mean = weights.sum(dim=1) / real.sum(dim=1).clamp(min=1)
-            evidence.append(torch.stack((weights.amax(dim=1), mean), dim=-1))
-        return self.mlp(torch.cat(evidence, dim=-1)).squeeze(-1).float()
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over the length: `(rows, length, hidden)` and `(rows, length)` to `(rows, hidden)`."""
-    weights = weights.to(values.dtype)[..., None]
-    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-3)
+            probabilities, mask = probabilities.float(), video_mask.float()
+            logits = torch.logit(probabilities, eps=1e-4) / 3  # to the order of one
+            shares = clip_shares(spans_cxw_to_se(spans_cxw.detach().float()).clamp(0, 1), video_mask)
+            evidence += [
+                logits.masked_fill(~video_mask.bool(), -torch.inf).amax(dim=1),
+                logits.masked_fill(~video_mask.bool(), -torch.inf).logsumexp(dim=1) - mask.sum(dim=1).log(),
+                probabilities.sum(dim=1) / mask.sum(dim=1),
+                expected_overlap(shares, probabilities).amax(dim=1),
+            ]
+        weight = self.mlp[0].weight
+        return self.mlp(torch.stack(evidence, dim=-1).to(weight.dtype)).squeeze(-1).float()
 
 
 class BMDetrClipProposals(nn.Module):

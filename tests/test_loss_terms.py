@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from loss_by_hand import (
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.loss_bmdetr import BMDetrLoss, MomentTargets
+from modeling_bmdetr.loss_bmdetr import COUNTS, BMDetrLoss, ViewTargets
 from modeling_bmdetr.modeling_bmdetr import joint_probability
 from modeling_bmdetr.spans_bmdetr import IGNORE
 
@@ -34,12 +33,12 @@ seeds = st.integers(0, 10_000)
 
 
 def losses_of(
-    outputs: dict[str, Tensor], labels: Tensor, mask: Tensor, rows: Tensor | None, count=None, config=None, **targets
+    outputs: dict[str, Tensor], labels: Tensor, mask: Tensor, rows: Tensor | None, counts=None, config=None, **targets
 ):
     negatives = outputs.get("negative_probabilities")
     negative_mask = None if negatives is None else targets.pop("negative_mask")
-    target = MomentTargets.from_labels(labels, mask, rows=rows, **targets)
-    return BMDetrLoss(config or BMDetrConfig(), count).terms(target, outputs, negative_mask)
+    target = ViewTargets.from_labels(labels, mask, rows=rows, **targets)
+    return BMDetrLoss(config or BMDetrConfig()).view_terms(outputs, target, negative_mask, counts=counts)
 
 
 def random_outputs(seed: int, batch: int = 4, clips: int = 8, negatives: int = 2) -> dict[str, Tensor]:
@@ -129,26 +128,17 @@ def test_mean_counts_over_processes_make_the_mean_over_the_whole_batch():
     labels[0, 0], labels[1], labels[2, 0] = torch.tensor([0.5, 0.4]), IGNORE, torch.tensor([0.3, 0.2])
     present = torch.tensor([[True], [True], [True], [False]])
 
-    def part(rows: slice, count=None) -> dict[str, Tensor]:
+    def part(rows: slice, counts=None) -> dict[str, Tensor]:
         chosen = {name: value[rows] for name, value in outputs.items()}
         return losses_of(
-            chosen, labels[rows], mask[rows], None, count,
+            chosen, labels[rows], mask[rows], None, counts,
             negative_labels_cxw=labels[rows, None], negative_mask=present[rows],
         )  # fmt: skip
 
-    counts: list[list[Tensor]] = [[], []]
-
-    def recorded(number: Tensor, counts: list[Tensor]) -> Tensor:
-        counts.append(number)
-        return number
-
-    for half, into in zip((slice(0, 2), slice(2, 4)), counts, strict=True):
-        part(half, count=partial(recorded, counts=into))
-    means = [(a + b) / 2 for a, b in zip(*counts, strict=True)]
-    halves = []
-    for half in (slice(0, 2), slice(2, 4)):
-        reduced = iter(means)
-        halves.append(part(half, count=lambda number, reduced=reduced: next(reduced)))
+    has = labels[..., 0] != IGNORE
+    numbers = (has.any(dim=1).sum(), has.sum(), (present[:, 0] & has.any(dim=1)).sum())
+    counts = {name: number / 2 for name, number in zip(COUNTS, numbers, strict=True)}
+    halves = [part(half, counts) for half in (slice(0, 2), slice(2, 4))]
     whole = part(slice(0, 4))
     for name in whole:
         if name != "loss_semantic":  # contrasts within a process; over all of them with the texts gathered

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from released_case import FIXTURE, OUTPUTS, ReleasedCase
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.loss_bmdetr import MomentTargets
+from modeling_bmdetr.loss_bmdetr import ViewTargets
 from modeling_bmdetr.released.conversion import convert_released_checkpoint
 from modeling_bmdetr.released.names import RELEASED_LOSSES, released_layout
 
@@ -138,9 +138,9 @@ def test_rows_of_other_lengths_in_a_batch(case, model, row):
     assert_outputs(case, {name: outputs.shifted[name][1:2] for name in OUTPUTS.values()}, "shifted", rows)
 
 
-def released_targets(case: ReleasedCase, prefix: str, video_mask: torch.Tensor) -> MomentTargets:
+def released_targets(case: ReleasedCase, prefix: str, video_mask: torch.Tensor) -> ViewTargets:
     """Targets as the released data set made them: its foreground clips, and its two drawn pairs of clips a row."""
-    targets = MomentTargets.from_labels(case.labels(prefix), video_mask)
+    targets = ViewTargets.from_labels(case.labels(prefix), video_mask)
     labels = case.tensors[f"{prefix}match_labels"].bool()
     targets.foreground = F.pad(labels, (0, video_mask.shape[1] - labels.shape[1]))
     positive, negative = case.tensors[f"{prefix}saliency_pos"], case.tensors[f"{prefix}saliency_neg"]
@@ -156,7 +156,7 @@ def loss_of_views(case: ReleasedCase, model, inputs) -> tuple[torch.Tensor, dict
     outputs = model(**inputs)
     total, terms = torch.zeros(()), {}
     for prefix, view in (("", outputs), ("shifted_", outputs.shifted)):
-        own = model.criterion.terms(released_targets(case, prefix, inputs["video_mask"]), view)
+        own = model.criterion.view_terms(view, released_targets(case, prefix, inputs["video_mask"]))
         terms |= {f"{prefix}loss.{name}": own[mine] * unit for name, (mine, unit) in RELEASED_LOSSES.items()}
         total = total + model.criterion.weighted_sum(own) / 2
     return total, terms

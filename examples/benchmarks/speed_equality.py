@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from speed_sides import ENCODERS, OwnSide, ReleasedSide
 
-from modeling_bmdetr.loss_bmdetr import MomentTargets
+from modeling_bmdetr.loss_bmdetr import ViewTargets
 from modeling_bmdetr.released import convert_released_checkpoint
 from modeling_bmdetr.released.names import RELEASED_LOSSES, RELEASED_OUTPUTS, released_layout
 
@@ -64,7 +64,7 @@ def compare_batch(released: ReleasedSide, model: Any) -> dict[str, float]:
             [outputs, *(float((view[a] - own_view[b]).detach().abs().max()) for a, b in RELEASED_OUTPUTS.items())]
         )
         labels = torch.stack([row["spans"] for row in target["span_labels"]])
-        own_targets = MomentTargets.from_labels(labels, inputs["src_vid_mask"])
+        own_targets = ViewTargets.from_labels(labels, inputs["src_vid_mask"])
         if prefix:
             own_targets.foreground = target["match_labels"].bool()
         own_targets.margin_pairs = torch.zeros_like(own_targets.margin_pairs)
@@ -72,7 +72,7 @@ def compare_batch(released: ReleasedSide, model: Any) -> dict[str, float]:
         for row, (foreground, background) in enumerate(pairs):
             for fore, back in zip(foreground, background, strict=True):
                 own_targets.margin_pairs[row, fore, back] += 1 / len(foreground)
-        own_terms = model.criterion.terms(own_targets, own_view)
+        own_terms = model.criterion.view_terms(own_view, own_targets)
         for name, (mine, unit) in RELEASED_LOSSES.items():
             difference = (own_terms[mine] * unit - terms[name]).abs() / terms[name].abs()
             losses = max(losses, float(difference.detach()))

@@ -94,14 +94,14 @@ class OwnSide:
             train_rows=self.rows,
             processor=BMDetrProcessor(contract, prediction_format="released"),
         )
-        self.collator = self.trainer.collator(self.rows, training=True)
+        self.examples = self.trainer.dataset(self.rows, training=True)
         self.items = [(0, index) for index in rows_of_batch(self.rows, options.batch_size)]
         self.batch = self._make_batch()
         self.optimizer = self.trainer.create_optimizer()
         self.predictions: list[dict[str, Any]] = []
 
     def _make_batch(self) -> dict[str, Tensor]:
-        batch = self.collator(self.items)
+        batch = self.trainer.data_collator([self.examples[item] for item in self.items])
         return {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
 
     def prepare(self) -> None:

@@ -6,7 +6,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .batches.collator import MomentRetrievalCollator as MomentRetrievalCollator
-    from .batches.collator import MomentRetrievalDataset as MomentRetrievalDataset
+    from .batches.examples import MomentRetrievalDataset as MomentRetrievalDataset
     from .batches.negative_sampling import NegativeSampler as NegativeSampler
     from .batches.negatives import NegativeMiningReport as NegativeMiningReport
     from .batches.negatives import mine_negative_queries as mine_negative_queries
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        ".batches.collator": ["MomentRetrievalCollator", "MomentRetrievalDataset"],
+        ".batches.collator": ["MomentRetrievalCollator"],
+        ".batches.examples": ["MomentRetrievalDataset"],
         ".batches.negative_sampling": ["NegativeSampler"],
         ".batches.negatives": ["NegativeMiningReport", "mine_negative_queries"],
         ".batches.sampler": ["UniqueVideoBatchSampler"],

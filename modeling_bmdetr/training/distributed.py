@@ -9,8 +9,7 @@ Semantic alignment (Eq. 17) compares a video with the queries of its batch. Acro
 their gradients; accumulated batches stay apart, since they do not exist at the same time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,30 +17,34 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..configuration_bmdetr import BMDetrConfig
-from ..loss_bmdetr import COUNTS, VIEWS, BMDetrLoss, CountReduction, semantic_alignment_loss
+from ..loss_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets
 from ..spans_bmdetr import has_moment
 
 
 def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
-    """What the loss terms of a batch are means over: `(views, counts)` in the order of `VIEWS` and `COUNTS`.
+    """Rows, moments and negatives per view, the divisors of the losses: `(views, counts)` in the order of `VIEWS` and
+    `COUNTS`.
 
     Args:
         batch: Labels and masks as [`MomentRetrievalCollator`] makes them.
         num_queries: Spans that the model predicts; no more moments than that are matched in a row.
     """
-    labels = batch["labels"]
     counts = torch.zeros(len(VIEWS), len(COUNTS))
-    view_rows = [torch.ones(len(labels), dtype=torch.bool, device=labels.device)]
+    negatives = batch["negative_text_mask"].any(dim=-1) if "negative_text_mask" in batch else None
+    views = {VIEWS[0]: (batch["labels"], None)}  # labels, and rows that take part: all, or those with a moment
     if "shifted_labels" in batch:
-        view_rows.append(has_moment(batch["shifted_labels"]).any(dim=1))
-    for view, rows in enumerate(view_rows):
-        moments = has_moment(batch["shifted_labels"] if view else labels).sum(dim=1).clamp(max=num_queries)
-        counts[view, COUNTS.index("rows")] = rows.sum()
-        counts[view, COUNTS.index("moments")] = moments.sum()
-        if "negative_text_mask" in batch:
-            negatives = batch["negative_text_mask"].any(dim=-1) & rows[:, None]
-            counts[view, COUNTS.index("negatives")] = negatives.sum()
+        views[VIEWS[1]] = (batch["shifted_labels"], has_moment(batch["shifted_labels"]).any(dim=1))
+    if negatives is not None and "negative_labels" in batch:
+        views[VIEWS[2]] = (batch["negative_labels"].flatten(0, 1), negatives.flatten())
+    for prefix, (labels, given) in views.items():
+        rows = torch.ones(len(labels), dtype=torch.bool, device=labels.device) if given is None else given
+        moments = has_moment(labels)
+        number = counts[VIEWS.index(prefix)]
+        number[COUNTS.index("rows")] = rows.sum()
+        number[COUNTS.index("present")] = moments.any(dim=1).sum()
+        number[COUNTS.index("moments")] = moments.sum(dim=1).clamp(max=num_queries).sum()
+        if negatives is not None and prefix != VIEWS[2]:
+            number[COUNTS.index("negatives")] = (negatives & rows[:, None]).sum()
     return counts
 
 
@@ -59,58 +62,17 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class GlobalBatchLoss(BMDetrLoss):
-    """[`BMDetrLoss`] of a batch as its part of the loss of the global batch.
-
-    Outside `over`, in evaluation for one, it is the loss of the batch itself and talks to no other process.
-
-    Args:
-        config: The model's configuration.
-        gather_alignment: Whether Eq. 17 sees the queries of all processes.
-    """
-
-    def __init__(self, config: BMDetrConfig, gather_alignment: bool = True):
-        super().__init__(config)
-        self.gather_alignment = gather_alignment
-        self._counts: Tensor | None = None
-
-    @contextmanager
-    def over(self, counts: Tensor | None) -> Iterator[None]:
-        """Losses computed inside are parts of the loss over `mean_counts`; None changes nothing."""
-        self._counts = counts
-        try:
-            yield
-        finally:
-            self._counts = None
-
-    def divisor(self, view: str, what: str) -> CountReduction | None:
-        if self._counts is None:
-            return super().divisor(view, what)
-        count = self._counts[VIEWS.index(view), COUNTS.index(what)]
-        return lambda number: count.to(number.dtype)
-
-    def view_weight(self, rows: Tensor, view: str) -> Tensor:
-        if self._counts is None:
-            return super().view_weight(rows, view)
-        numbers = self._counts[:, COUNTS.index("rows")]
-        return numbers[VIEWS.index(view)] / numbers[0]
-
-    def alignment(self, video_embeds: Tensor, text_embeds: Tensor, rows: Tensor, view: str = "") -> Tensor:
-        cfg = self.config
-        together = self._counts is not None and self.gather_alignment and num_processes() > 1
-        if not together or not cfg.alignment_loss_weight:
-            return super().alignment(video_embeds, text_embeds, rows, view)
-        sizes = gather_sizes(rows)
-        return semantic_alignment_loss(
-            video_embeds,
-            gather_rows(text_embeds, sizes),
-            cfg.temperature,
-            cfg.alignment_denominator,
-            rows,
-            columns=gather_rows(rows.to(torch.uint8), sizes).bool(),
-            offset=sum(sizes[: dist.get_rank()]),
-            count=self.divisor(view, "rows"),
-        )
+def gather_texts(outputs: Mapping[str, Any], targets: MomentTargets) -> None:
+    """Puts the queries of all processes, where there are several, into `targets`, for Eq. 17 of every view."""
+    if num_processes() == 1:
+        return
+    for prefix, view in targets.views.items():
+        if prefix == VIEWS[2]:
+            continue  # has no alignment
+        sizes = gather_sizes(view.present)
+        embeds = gather_rows((outputs["shifted"] if prefix else outputs)["text_embeds"], sizes)
+        rows = gather_rows(view.present.to(torch.uint8), sizes).bool()
+        view.texts = GatheredTexts(embeds, rows, offset=sum(sizes[: dist.get_rank()]))
 
 
 def gather_sizes(rows: Tensor) -> list[int]:

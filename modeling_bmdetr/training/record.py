@@ -3,12 +3,9 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import TrainerState
-
-if TYPE_CHECKING:
-    from . import BMDetrTrainer
+from transformers import Trainer, TrainerState
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "numpy")
 ARGUMENTS = (
@@ -18,17 +15,21 @@ ARGUMENTS = (
 )
 
 
-def training_record(trainer: "BMDetrTrainer", dataset: Mapping[str, str] | str | None = None) -> dict[str, Any]:
+def training_record(trainer: Trainer, dataset: Mapping[str, str] | str | None = None) -> dict[str, Any]:
     """A record of results for `write_model_card`: metrics of the weights as they are now, data, arguments, versions.
 
     Args:
         trainer: Its log holds the metrics, its rows and arguments the rest.
         dataset: Name of the data, or `name`, `id` and `split` of the evaluated rows.
     """
-    args, state = trainer.args, trainer.state
+    args: Any = trainer.args
+    state = trainer.state
     split, metrics = metrics_of_current_weights(state, bool(args.load_best_model_at_end))
     dataset = {"name": dataset} if isinstance(dataset, str) else dict(dataset or {})
-    rows = {"train": getattr(trainer.train_dataset, "rows", None), "eval": getattr(trainer.eval_dataset, "rows", None)}
+    evaluated: Any = trainer.eval_dataset
+    if isinstance(evaluated, Mapping):
+        evaluated = [row for part in evaluated.values() for row in part]
+    rows: dict[str, Any] = {"train": trainer.train_dataset, "eval": evaluated}
     training = {name: getattr(args, name) for name in ARGUMENTS}
     if not args.lr_drop_epochs:
         del training["lr_drop_epochs"], training["lr_drop_factor"]

@@ -1,44 +1,38 @@
 """BMDetrTrainer: transformers' Trainer on canonical rows and a feature store."""
 
-import json
 import math
-import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+from transformers.utils import logging
 
-from ..cards import write_model_card
 from ..configuration_bmdetr import BMDetrConfig
-from ..data.batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from ..contract_bmdetr import FeatureContract
+from ..data.batches.collator import MomentRetrievalCollator
+from ..data.batches.examples import MomentRetrievalDataset
 from ..data.batches.negative_sampling import NegativeSampler
 from ..data.batches.sampler import UniqueVideoBatchSampler
 from ..data.features.store import FeatureStore
 from ..evaluation import evaluate_submission
+from ..loss_bmdetr import MomentTargets
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor
-from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
-from .checkpoints import (
-    TRAINER_STATE,
-    last_checkpoint,
-    publish_checkpoint,
-    require_same_weights,
-    rotate_checkpoints,
-    unfinished_dir,
-)
-from .distributed import GlobalBatchLoss, mean_counts
-from .record import training_record
+from .distributed import gather_texts, mean_counts
+from .publishing import PublishingTrainer
+
+Rows = Sequence[Mapping[str, Any]]
+Criterion = Callable[[Any, MomentTargets, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
+# Entries of a batch for the trainer and for the loss.
+_NOT_THE_MODELS = ("row_index", "durations_s", "labels", "shifted_labels", "negative_labels", "saliency_labels")
 
 logger = logging.get_logger(__name__)
 
@@ -50,12 +44,7 @@ class UniqueVideoDataLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def no_collator(items: list[Any]) -> dict[str, Any]:
-    """Stands where the Trainer wants one collator for all data; each data set here has its own."""
-    raise TypeError(f"use BMDetrTrainer's data loaders, whose collators know the rows; received {len(items)} items")
-
-
-class BMDetrTrainer(Trainer):
+class BMDetrTrainer(PublishingTrainer):
     """Trains and evaluates [`BMDetrForMomentRetrieval`].
 
     Differences from [`Trainer`]: data sets are canonical rows whose features lie in a [`FeatureStore`]; no two
@@ -63,27 +52,39 @@ class BMDetrTrainer(Trainer):
     [`evaluate_submission`], any of which can select the best checkpoint.
 
     Args:
-        model: The model; its feature contract must fit the store.
+        model: The model; its feature contract must fit the store. None where `model_init` makes it.
         args: Training arguments.
-        train_rows, eval_rows: Canonical rows.
+        train_rows: Canonical rows.
+        eval_rows: Canonical rows, or a dict of several sets by name, whose metrics are logged as
+            `eval_NAME_MR-full-R1@0.7` and so on; the first set selects the best checkpoint unless
+            `metric_for_best_model` names another.
         store: Features of the rows' videos and queries.
         processor: Saved with every checkpoint; made from the model's contract when left out.
+        criterion: The loss, called as [`BMDetrLoss`] is; `model.criterion` when left out.
+        compute_metrics: Further metrics, called with an `EvalPrediction` of canonical predictions and the rows they
+            are for, in the same order; they are added to those of [`evaluate_submission`].
+        kwargs: `model_init`, `callbacks`, `optimizers` and whatever else [`Trainer`] takes.
     """
 
     args: BMDetrTrainingArguments
+    train_dataset: Any  # canonical rows
+    eval_dataset: Any  # canonical rows, or several sets of them by name
 
     def __init__(
         self,
-        model: BMDetrForMomentRetrieval,
+        model: BMDetrForMomentRetrieval | None,
         args: BMDetrTrainingArguments,
         *,
         store: FeatureStore,
-        train_rows: Sequence[Mapping[str, Any]] | None = None,
-        eval_rows: Sequence[Mapping[str, Any]] | None = None,
+        train_rows: Rows | None = None,
+        eval_rows: Rows | Mapping[str, Rows] | None = None,
         processor: BMDetrProcessor | None = None,
+        criterion: Criterion | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        for rows in (train_rows, eval_rows):
+        eval_rows = dict(eval_rows) if isinstance(eval_rows, Mapping) else eval_rows
+        for rows in (train_rows, *(eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows])):
             if rows is not None:
                 store.require(rows)
         if unlabelled := [row["qid"] for row in train_rows or () if not row.get("relevant_windows")]:
@@ -91,94 +92,110 @@ class BMDetrTrainer(Trainer):
                 f"{len(unlabelled)} of {len(train_rows or ())} training rows have no `relevant_windows`, such as qid "
                 f"{unlabelled[:3]}: leave rows without moments out of `train_rows`"
             )
-        self.store = store
-        self.config: BMDetrConfig = model.config
-        self.contract = model.config.feature_contract
-        self.criterion = GlobalBatchLoss(model.config, args.gather_alignment)
-        # Not the Trainer's `processing_class`, which must have a tokenizer.
-        self.processor = processor or BMDetrProcessor(self.contract)
+        self.store, self.criterion, self.users_metrics = store, criterion, compute_metrics
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._term_steps = 0
-        self._writes_checkpoint = False
-        # Of the whole model: wrapped for several processes it may show this one's share.
-        self._shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
         if args.n_gpu > 1:
             logger.warning(
                 f"one of {args.n_gpu} accelerators is used: start one process on each with `accelerate launch`"
             )
             args._n_gpu = 1  # else the Trainer would split every batch with DataParallel
+        metric = args.metric_for_best_model
+        if isinstance(eval_rows, dict) and eval_rows and metric and not _names_a_set(metric, eval_rows):
+            args.metric_for_best_model = f"{next(iter(eval_rows))}_{metric.removeprefix('eval_')}"
+            logger.info(f"the best checkpoint is selected by {args.metric_for_best_model}")
         super().__init__(
             model=model,
             args=args,
-            train_dataset=None if train_rows is None else MomentRetrievalDataset(train_rows),
-            eval_dataset=None if eval_rows is None else MomentRetrievalDataset(eval_rows),
-            data_collator=no_collator,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            data_collator=MomentRetrievalCollator(),
             compute_metrics=self.moment_metrics,
             **kwargs,
         )
+        # Not the Trainer's `processing_class`, which must have a tokenizer.
+        self.processor = processor or BMDetrProcessor(self.contract)
         # The Trainer sets this switch of language models; saved, it would be an unknown field of our configuration.
         self.config.__dict__.pop("use_cache", None)
 
+    @property
+    def config(self) -> BMDetrConfig:
+        """The configuration of the model that is trained now; `model_init` may make several."""
+        return self.accelerator.unwrap_model(self.model).config
+
+    @property
+    def contract(self) -> FeatureContract:
+        """The model's feature contract."""
+        return self.config.feature_contract
+
     # Data
 
-    def collator(self, rows: Sequence[Mapping[str, Any]], training: bool) -> MomentRetrievalCollator:
-        """The collator of a data set: negatives and shifted views in training, neither in evaluation."""
-        args = self.args
+    def dataset(self, rows: Rows, training: bool) -> MomentRetrievalDataset:
+        """The examples of rows: with negatives and shifted views in training, with neither in evaluation."""
+        args, config = self.args, self.config
         negatives = None
-        if (training or args.evaluate_with_negatives) and self.config.background_aware:
+        if (training or args.evaluate_with_negatives) and config.background_aware:
             strategy = args.negative_sampling
             negatives = None if strategy == "none" else NegativeSampler(rows, strategy)  # type: ignore[arg-type]
-        return MomentRetrievalCollator(
+        return MomentRetrievalDataset(
             rows,
             self.store,
-            self.contract,
+            config.feature_contract,
             negatives=negatives,
             num_negatives=args.num_negatives,
             temporal_shifting=training and args.temporal_shifting,
             shifting_limit_s=args.shifting_limit_s,
-            max_moments=self.config.num_queries,
+            max_moments=config.num_queries,
             seed=self.data_seed,
             with_labels=all(row.get("relevant_windows") for row in rows),
         )
 
     @property
     def data_seed(self) -> int:
-        """Seed of the batches and of everything the collator draws."""
+        """Seed of the batches and of everything that is drawn for an example."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def train_sampler(self) -> UniqueVideoBatchSampler:
         """This process's batches of the training rows."""
-        if not isinstance(self.train_dataset, MomentRetrievalDataset):
+        if self.train_dataset is None:
             raise ValueError("training needs `train_rows`")
         return UniqueVideoBatchSampler(
-            [row["vid"] for row in self.train_dataset.rows],
+            [row["vid"] for row in self.train_dataset],
             self.args.per_device_train_batch_size,
             seed=self.data_seed,
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
         )
 
+    def batches_per_epoch(self) -> int:
+        return len(self.train_sampler())
+
     def get_train_dataloader(self) -> DataLoader:
         sampler = self.train_sampler()
         # The sampler yields this process's share, so Accelerate must not divide it again.
-        return self._loader(UniqueVideoDataLoader, self.train_dataset, training=True, batch_sampler=sampler)
+        return self._loader(UniqueVideoDataLoader, self.dataset(self.train_dataset, True), batch_sampler=sampler)
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(dataset, MomentRetrievalDataset):
-            raise ValueError(f"evaluation needs `eval_rows` or a MomentRetrievalDataset, received {type(dataset)}")
-        return self.accelerator.prepare(
-            self._loader(DataLoader, dataset, training=False, batch_size=self.args.eval_batch_size)
-        )
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of rows, of the evaluation set of this name, of a [`MomentRetrievalDataset`], or of `eval_rows`."""
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(given, str) and isinstance(self.eval_dataset, dict):
+            given = self.eval_dataset.get(given)
+        if given is None or isinstance(given, str | dict):
+            raise ValueError(
+                "evaluation needs `eval_rows`, rows, or the name of one of several sets of `eval_rows`, received "
+                f"{eval_dataset if isinstance(eval_dataset, str) else type(given).__name__}"
+            )
+        dataset = given if isinstance(given, MomentRetrievalDataset) else self.dataset(given, training=False)
+        return self.accelerator.prepare(self._loader(DataLoader, dataset, batch_size=self.args.eval_batch_size))
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
 
-    def _loader(self, loader: type[DataLoader], dataset: Any, training: bool, **kwargs: Any) -> DataLoader:
+    def _loader(self, loader: type[DataLoader], dataset: MomentRetrievalDataset, **kwargs: Any) -> DataLoader:
         workers = self.args.dataloader_num_workers
         return loader(
             dataset,
-            collate_fn=self.collator(dataset.rows, training),
+            collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
@@ -189,9 +206,13 @@ class BMDetrTrainer(Trainer):
     # Loss and schedule
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The batches of an update, and what its losses are means over (`mean_counts`)."""
+        """The batches of an update, and the divisors of its losses (`mean_counts`)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, mean_counts(batches, self.config.num_queries, device) if batches else None
+
+    def forward(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The model's outputs for a batch, without a loss."""
+        return model(**{name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS})
 
     def compute_loss(
         self,
@@ -201,15 +222,18 @@ class BMDetrTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a batch; in training as its part of the global batch, whose counts `get_batch_samples` made."""
-        inputs = {name: value for name, value in inputs.items() if name not in ("row_index", "durations_s")}
+        outputs = self.forward(model, inputs)
+        targets = MomentTargets.from_inputs(self.config, inputs)
         counts = num_items_in_batch if model.training and isinstance(num_items_in_batch, Tensor) else None
-        with self.criterion.over(counts):
-            outputs = model(**inputs)
+        if counts is not None and self.args.gather_alignment and self.config.alignment_loss_weight:
+            gather_texts(outputs, targets)
+        criterion = self.criterion or self.accelerator.unwrap_model(self.model).criterion
+        loss, terms = criterion(outputs, targets, counts)
         if model.training:
-            for name, term in outputs["loss_dict"].items():
+            for name, term in terms.items():
                 self._term_sums[name] = self._term_sums[name].to(term.device) + term
             self._term_steps += 1
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss term since the last log to the training loss."""
@@ -230,147 +254,6 @@ class BMDetrTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    # Checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
-
-        Raises:
-            ValueError: it is True and `output_dir` has no such checkpoint.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"'{self.args.output_dir}' holds no whole checkpoint to go on from")
-        self.accelerator.unwrap_model(self.model).criterion = self.criterion
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _init_training_state(
-        self, max_steps: int, num_updates: int, num_epochs: int, checkpoint: str | None, trial: Any
-    ) -> tuple[int, int]:
-        """Where a run starts or goes on: (epochs, batches of the next) that are done.
-
-        Raises:
-            ValueError: an epoch of the checkpoint had another number of batches.
-        """
-        done = super()._init_training_state(max_steps, num_updates, num_epochs, checkpoint, trial)
-        if checkpoint is None:
-            return done
-        state, per_epoch = self.state, len(self.train_sampler())
-        state.compute_steps(self.args, max_steps)  # of logging, evaluation and saving, which may be others now
-        batches = round((state.epoch or 0) * per_epoch)
-        updates = batches // per_epoch * num_updates
-        updates += math.ceil(batches % per_epoch / self.args.gradient_accumulation_steps)
-        if updates != state.global_step or not math.isclose(batches, (state.epoch or 0) * per_epoch, abs_tol=1e-3):
-            raise ValueError(
-                f"'{checkpoint}' was made with another number of batches an epoch than {per_epoch}: go on with the "
-                "rows, batch size, accumulation and number of processes that it was made with"
-            )
-        # The path in the state is another one when the folder was moved, or is named from elsewhere.
-        best = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
-        return (num_epochs, 0) if state.global_step >= max_steps else done
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the weights.
-
-        Raises:
-            ValueError: they are those of another model than the one that is trained.
-        """
-        weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        if weights.is_file():  # sharded checkpoints are left to the library's own checks
-            require_same_weights(weights, self._shapes)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Continues both, but with the arguments of this run: its learning rate and schedule, its weight decay."""
-        optimizer, scheduler = self.optimizer, self.lr_scheduler
-        if checkpoint is None or optimizer is None or not isinstance(scheduler, LambdaLR):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        scheduler.base_lrs = [options["initial_lr"] for options in given]
-        for group, options, factor in zip(optimizer.param_groups, given, scheduler.lr_lambdas, strict=True):
-            group.update(options, lr=options["initial_lr"] * factor(scheduler.last_epoch))
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-
-    def _get_output_dir(self, trial: Any) -> str:
-        directory = super()._get_output_dir(trial)
-        return str(unfinished_dir(directory)) if self._writes_checkpoint else directory
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint out of sight, and moves it to its place when every process is done with it."""
-        output_dir = self._get_output_dir(trial)
-        if self.args.should_save:
-            shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)  # left by a process that died
-        self.accelerator.wait_for_everyone()
-        self._writes_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writes_checkpoint = False
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        written, target = unfinished_dir(output_dir) / name, Path(output_dir) / name
-        if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(target)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.state.save_to_json(str(written / TRAINER_STATE))
-            publish_checkpoint(written, output_dir)
-            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-            shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model, its code, its processor and its card, ready for `from_pretrained`."""
-        if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-        super().save_model(output_dir, _internal_call)
-
-    def create_model_card(  # type: ignore[override]
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        dataset: str | dict[str, str] | None = None,
-    ) -> None:
-        """Writes `README.md`, with the metrics of the weights as they are now, and its figures as `results.json`.
-
-        Args:
-            language, license, tags: Entries of the card's header.
-            model_name: Named in the card's examples where no repository is known.
-            dataset: Name of the data, or a dict with `name`, `id` and `split` of the evaluated rows.
-        """
-        if not self.is_world_process_zero():
-            return
-        record = training_record(self, dataset)
-        folder = Path(str(self.args.output_dir))
-        write_model_card(
-            self.accelerator.unwrap_model(self.model),
-            folder,
-            record,
-            repo_id=getattr(self, "hub_model_id", None) or model_name,
-            license=license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags or (),
-        )
-        (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""
-        if self._writes_checkpoint:
-            return  # pushed when it is at its place
-        if self.is_world_process_zero():
-            for pattern in ("*_bmdetr.py", PROCESSOR_FILE, CARD_FILE):
-                for path in Path(checkpoint_folder).glob(pattern):
-                    shutil.copy(path, str(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)
-
     # Evaluation
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
@@ -390,8 +273,7 @@ class BMDetrTrainer(Trainer):
             if "labels" in inputs:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
             else:
-                names = ("row_index", "durations_s")
-                loss, outputs = None, model(**{k: v for k, v in inputs.items() if k not in names})
+                loss, outputs = None, self.forward(model, inputs)
         if prediction_loss_only:
             return loss, None, None
         mask, durations_s = inputs["video_mask"].bool(), inputs["durations_s"]
@@ -401,7 +283,7 @@ class BMDetrTrainer(Trainer):
         return loss, (moments, saliency, sharpness), inputs["row_index"]
 
     def moment_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of [`evaluate_submission`], and the mean of p inside and outside the moments (Table 9)."""
+        """Metrics of [`evaluate_submission`], the mean of p inside and outside the moments (Table 9), and others."""
         rows = self._rows_under_evaluation
         arrays, row_index = tuple(prediction.predictions), np.asarray(prediction.label_ids)
         predictions = self.as_predictions(arrays, row_index, rows)
@@ -411,9 +293,12 @@ class BMDetrTrainer(Trainer):
         for name, values in (("p_inside", inside), ("p_outside", outside)):
             if (values != IGNORE).any():
                 metrics[name] = round(float(values[values != IGNORE].mean()), 4)
+        if self.users_metrics is not None:
+            given: Any = {"predictions": predictions, "label_ids": ground_truth}
+            metrics.update(self.users_metrics(EvalPrediction(**given)))
         return metrics
 
-    def as_predictions(self, arrays: Any, row_index: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def as_predictions(self, arrays: Any, row_index: Any, rows: Rows) -> list[dict[str, Any]]:
         """Gathered arrays of `prediction_step` as canonical predictions."""
         predictions = []
         for index, moments, saliency in zip(row_index, arrays[0], arrays[1], strict=True):
@@ -430,13 +315,17 @@ class BMDetrTrainer(Trainer):
             )
         return predictions
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """As [`Trainer.predict`], for rows."""
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def predict_rows(self, rows: Rows) -> list[dict[str, Any]]:
         """Predictions for rows, in their order: `qid`, `query`, `vid`, `pred_relevant_windows` ([start s, end s,
-        score] best first) and `pred_saliency_scores` (one a clip)."""
+        score] best first) and `pred_saliency_scores` (one per clip)."""
         self.store.require(rows)
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
-            output = self.predict(MomentRetrievalDataset(rows))
+            output = self.predict(rows)
         finally:
             self.compute_metrics = compute_metrics
         return self.as_predictions(output.predictions, output.label_ids, rows)
@@ -453,3 +342,8 @@ def mean_probabilities(probabilities: Tensor | None, labels: Tensor | None, mask
         mean = (probabilities.float() * clips).sum(dim=1) / count.clamp(min=1)
         result[:, column] = torch.where(count > 0, mean, result[:, column])
     return result
+
+
+def _names_a_set(metric: str, sets: Mapping[str, Rows]) -> bool:
+    """Whether the name of a metric begins with that of an evaluation set."""
+    return any(metric.removeprefix("eval_").startswith(f"{name}_") for name in sets)

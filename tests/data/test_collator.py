@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
 from modeling_bmdetr.contract_bmdetr import l2_normalize
-from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator, MomentRetrievalDataset
+from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator
+from modeling_bmdetr.data.batches.examples import MomentRetrievalDataset
 from modeling_bmdetr.data.batches.negative_sampling import NegativeSampler
 from modeling_bmdetr.spans_bmdetr import IGNORE, spans_cxw_to_se
 
@@ -16,8 +17,14 @@ ROWS = make_rows(9)
 STORE = make_store(ROWS)
 
 
+def make_dataset(rows=ROWS, store=STORE, **options):
+    return MomentRetrievalDataset(rows, store, options.pop("contract", CONTRACT), **options)
+
+
 def make_collator(rows=ROWS, store=STORE, **options):
-    return MomentRetrievalCollator(rows, store, options.pop("contract", CONTRACT), **options)
+    """Maps (epoch, row) pairs to their batch."""
+    dataset, collate = make_dataset(rows, store, **options), MomentRetrievalCollator()
+    return lambda items: collate([dataset[item] for item in items])
 
 
 def training_collator(**options):
@@ -172,9 +179,9 @@ def test_draws_depend_on_seed_epoch_and_row_alone():
 def test_workers_change_nothing():
     def batches(workers):
         loader = DataLoader(
-            MomentRetrievalDataset(ROWS),
+            make_dataset(negatives=NegativeSampler(ROWS, "mined"), temporal_shifting=True, seed=1),
             batch_sampler=[[(2, 0), (2, 3)], [(2, 1), (2, 6), (2, 2)], [(2, 5)], [(2, 4)]],
-            collate_fn=training_collator(seed=1),
+            collate_fn=MomentRetrievalCollator(),
             num_workers=workers,
         )
         return list(loader)
@@ -260,8 +267,17 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_items_of_the_data_set():
-    dataset = MomentRetrievalDataset(ROWS)
+    dataset = make_dataset(negatives=NegativeSampler(ROWS, "mined"), temporal_shifting=True)
     assert len(dataset) == len(ROWS)
-    assert dataset[3] == (0, 3)
-    assert dataset[np.int64(3)] == (0, 3)
-    assert dataset[(2, 3)] == (2, 3)
+    example = dataset[3]
+    assert example["row_index"] == 3
+    assert {"video", "text", "labels", "shifted_order", "negative_texts", "negative_labels"} <= set(example)
+    assert len(example["shifted_order"]) == len(example["video"])
+    for same in (dataset[np.int64(3)], dataset[0, 3]):
+        np.testing.assert_equal(same, example)
+
+
+def test_a_collator_made_from_rows_still_works_and_says_what_to_use():
+    with pytest.warns(FutureWarning, match="MomentRetrievalDataset"):
+        collate = MomentRetrievalCollator(ROWS, STORE, CONTRACT)
+    torch.testing.assert_close(collate([(0, 1), (0, 4)]), make_collator()([(0, 1), (0, 4)]))

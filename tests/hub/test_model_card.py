@@ -278,8 +278,8 @@ def test_the_record_of_a_trainer(tmp_path):
     trainer.evaluate()
     record = json.loads(json.dumps(training_record(trainer, "Tiny")))
     assert record["dataset"] == {"name": "Tiny", "split": "eval"}
-    assert record["data"]["train"]["queries"] == len(trainer.train_dataset.rows)
-    assert record["data"]["train"]["videos"] == len({row["vid"] for row in trainer.train_dataset.rows})
+    assert record["data"]["train"]["queries"] == len(trainer.train_dataset)
+    assert record["data"]["train"]["videos"] == len({row["vid"] for row in trainer.train_dataset})
     assert record["seed"] == 23
     assert record["training"]["temporal_shifting"] is True
     assert "lr_drop_factor" not in record["training"]

@@ -17,9 +17,8 @@ from factories import make_rows, make_trainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-import modeling_bmdetr.training.trainer as trainer_module
 from modeling_bmdetr.training import BMDetrTrainer
-from modeling_bmdetr.training import checkpoints as checkpoints_module
+from modeling_bmdetr.training import checkpointing as checkpoints_module
 
 # 27 queries in batches of 4: 7 updates an epoch, 14 in all. With dropout, workers, shifts, negatives and a schedule.
 ROWS = make_rows(11, seed=6)
@@ -113,8 +112,8 @@ def arm(trainer: BMDetrTrainer, point: str) -> None:
         "before_weights_are_written": lambda: at_save(trainer, "save_model", lambda *_: None),
         "while_the_optimizer_is_written": lambda: at_save(trainer, "_save_optimizer_and_scheduler", half_an_optimizer),
         "while_the_state_is_written": lambda: at_save(TrainerState, "save_to_json", half_a_state),
-        "before_the_checkpoint_is_moved": lambda: at_save(trainer_module, "publish_checkpoint", lambda *_: None),
-        "before_old_ones_are_deleted": lambda: at_save(trainer_module, "rotate_checkpoints", lambda *_: None),
+        "before_the_checkpoint_is_moved": lambda: at_save(checkpoints_module, "publish_checkpoint", lambda *_: None),
+        "before_old_ones_are_deleted": lambda: at_save(checkpoints_module, "rotate_checkpoints", lambda *_: None),
         "while_old_ones_are_deleted": lambda: setattr(checkpoints_module.shutil, "rmtree", only_old_checkpoints),
     }[point]()
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import training_runs
 from factories import NO_DROPOUT, make_model, make_rows, make_trainer
-from training_runs import EVAL_SIZES, RUNS, inputs_of, start_processes, train, wait_for
+from training_runs import EVAL_SIZES, RUNS, batch_of, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 
-from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator
-from modeling_bmdetr.loss_bmdetr import COUNTS, BMDetrLoss
-from modeling_bmdetr.training.distributed import GlobalBatchLoss, count_targets, mean_counts
+from modeling_bmdetr import loss_bmdetr
+from modeling_bmdetr.loss_bmdetr import COUNTS, VIEWS, MomentTargets
+from modeling_bmdetr.training.distributed import count_targets, mean_counts
 
 SAME = [name for name in RUNS if name != "not_gathered"]
 
@@ -36,64 +36,58 @@ def assert_same_training(one, other, gathered):
 # --------------------------------------------------------------------------------------------------------- one process
 
 
-class CountingLoss(BMDetrLoss):
-    """Keeps the numbers that the terms are means over."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.seen = {}
-
-    def divisor(self, view, what):
-        def keep(number):
-            assert self.seen.setdefault((view, what), float(number)) == float(number)
-            return number
-
-        return keep
-
-
-def test_counts_are_what_the_terms_are_means_over(tmp_path):
+def test_counts_are_what_the_terms_are_means_over(tmp_path, monkeypatch):
     """The counts that are exchanged equal the divisors that the loss terms come to by themselves."""
+    divisors: list[float] = []
+    masked_mean = loss_bmdetr.masked_mean
+
+    def recording_mean(values, mask, count=None):
+        assert count is None
+        divisors.append(float(mask.sum()))
+        return masked_mean(values, mask)
+
+    monkeypatch.setattr(loss_bmdetr, "masked_mean", recording_mean)
+    units = ["rows", "moments", "moments", "rows", "rows", "rows", "rows", "negatives"]  # of `LOSS_TERMS`
     trainer = make_trainer(tmp_path, make_rows(11), num_negatives=2, model={**NO_DROPOUT, "num_queries": 2})
     for batch in trainer.get_train_dataloader():
-        model = trainer.model
-        model.criterion = CountingLoss(model.config)
-        model(**inputs_of(batch))
-        counts, seen = count_targets(batch, 2), model.criterion.seen
-        for view, prefix in enumerate(("", "shifted_")):
-            assert {what: seen[prefix, what] for what in COUNTS} == dict(
-                zip(COUNTS, counts[view].tolist(), strict=True)
-            )
+        divisors.clear()
+        trainer.model(**inputs_of(batch))
+        counts = count_targets(batch, 2)
+        assert divisors == [float(counts[view, COUNTS.index(unit)]) for view in range(len(VIEWS)) for unit in units]
+
+
+def part_of_a_larger_batch(model, batch, counts):
+    """Loss and terms of a batch over the counts of an update, as the Trainer computes them."""
+    inputs = {name: value for name, value in inputs_of(batch).items() if name != "labels"}
+    return model.criterion(model(**inputs), MomentTargets.from_inputs(model.config, batch), counts)
 
 
 def test_a_batch_alone_has_the_loss_of_the_batch(tmp_path):
     trainer = make_trainer(tmp_path, make_rows(11), model=NO_DROPOUT)
     batch = next(iter(trainer.get_train_dataloader()))
-    inputs = inputs_of(batch)
-    plain = trainer.model(**inputs)
-    criterion = trainer.model.criterion = GlobalBatchLoss(trainer.model.config)
-    with criterion.over(mean_counts([batch], 4, torch.device("cpu"))):
-        together = trainer.model(**inputs)
-    torch.testing.assert_close(together.loss, plain.loss)
-    torch.testing.assert_close(together.loss_dict, plain.loss_dict)
-    torch.testing.assert_close(trainer.model(**inputs).loss, plain.loss)
+    plain = trainer.model(**inputs_of(batch))
+    counts = mean_counts([batch], 4, torch.device("cpu"))
+    loss, terms = part_of_a_larger_batch(trainer.model, batch, counts)
+    torch.testing.assert_close(loss, plain.loss)
+    torch.testing.assert_close(terms, plain.loss_dict)
+    # Counts are an argument, nothing that the criterion remembers.
+    torch.testing.assert_close(part_of_a_larger_batch(trainer.model, batch, 2 * counts)[0], plain.loss / 2)
+    torch.testing.assert_close(trainer.model(**inputs_of(batch)).loss, plain.loss)
 
 
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
     """The mean of the parts' losses is the loss of the whole, however unequal the parts are."""
     rows = make_rows(11)
     trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
-    collate: MomentRetrievalCollator = trainer.collator(rows, training=True)
     model = trainer.model
-    criterion = model.criterion = GlobalBatchLoss(model.config)
 
     def losses(parts):
-        batches = [collate([(0, row) for row in part]) for part in parts]
+        batches = [batch_of(trainer, rows, part) for part in parts]
         counts = mean_counts(batches, model.config.num_queries, torch.device("cpu"))
-        with criterion.over(counts):
-            outputs = [model(**inputs_of(batch)) for batch in batches]
-        names = [name for name in outputs[0].loss_dict if not name.endswith("semantic")]  # of each part by itself
-        terms = {name: torch.stack([output.loss_dict[name] for output in outputs]).mean() for name in names}
-        return torch.stack([output.loss for output in outputs]).mean(), terms
+        results = [part_of_a_larger_batch(model, batch, counts) for batch in batches]
+        names = [name for name in results[0][1] if not name.endswith("semantic")]  # of each part by itself
+        terms = {name: torch.stack([terms[name] for _, terms in results]).mean() for name in names}
+        return torch.stack([loss for loss, _ in results]).mean(), terms
 
     whole, whole_terms = losses([range(10)])
     for parts in ([range(5), range(5, 10)], [range(1), range(1, 10)], [range(3), range(3, 4), range(4, 10)]):
@@ -106,12 +100,10 @@ def test_accumulated_batches_equal_the_large_batch(tmp_path):
     """The gradients that the Trainer accumulates over unequal batches, against those of all rows at once."""
     rows = make_rows(11)
     trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
-    trainer.model.criterion = trainer.criterion
-    collate = trainer.collator(rows, training=True)
     results = []
     for parts in ([[0, 4, 7], [9, 12]], [[0, 4, 7, 9, 12]]):
         trainer.model.zero_grad()
-        update = iter([collate([(0, row) for row in part]) for part in parts])
+        update = iter([batch_of(trainer, rows, part) for part in parts])
         batches, counts = trainer.get_batch_samples(update, len(parts), torch.device("cpu"))
         trainer.current_gradient_accumulation_steps = len(batches)
         loss = sum(trainer.training_step(trainer.model, batch, counts) for batch in batches)
@@ -177,7 +169,7 @@ def test_a_sharded_model_has_the_same_gradients(two_processes, tmp_path):
     """FSDP on the CPU, by PyTorch itself: Accelerate shards on accelerators only."""
     trainer = make_trainer(tmp_path, training_runs.ROWS, model=NO_DROPOUT)
     rows = sum(training_runs.SHARDED_PARTS[1:], training_runs.SHARDED_PARTS[0])
-    batch = trainer.collator(training_runs.ROWS, training=True)([(0, row) for row in rows])
+    batch = batch_of(trainer, training_runs.ROWS, rows)
     model = trainer.model.train()
     loss = model(**training_runs.inputs_of(batch)).loss
     loss.backward()

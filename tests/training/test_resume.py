@@ -14,7 +14,7 @@ from training_runs import start_processes, wait_for
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.training.checkpoints import (
+from modeling_bmdetr.training.checkpointing import (
     delete_checkpoint,
     last_checkpoint,
     list_checkpoints,
@@ -173,7 +173,7 @@ def test_a_run_goes_on_with_the_arguments_it_is_given(short_run, tmp_path):
 def test_another_number_of_batches_is_refused(short_run, tmp_path, options):
     short_run(tmp_path / "run")
     trainer = make_short_run(tmp_path / "run", max_steps=12, **options)
-    with pytest.raises(ValueError, match="checkpoint-10' was made with another number of batches an epoch"):
+    with pytest.raises(ValueError, match="checkpoint-10' was made with another number of batches per epoch"):
         trainer.train(resume_from_checkpoint=True)
 
 

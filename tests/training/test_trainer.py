@@ -10,7 +10,6 @@ import torch
 from factories import CONTRACT, NO_DROPOUT, make_model, make_rows, make_store, make_trainer
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.data.batches.collator import MomentRetrievalDataset
 from modeling_bmdetr.data.batches.sampler import UniqueVideoBatchSampler
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
@@ -52,7 +51,7 @@ def trained(tmp_path_factory):
 
 
 def test_every_epoch_visits_every_query_once_in_batches_of_unique_videos(trained):
-    rows = trained.train_dataset.rows
+    rows = trained.train_dataset
     per_epoch = len(trained.steps) // 3
     for epoch in range(3):
         steps = trained.steps[epoch * per_epoch : (epoch + 1) * per_epoch]
@@ -74,7 +73,7 @@ def test_every_term_of_both_views_is_logged(trained):
 
 
 def test_evaluation_reports_the_metrics_of_evaluate_submission(trained):
-    rows = trained.eval_dataset.rows
+    rows = trained.eval_dataset
     metrics = trained.evaluate()
     expected = evaluate_submission(trained.predict_rows(rows), rows, clip_length_s=CONTRACT.clip_length)
     assert {name: metrics[f"eval_{name}"] for name in expected} == expected
@@ -111,7 +110,7 @@ def test_nothing_is_left_of_writing_checkpoints(trained):
 
 
 def test_predictions_come_in_the_order_of_the_rows_best_first(trained):
-    rows = list(reversed(trained.eval_dataset.rows))
+    rows = list(reversed(trained.eval_dataset))
     predictions = trained.predict_rows(rows)
     assert [prediction["qid"] for prediction in predictions] == [row["qid"] for row in rows]
     for prediction, row in zip(predictions, rows, strict=True):
@@ -123,8 +122,8 @@ def test_predictions_come_in_the_order_of_the_rows_best_first(trained):
 
 
 def test_rows_without_labels_can_be_predicted(trained):
-    rows = [{**row, "relevant_windows": None} for row in trained.eval_dataset.rows]
-    with_labels = trained.predict_rows(trained.eval_dataset.rows)
+    rows = [{**row, "relevant_windows": None} for row in trained.eval_dataset]
+    with_labels = trained.predict_rows(trained.eval_dataset)
     for without, with_label in zip(trained.predict_rows(rows), with_labels, strict=True):
         assert without["pred_relevant_windows"] == with_label["pred_relevant_windows"]
 
@@ -241,7 +240,7 @@ def test_evaluation_without_training_rows(tmp_path):
         eval_rows=rows,
     )
     assert "eval_MR-full-mAP" in trainer.evaluate()
-    assert "test_MR-full-mAP" in trainer.predict(MomentRetrievalDataset(rows)).metrics
+    assert "test_MR-full-mAP" in trainer.predict(rows).metrics
     with pytest.raises(ValueError, match="training needs `train_rows`"):
         trainer.train()
 
@@ -299,7 +298,7 @@ def test_a_shifted_view_that_cannot_be_is_reported(tmp_path, package_log):
 
 def test_the_loader_yields_the_sampler_s_batches(tmp_path):
     trainer = make_trainer(tmp_path)
-    rows = trainer.train_dataset.rows
+    rows = trainer.train_dataset
     sampler = UniqueVideoBatchSampler([row["vid"] for row in rows], 4, seed=3)
     loader = trainer.get_train_dataloader()
     loader.set_epoch(5)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
+from modeling_bmdetr.loss_bmdetr import MomentTargets
 from modeling_bmdetr.training import BMDetrTrainer
-from modeling_bmdetr.training.distributed import GlobalBatchLoss, mean_counts
+from modeling_bmdetr.training.distributed import gather_texts, mean_counts
 
 # Without momentum or normalisation a tiny difference stays tiny. Batches are global; some are odd, the last is short.
 PLAIN: dict[str, Any] = {
@@ -130,6 +132,12 @@ def inputs_of(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
 
 
+def batch_of(trainer: BMDetrTrainer, rows: Any, part: Iterable[int]) -> dict[str, Any]:
+    """A training batch of some of the rows, as in the first epoch."""
+    examples = trainer.dataset(rows, training=True)
+    return trainer.data_collator([examples[0, row] for row in part])
+
+
 SHARDED_PARTS = [[0, 4, 9], [12, 20]]
 
 
@@ -141,12 +149,12 @@ def sharded(out: Path) -> dict[str, Any]:
         if type(module).__name__ in model._no_split_modules:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    criterion = model.criterion = GlobalBatchLoss(model.config)
     trainer = make_trainer(out / "sharded", ROWS)
-    collate = trainer.collator(ROWS, training=True)
-    batch = collate([(0, row) for row in SHARDED_PARTS[dist.get_rank()]])
-    with criterion.over(mean_counts([batch], model.config.num_queries, torch.device("cpu"))):
-        loss = model(**inputs_of(batch)).loss
+    batch = batch_of(trainer, ROWS, SHARDED_PARTS[dist.get_rank()])
+    targets = MomentTargets.from_inputs(model.config, batch)
+    outputs = trainer.forward(model, batch)
+    gather_texts(outputs, targets)
+    loss, _ = model.criterion(outputs, targets, mean_counts([batch], model.config.num_queries, torch.device("cpu")))
     loss.backward()
     return {
         "loss": float(loss.detach()),

@@ -1,0 +1,160 @@
+"""What users of the Trainer bring along: a loss of their own, `model_init`, several sets, `compute_metrics`."""
+
+import math
+
+import pytest
+import torch
+from factories import NO_DROPOUT, make_model, make_rows, make_store
+
+from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm
+from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 1}
+LOGGED = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 2}
+
+
+class WidthLoss(BMDetrLoss):
+    """A term of one's own, as the documentation shows it."""
+
+    terms = {
+        **BMDetrLoss.terms,
+        "loss_width": LossTerm(0.5, lambda inputs: inputs.outputs["pred_spans"][..., 1].mean()),
+    }
+
+
+def build(tmp_path, model=None, criterion=None, eval_rows=None, **options):
+    """A trainer made with the arguments of the Trainer itself."""
+    rows = make_rows(5)
+    every = [*rows, *(row for part in eval_rows.values() for row in part)] if isinstance(eval_rows, dict) else rows
+    names = ("model_init", "compute_metrics")
+    arguments = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "lr_drop_epochs": 0,
+        "temporal_shifting": True,
+        **{name: value for name, value in options.items() if name not in names},
+    }
+    return BMDetrTrainer(
+        model,
+        BMDetrTrainingArguments(**arguments),
+        store=make_store(every),
+        train_rows=rows,
+        eval_rows=eval_rows or rows,
+        criterion=criterion,
+        **{name: options[name] for name in names if name in options},
+    )
+
+
+@pytest.mark.parametrize("where", ["trainer", "model"])
+def test_a_loss_of_one_s_own_is_called_logged_and_trained_by(tmp_path, where):
+    model = make_model(**NO_DROPOUT)
+    criterion = WidthLoss(model.config)
+    if where == "model":
+        model.criterion = criterion
+    trainer = build(tmp_path, model, criterion if where == "trainer" else None, **QUIET, **LOGGED)
+    batch = next(iter(trainer.get_train_dataloader()))
+    bias = model.span_head[-1].bias
+    losses = [trainer.compute_loss(model, batch)]
+    trainer.criterion = BMDetrLoss(model.config)
+    losses.append(trainer.compute_loss(model, batch))
+    trainer.criterion = criterion if where == "trainer" else None
+    outputs = trainer.forward(model, batch)
+    share = (batch["shifted_labels"][:, 0, 0] >= 0).float().mean()  # the rows of the shifted view
+    widths = [view.pred_spans[..., 1].mean() for view in (outputs, outputs.shifted)]
+    expected = 0.5 * (widths[0] + share * widths[1]) / (1 + share)
+    torch.testing.assert_close(losses[0] - losses[1], expected)
+    gradients = [torch.autograd.grad(loss, bias, retain_graph=True)[0] for loss in (losses[0] - losses[1], expected)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
+
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    assert all(0 < entry["loss_width"] < 1 and 0 < entry["shifted_loss_width"] < 1 for entry in logs)
+
+
+def test_a_forward_with_labels_and_the_trainer_call_the_same_loss(tmp_path):
+    model = make_model(**NO_DROPOUT)
+    model.criterion = WidthLoss(model.config)
+    trainer = build(tmp_path, model, **QUIET)
+    batch = next(iter(trainer.get_train_dataloader()))
+    inputs = {name: value for name, value in batch.items() if name not in ("row_index", "durations_s")}
+    output = model(**inputs)
+    assert torch.equal(output.loss, trainer.compute_loss(model, batch))
+    assert "loss_width" in output.loss_dict
+
+
+def test_models_made_by_model_init(tmp_path):
+    made = []
+
+    def model_init(trial):
+        made.append(make_model(seed=len(made)))
+        return made[-1]
+
+    trainer = build(tmp_path, model_init=model_init, **{**QUIET, "max_steps": 1})
+    trainer.train()
+    assert trainer.model is made[-1]
+    assert len(made) == 2  # one to begin with, one for the run, as the library has it
+    assert "eval_MR-full-mAP" in trainer.evaluate()
+    with pytest.raises(RuntimeError, match="model_init"):
+        build(tmp_path, **QUIET)
+
+
+def test_hyperparameters_are_searched_with_model_init(tmp_path):
+    """The steps of a search, as the library's backends take them: a trial, a model, a run, its metrics."""
+    trainer = build(tmp_path, model_init=lambda: make_model(), **{**QUIET, "max_steps": 1})
+    first = trainer.call_model_init({"learning_rate": 1e-3})
+    assert first.config.feature_contract == trainer.contract
+    assert trainer.train(trial=None).global_step == 1
+
+
+def test_several_evaluation_sets(tmp_path):
+    sets = {"near": make_rows(2, seed=1, prefix="n"), "far": make_rows(2, seed=2, prefix="f")}
+    trainer = build(tmp_path, make_model(), eval_rows=sets, num_train_epochs=2)
+    assert trainer.args.metric_for_best_model == "near_MR-full-R1@0.7"
+    trainer.train()
+    metrics = trainer.evaluate()
+    for name, rows in sets.items():
+        alone = trainer.evaluate(rows)
+        assert metrics[f"eval_{name}_MR-full-mIoU"] == alone["eval_MR-full-mIoU"]
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(alone["eval_loss"])
+    assert trainer.evaluate("far")["eval_MR-full-mIoU"] == metrics["eval_far_MR-full-mIoU"]
+    assert trainer.state.best_metric == max(
+        entry["eval_near_MR-full-R1@0.7"] for entry in trainer.state.log_history if "eval_near_MR-full-R1@0.7" in entry
+    )
+    with pytest.raises(ValueError, match="received other"):
+        trainer.evaluate("other")
+    named = build(tmp_path, make_model(), eval_rows=sets, metric_for_best_model="far_MR-full-mAP")
+    assert named.args.metric_for_best_model == "far_MR-full-mAP"
+
+
+def test_metrics_of_one_s_own_see_predictions_and_rows(tmp_path):
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append(prediction)
+        return {"answered": len(prediction.predictions)}
+
+    trainer = build(tmp_path, make_model(), compute_metrics=compute_metrics, **QUIET)
+    metrics = trainer.evaluate()
+    rows = trainer.eval_dataset
+    assert metrics["eval_answered"] == len(rows)
+    assert math.isfinite(metrics["eval_MR-full-mAP"])
+    predictions, truth = seen[0].predictions, seen[0].label_ids
+    assert [prediction["qid"] for prediction in predictions] == [row["qid"] for row in truth]
+    assert sorted(row["qid"] for row in truth) == sorted(row["qid"] for row in rows)
+    assert len(predictions[0]["pred_relevant_windows"][0]) == 3
+    seen.clear()
+    trainer.predict_rows(rows)
+    assert not seen
+
+
+def test_a_run_selects_by_a_metric_of_one_s_own(tmp_path):
+    trainer = build(
+        tmp_path, make_model(), compute_metrics=lambda prediction: {"mine": 1.0}, metric_for_best_model="mine",
+        num_train_epochs=1,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_metric == 1.0
