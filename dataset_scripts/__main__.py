@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from modeling_bmdetr.data import CleaningRules, check_text_features
+from modeling_bmdetr.files_bmdetr import replacing_file
 
 from .builder import BenchmarkBuilder
 from .export import export, push_to_hub
@@ -97,7 +98,8 @@ def _stats(options: argparse.Namespace) -> None:
     statistics = builder_statistics(_builder(options))
     text = json.dumps(statistics_as_json(statistics), indent=1)
     if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+        with replacing_file(options.out) as file:
+            file.write(text + "\n")
     print(text if options.format == "json" else format_statistics(statistics, markdown=options.format == "markdown"))
 
 

@@ -26,6 +26,9 @@ import numpy as np
 from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
+from modeling_bmdetr.data import write_rows
+from modeling_bmdetr.files_bmdetr import replacing_file
+
 from .shapes_rendering import render_scene
 from .shapes_scenes import Scene, sample_scene
 from .shapes_sentences import describe_scene
@@ -106,7 +109,7 @@ def render_moving_shapes(
                 missing.append((out / video, scene, (*key, 1), FPS))
     _render_all(missing, workers, progress)
     for split, split_rows in rows.items():
-        _write_whole(out / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in split_rows))
+        write_rows(out / f"{split}.jsonl", split_rows)
     return rows
 
 
@@ -128,7 +131,8 @@ def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> Non
                 (out / f"{split}.jsonl").unlink(missing_ok=True)
     for split in settings["num_videos"]:
         (out / split).mkdir(parents=True, exist_ok=True)
-    _write_whole(manifest, json.dumps(settings, indent=2) + "\n")
+    with replacing_file(manifest) as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
 
 
 def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:
@@ -143,12 +147,6 @@ def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:
             for done in as_completed([pool.submit(render_scene, *job) for job in jobs]):
                 done.result()
                 bar.update()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 @dataclass

@@ -4,12 +4,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset_scripts.shapes_scenes import CANVAS_PX, COLOURS, Scene, trajectories
+from modeling_bmdetr.files_bmdetr import replacing_path
 
 SUPERSAMPLING = 4
 KEY_FRAME_EVERY_S = 4
@@ -114,20 +114,14 @@ def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: int) -> Non
     except ImportError as error:
         raise ImportError('rendering videos needs PyAV and Pillow: pip install "modeling-bmdetr[video]"') from error
 
-    path = Path(path)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    try:
-        with av.open(str(unfinished), "w") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"})
-            stream.width = stream.height = CANVAS_PX
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.gop_size = KEY_FRAME_EVERY_S * fps
-            stream.codec_context.thread_count = 1  # the same bytes on every machine, and one process a core anyway
-            for index, image in enumerate(frames):
-                frame = av.VideoFrame.from_image(image)
-                frame.pts, frame.time_base = index, Fraction(1, fps)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing_path(path) as unfinished, av.open(str(unfinished), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"})
+        stream.width = stream.height = CANVAS_PX
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = KEY_FRAME_EVERY_S * fps
+        stream.codec_context.thread_count = 1  # the same bytes on every machine, and one process a core anyway
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -34,8 +34,8 @@ from modeling_bmdetr.data import (
     write_rows,
 )
 from modeling_bmdetr.data.features.packed import is_packed
-from modeling_bmdetr.data.rows.schema import replaced_when_whole
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder
+from modeling_bmdetr.files_bmdetr import replacing_file
 from modeling_bmdetr.training import BMDetrTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -393,7 +393,7 @@ def mined_rows(
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_when_whole(path) as file:
+    with replacing_file(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")
 
 

@@ -165,6 +165,19 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    from . import BMDetrForMomentRetrieval, BMDetrProcessor
+    from .export import export_model
+
+    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
+    result = export_model(model, args.out, args.format, int8=args.int8, processor=processor)
+    files = " and ".join(result[name] for name in ("file", "int8_file") if name in result)
+    text = f"{files} written to '{args.out}'; {result['file']} differs from the model by at most "
+    _show(args, {"out": args.out, **result}, f"{text}{result['largest_difference']:.1g}")
+    return 0
+
+
 class _Bar:
     """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
 
@@ -276,6 +289,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("info", info, "show what a checkpoint is and which features it needs")
     command.add_argument("checkpoint", help="a folder, or a name on the Hub")
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+    command = add("export", export, "write a checkpoint as ONNX or as a program of torch.export")
+    command.add_argument("checkpoint", help="a folder, or a name on the Hub")
+    command.add_argument("--out", required=True, help="folder to write")
+    command.add_argument("--format", choices=["onnx", "torch-export"], default="onnx", help="(onnx)")
+    command.add_argument("--int8", action="store_true", help="with onnx: a second file with 8-bit matrices")
     command.add_argument("--revision", help="branch, tag or commit on the Hub")
     return parser
 

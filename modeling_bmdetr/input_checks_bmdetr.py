@@ -31,7 +31,8 @@ def check_model_inputs(
     check_mask("video_mask", video_mask, video_features)
     check_mask("text_mask", text_mask, text_features)
     check_padding_last("video_mask", video_mask)
-    if len(video_features) != len(text_features):
+    # `len` of a tensor would fix the number of rows in an exported model.
+    if video_features.shape[0] != text_features.shape[0]:
         raise ValueError(
             f"`video_features` has {len(video_features)} rows and `text_features` {len(text_features)}; pair each "
             "query with its video (repeat the video for several queries)"
@@ -41,7 +42,7 @@ def check_model_inputs(
     if negative_text_features is not None and negative_text_mask is not None:
         check_features("negative_text_features", negative_text_features, 4, config.text_dim)
         check_mask("negative_text_mask", negative_text_mask, negative_text_features, may_be_empty=True)
-        if len(negative_text_features) != len(text_features):
+        if negative_text_features.shape[0] != text_features.shape[0]:
             raise ValueError(
                 f"`negative_text_features` has {len(negative_text_features)} rows, expected {len(text_features)}, one "
                 "for each query; give a query without a negative an all-zero mask"

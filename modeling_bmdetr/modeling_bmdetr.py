@@ -344,8 +344,8 @@ def joint_probability(positive: Tensor, negative: Tensor, weights: Tensor) -> Te
         weights: `(..., negatives)`, how much each negative counts: 1 fully, 0 (or False) where there is none.
     """
     joint = positive
-    for complement in (1 - negative * weights[..., None]).unbind(dim=-2):
-        joint = joint * complement  # the gradient of `prod` waits for the device
+    for i in range(negative.shape[-2]):  # the gradient of `prod` waits for the device; `unbind` of none cannot be saved
+        joint = joint * (1 - negative[..., i, :] * weights[..., i, None])
     return joint
 
 
@@ -417,7 +417,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             shifted_frame_order,
             negative_weights,
         )
-        batch = len(video_mask)
+        batch = video_mask.shape[0]  # `len` would fix it in an exported model
         video_features, text_features = video_features.to(self.dtype), text_features.to(self.dtype)
         if not cfg.background_aware:
             negative_text_features = negative_text_mask = None

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from .rows.cleaning import CleaningReport as CleaningReport
     from .rows.cleaning import CleaningRules as CleaningRules
     from .rows.cleaning import clean_rows as clean_rows
+    from .rows.jsonl import RowFile as RowFile
+    from .rows.jsonl import read_rows as read_rows
+    from .rows.jsonl import write_rows as write_rows
+    from .rows.qids import original_qid as original_qid
     from .rows.schema import CanonicalRow as CanonicalRow
     from .rows.schema import Problem as Problem
-    from .rows.schema import RowFile as RowFile
     from .rows.schema import ValidationReport as ValidationReport
-    from .rows.schema import original_qid as original_qid
-    from .rows.schema import read_rows as read_rows
-    from .rows.schema import write_rows as write_rows
     from .rows.validation import validate_rows as validate_rows
 
 __getattr__, __dir__, __all__ = lazy_names(
@@ -48,15 +48,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".features.store": ["FeatureStore"],
         ".features.writer": ["FeatureWriter"],
         ".rows.cleaning": ["CleaningReport", "CleaningRules", "clean_rows"],
-        ".rows.schema": [
-            "CanonicalRow",
-            "Problem",
-            "RowFile",
-            "ValidationReport",
-            "original_qid",
-            "read_rows",
-            "write_rows",
-        ],
+        ".rows.jsonl": ["RowFile", "read_rows", "write_rows"],
+        ".rows.qids": ["original_qid"],
+        ".rows.schema": ["CanonicalRow", "Problem", "ValidationReport"],
         ".rows.validation": ["validate_rows"],
     },
 )

@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ..data.rows.jsonl import read_jsonl as read_jsonl
+    from ..data.rows.jsonl import write_jsonl as write_jsonl
+    from ..data.rows.qids import canonical_qid as canonical_qid
+    from ..data.rows.qids import restore_qid_types as restore_qid_types
     from .evaluator import METRIC_FORMATS as METRIC_FORMATS
     from .evaluator import evaluate_module_path as evaluate_module_path
     from .evaluator import evaluate_submission as evaluate_submission
     from .evaluator import format_metrics as format_metrics
-    from .submission import canonical_qid as canonical_qid
-    from .submission import read_jsonl as read_jsonl
-    from .submission import restore_qid_types as restore_qid_types
-    from .submission import write_jsonl as write_jsonl
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         ".evaluator": ["METRIC_FORMATS", "evaluate_module_path", "evaluate_submission", "format_metrics"],
-        ".submission": ["canonical_qid", "read_jsonl", "restore_qid_types", "write_jsonl"],
+        "..data.rows.jsonl": ["read_jsonl", "write_jsonl"],
+        "..data.rows.qids": ["canonical_qid", "restore_qid_types"],
     },
 )

@@ -1,5 +1,6 @@
 """Matched rows as checked, padded NumPy arrays, ready for the metrics."""
 
+import logging
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.utils import logging
 
+from ..contract_bmdetr import clip_count
 from .metrics import BoolArray, FloatArray
 from .submission import RowTable
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 
@@ -95,7 +96,7 @@ def moment_arrays(predictions: RowTable, ground_truth: RowTable) -> MomentArrays
 def saliency_arrays(predictions: RowTable, ground_truth: RowTable, clip_length_s: float) -> SaliencyArrays:
     """Saliency of matched rows, all of which have `saliency_scores` in the ground truth.
 
-    A video has as many clips as fit into its duration. Predicted scores past the last clip are dropped (but a highest
+    Predicted scores past the last clip are dropped (but a highest
     score there counts as the top clip), clips without one score 0.
 
     Raises:
@@ -117,13 +118,23 @@ def saliency_arrays(predictions: RowTable, ground_truth: RowTable, clip_length_s
 
 
 def _clips_per_video(ground_truth: RowTable, clip_length_s: float) -> IntArray:
+    """Clips of each video, by `clip_count`, except that a partial last clip counts only where it was rated.
+
+    The released evaluator counts whole clips only, and stops at a rating of a partial one. Leaving out partial clips
+    that nobody rated keeps its figures wherever it gives one.
+    """
     durations_s: list[Any] = [row.get("duration") for row in ground_truth.rows]
     _check_rows(
         ground_truth,
-        np.array([_as_numbers([duration_s], ()) is None or duration_s < clip_length_s for duration_s in durations_s]),
-        lambda row: f"duration {durations_s[row]!r}; expected seconds, at least one clip ({clip_length_s:g} s)",
+        np.array([_as_numbers([duration_s], ()) is None or duration_s <= 0 for duration_s in durations_s]),
+        lambda row: f"duration {durations_s[row]!r}; expected a positive number of seconds",
     )
-    return (np.asarray(durations_s, dtype=np.float64) / clip_length_s).astype(np.int64)
+    all_clips = np.array([clip_count(duration_s, clip_length_s) for duration_s in durations_s], dtype=np.int64)
+    whole_clips = (np.asarray(durations_s, dtype=np.float64) / clip_length_s).astype(np.int64)
+    flat_clips, num_ids = _flatten(ground_truth, "relevant_clip_ids", None, "indices of clips")
+    last_rated = np.zeros(len(num_ids))
+    np.maximum.at(last_rated, np.repeat(np.arange(len(num_ids)), num_ids), flat_clips)
+    return np.where(last_rated >= whole_clips, all_clips, whole_clips)
 
 
 def _ratings(ground_truth: RowTable, num_clips: IntArray) -> FloatArray:
@@ -145,7 +156,7 @@ def _ratings(ground_truth: RowTable, num_clips: IntArray) -> FloatArray:
         np.bincount(query, is_bad, len(num_ids)) > 0,
         lambda row: (
             f"relevant_clip_ids {flat_clips[is_bad & (query == row)].tolist()}; expected integers from 0 to "
-            f"{num_clips[row] - 1}, as {num_clips[row]} clips fit into the duration: check duration and clip_length_s"
+            f"{num_clips[row] - 1}, as the video has {num_clips[row]} clips: check duration and clip_length_s"
         ),
     )
     max_clips = int(num_clips.max())

@@ -100,7 +100,7 @@ def evaluate_submission(
 
 def _check_options(length_ranges_s: Mapping[str, tuple[float, float]], clip_length_s: float) -> None:
     if not clip_length_s > 0:
-        raise ValueError(f"clip_length_s must be a positive number of seconds, got {clip_length_s!r}.")
+        raise ValueError(f"clip_length_s must be a positive number of seconds, received {clip_length_s!r}.")
     for name, (above_s, up_to_s) in length_ranges_s.items():
         if name == "full" or not above_s < up_to_s:
             raise ValueError(
@@ -167,7 +167,7 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
     if style == "markdown":
         cells.insert(1, ("-" * name_width, "-" * (value_width - 1) + ":"))
         return "\n".join(f"| {name} | {value} |" for name, value in cells)
-    raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, got {style!r}.")
+    raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, received {style!r}.")
 
 
 def evaluate_module_path() -> str:

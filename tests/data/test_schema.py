@@ -86,7 +86,7 @@ def test_every_unreadable_line_is_named(tmp_path):
     path.write_bytes(b'{"qid": 1\n[1, 2]\n\xff\xfe\n' + json.dumps(row()).encode())
     with pytest.raises(ValueError, match="3 errors") as raised:
         read_rows(path)
-    for line, text in ((1, "is not JSON"), (2, "expected a JSON object, got list"), (3, "is not UTF-8")):
+    for line, text in ((1, "is not JSON"), (2, "expected a JSON object, received list"), (3, "is not UTF-8")):
         assert f"line {line}: {text}" in str(raised.value)
 
 
@@ -114,21 +114,21 @@ def test_good_rows_have_no_problems():
 
 ERRORS = {
     "qid missing": ({"qid": ...}, "qid", "is missing"),
-    "qid float": ({"qid": 1.5}, "qid", "got 1.5"),
-    "qid bool": ({"qid": True}, "qid", "got True"),
+    "qid float": ({"qid": 1.5}, "qid", "received 1.5"),
+    "qid bool": ({"qid": True}, "qid", "received True"),
     "qid empty": ({"qid": " "}, "qid", "cannot name a file"),
     "qid a path": ({"qid": "a/b"}, "qid", "cannot name a file"),
     "vid missing": ({"vid": ...}, "vid", "is missing"),
-    "vid integer": ({"vid": 12}, "vid", "expected a string, got 12"),
+    "vid integer": ({"vid": 12}, "vid", "expected a string, received 12"),
     "query empty": ({"query": "  "}, "query", "is empty"),
     "duration missing": ({"duration": ...}, "duration", "is missing"),
-    "duration text": ({"duration": "20"}, "duration", "got '20'"),
+    "duration text": ({"duration": "20"}, "duration", "received '20'"),
     "duration zero": ({"duration": 0}, "duration", "above 0"),
     "duration NaN": ({"duration": float("nan")}, "duration", "above 0"),
     "windows missing": ({"relevant_windows": ...}, "relevant_windows", "is missing or empty"),
     "windows empty": ({"relevant_windows": []}, "relevant_windows", "is missing or empty"),
     "windows flat": ({"relevant_windows": [2, 6]}, "relevant_windows", "write [[2, 6]]"),
-    "windows text": ({"relevant_windows": "2-6"}, "relevant_windows", "got '2-6'"),
+    "windows text": ({"relevant_windows": "2-6"}, "relevant_windows", "received '2-6'"),
     "window of three": ({"relevant_windows": [[1, 2, 3]]}, "relevant_windows[0]", "expected [start, end]"),
     "window infinite": ({"relevant_windows": [[1, float("inf")]]}, "relevant_windows[0]", "expected [start, end]"),
     "window reversed": ({"relevant_windows": [[0, 1], [6, 2]]}, "relevant_windows[1]", "is reversed"),
@@ -141,7 +141,7 @@ ERRORS = {
         {"relevant_clip_ids": [1, 2], "saliency_scores": [[1]]}, "saliency_scores", "1 entries for 2"
     ),
     "annotators differ": (
-        {"relevant_clip_ids": [1, 2], "saliency_scores": [[1], [1, 2]]}, "saliency_scores", "same number of annotators"
+        {"relevant_clip_ids": [1, 2], "saliency_scores": [[1], [1, 2]]}, "saliency_scores", "as many annotators"
     ),
     "scores flat": ({"relevant_clip_ids": [1], "saliency_scores": [3]}, "saliency_scores", "one list"),
     "scores text": ({"relevant_clip_ids": [1], "saliency_scores": [["a"]]}, "saliency_scores", "finite numbers"),
@@ -287,7 +287,7 @@ def test_rows_are_dropped_and_windows_clipped_on_request_and_counted():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ValueError, match="past_end must be one of keep, clip, got 'cut'"):
+    with pytest.raises(ValueError, match="past_end must be one of keep, clip, received 'cut'"):
         CleaningRules(past_end="cut")
 
 
@@ -396,8 +396,9 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
     write_rows(link, [row(qid="c")])
-    assert link.is_symlink()
-    assert read_rows(path)[0]["qid"] == "c"
+    assert not link.is_symlink()
+    assert read_rows(link)[0]["qid"] == "c"
+    assert path.read_text() == before
 
 
 def test_small_numerical_differences_are_no_mismatch(tmp_path):

@@ -92,7 +92,7 @@ def test_clip_length(metric):
 def test_errors(metric):
     with pytest.raises(ValueError, match="predictions and references must both be given"):
         metric.compute(predictions=PREDICTIONS)
-    with pytest.raises(TypeError, match="qid must be a string or an integer, got None"):
+    with pytest.raises(TypeError, match="qid must be a string or an integer, received None"):
         metric.compute(predictions=[{"pred_relevant_windows": []}], references=REFERENCES[:1])
     with pytest.raises(ValueError, match="do not hold the same queries"):
         metric.compute(predictions=PREDICTIONS[:2], references=REFERENCES[1:3])

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import make_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_bmdetr.contract_bmdetr import clip_count
+from modeling_bmdetr.data import validate_rows
 from modeling_bmdetr.evaluation import evaluate_submission
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "released_evaluator_case.json"
@@ -256,3 +259,48 @@ def test_a_perfect_submission_scores_100():
     assert by_range["MR-short-mAP"] == 100.0
     assert by_range["MR-middle-mAP"] == 50.0
     assert by_range["MR-long-mAP"] == pytest.approx(33.33)
+
+
+# --- what validation passes, evaluation takes ----------------------------------------------------------------
+
+
+@st.composite
+def rated_rows(draw):
+    """Rows with ratings of any clips of videos of any length, the partial last clip included."""
+    rows = []
+    for number in range(draw(st.integers(1, 4))):
+        duration_s = draw(st.floats(0.3, 40, allow_nan=False).map(lambda value: round(value, 2)))
+        clips = draw(st.sets(st.integers(0, clip_count(duration_s, 2.0) - 1), min_size=1))
+        ratings = draw(st.lists(st.integers(0, 4), min_size=3 * len(clips), max_size=3 * len(clips)))
+        scores = [ratings[first : first + 3] for first in range(0, len(ratings), 3)]
+        fields = {"relevant_clip_ids": sorted(clips), "saliency_scores": scores}
+        windows = [[0.0, round(duration_s / 2, 3)]]
+        rows.append(make_row(qid=number, vid=f"v{number}", duration=duration_s, relevant_windows=windows, **fields))
+    return rows
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(rated_rows())
+def test_rows_that_are_valid_can_be_evaluated(rows):
+    assert validate_rows(rows, clip_length_s=2.0).ok
+    predictions = [
+        {"qid": row["qid"], "pred_relevant_windows": [[0, 1, 0.5]], "pred_saliency_scores": [1.0, 0.0]} for row in rows
+    ]
+    assert evaluate_submission(predictions, rows)
+
+
+def test_a_partial_last_clip_counts_where_it_was_rated():
+    truth = make_row(duration=5.0, relevant_clip_ids=[2], saliency_scores=[[4]])
+    predicted = {"qid": "q1", "pred_saliency_scores": [0.1, 0.2, 0.9]}
+    assert evaluate_submission([predicted], [truth])["HL-min-VeryGood-Hit1"] == 100.0
+
+
+def test_every_row_has_as_many_annotators():
+    rows = [
+        make_row(qid="a", relevant_clip_ids=[1], saliency_scores=[[1, 2, 3]]),
+        make_row(qid="b", query="Another.", relevant_clip_ids=[1], saliency_scores=[[1, 2]]),
+    ]
+    assert [problem.field for problem in validate_rows(rows).errors] == ["saliency_scores"]
+    predictions = [{"qid": row["qid"], "pred_saliency_scores": [0.0]} for row in rows]
+    with pytest.raises(ValueError, match="3 ratings of a clip"):
+        evaluate_submission(predictions, rows)

@@ -267,7 +267,7 @@ def test_padded_clips_count_for_nothing():
 def test_clip_length():
     metrics = highlights([0] * 9 + [1], {9: [4]}, duration=10, clip_length_s=1.0)
     assert metrics["HL-min-VeryGood-mAP"] == 100.0
-    with pytest.raises(ValueError, match="clip_length_s must be a positive number of seconds, got 0"):
+    with pytest.raises(ValueError, match="clip_length_s must be a positive number of seconds, received 0"):
         highlights([1], {0: [4]}, clip_length_s=0)
 
 

@@ -63,15 +63,18 @@ def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
     [
         (b"", "rows.jsonl is empty"),
         (b"\n\n", "rows.jsonl is empty"),
-        (b'{"qid": 1}\n{"qid": 2\n', "rows.jsonl:2 is not valid JSON"),
+        (b'{"qid": 1}\n{"qid": 2\n', "rows.jsonl:2 is not JSON"),
         (b'{"qid": 1}\n\n{"qid": 2}\n', "rows.jsonl:2 is blank"),
-        (b'{"qid": 1}\n[1, 2]\n', "rows.jsonl:2 holds a JSON list; expected an object"),
-        (b"7\n", "rows.jsonl:1 holds a JSON int; expected an object"),
+        (b'{"qid": 1}\n[1, 2]\n', "rows.jsonl:2 expected a JSON object, received list"),
+        (b"7\n", "rows.jsonl:1 expected a JSON object, received int"),
         (b'[{"qid": 1}]\n', "looks like one JSON array"),
         (b'[\n{"qid": 1}\n]\n', "looks like one JSON document"),
         (b'{"qid": NaN}\n', "rows.jsonl:1 .*NaN is not a JSON number"),
         (b'{"score": -Infinity}\n', "rows.jsonl:1 .*-Infinity is not a JSON number"),
-        (b"\xff\xfe{}\n", "rows.jsonl is not UTF-8 text"),
+        (b"\xff{}\n", "rows.jsonl:1 is not UTF-8 text"),
+        ('{"qid": 1}'.encode("utf-16"), "rows.jsonl:1 is UTF-16 text: save the file as UTF-8"),
+        (b'{"a":' * 100000, "rows.jsonl:1 is nested too deeply"),
+        (b'{"qid": ' + b"1" * 5000 + b"}", "rows.jsonl:1 is not JSON"),
     ],
 )
 def test_malformed_files(tmp_path, content, message):
@@ -101,13 +104,13 @@ def test_evaluation_from_files_names_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("qid", "expected"), [(7, "7"), ("7", "7"), (np.int32(7), "7"), ("a b", "a b"), (0, "0"), (-1, "-1")]
+    ("qid", "expected"), [(7, "7"), ("7", "7"), (7.0, "7"), (np.int32(7), "7"), ("a b", "a b"), (0, "0"), (-1, "-1")]
 )
 def test_canonical_qid(qid, expected):
     assert canonical_qid(qid) == expected
 
 
-@pytest.mark.parametrize("qid", [7.0, True, None, ["7"], b"7"])
+@pytest.mark.parametrize("qid", [7.5, float("nan"), True, None, ["7"], b"7"])
 def test_other_types_are_no_qid(qid):
     with pytest.raises(TypeError, match="qid must be a string or an integer"):
         canonical_qid(qid)
@@ -158,22 +161,22 @@ def test_repeated_qid(repeated):
     ("predictions", "ground_truth", "error", "message"),
     [
         (changed(PREDICTIONS, 1, qid=None), GROUND_TRUTH, ValueError, r"predictions\[1\] has no qid"),
-        (PREDICTIONS, changed(GROUND_TRUTH, 1, qid=1.0), TypeError, r"ground_truth\[1\] \(qid 1.0\): qid must be"),
+        (PREDICTIONS, changed(GROUND_TRUTH, 1, qid=1.5), TypeError, r"ground_truth\[1\] \(qid 1.5\): qid must be"),
         ([], GROUND_TRUTH, ValueError, "predictions is empty"),
         (PREDICTIONS, [], ValueError, "ground_truth is empty"),
         (
             PREDICTIONS[0],
             GROUND_TRUTH,
             TypeError,
-            "predictions must be a list of dictionaries or the path of a file, got dict",
+            "predictions must be a list of dictionaries or the path of a file, received dict",
         ),
         (
             PREDICTIONS,
             None,
             TypeError,
-            "ground_truth must be a list of dictionaries or the path of a file, got NoneType",
+            "ground_truth must be a list of dictionaries or the path of a file, received NoneType",
         ),
-        (PREDICTIONS, [[0, 10]], TypeError, r"ground_truth\[0\] must be a dictionary, got list"),
+        (PREDICTIONS, [[0, 10]], TypeError, r"ground_truth\[0\] must be a dictionary, received list"),
     ],
 )
 def test_rows_that_are_no_rows(predictions, ground_truth, error, message):
@@ -260,13 +263,16 @@ def test_missing_windows(predictions, ground_truth, message):
     [
         ({"relevant_clip_ids": None}, "no relevant_clip_ids"),
         ({"relevant_clip_ids": [0]}, "1 relevant_clip_ids but 2 saliency_scores"),
-        ({"relevant_clip_ids": [0, 5]}, r"relevant_clip_ids \[5.0\]; expected integers from 0 to 4, as 5 clips fit"),
+        (
+            {"relevant_clip_ids": [0, 5]},
+            r"relevant_clip_ids \[5.0\]; expected integers from 0 to 4",
+        ),
         ({"relevant_clip_ids": [-1, 2]}, r"relevant_clip_ids \[-1.0\]"),
         ({"relevant_clip_ids": [0.5, 2]}, r"relevant_clip_ids \[0.5\]"),
         ({"relevant_clip_ids": [2, 2]}, "a clip twice in relevant_clip_ids"),
-        ({"duration": None}, "duration None; expected seconds"),
-        ({"duration": "10"}, "duration '10'; expected seconds"),
-        ({"duration": 1.5}, r"duration 1.5; expected seconds, at least one clip \(2 s\)"),
+        ({"duration": None}, "duration None; expected a positive number"),
+        ({"duration": "10"}, "duration '10'; expected a positive number"),
+        ({"duration": -1.5}, "duration -1.5; expected a positive number of seconds"),
         ({"saliency_scores": [[4, 0], [1, 2, 3]]}, r"\[1, 2, 3\] in saliency_scores; expected 2 ratings"),
         ({"saliency_scores": [4, 0]}, r"4 in saliency_scores; expected a list for each clip.*\[\[4\], \[3\], \.\.\.\]"),
         ({"saliency_scores": 4}, "saliency_scores 4; expected a list"),
@@ -320,5 +326,5 @@ def test_json():
 
 def test_unknown_format():
     assert METRIC_FORMATS == ("table", "json", "markdown")
-    with pytest.raises(ValueError, match="style must be one of table, json, markdown, got 'html'"):
+    with pytest.raises(ValueError, match="style must be one of table, json, markdown, received 'html'"):
         format_metrics(METRICS, "html")

@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...video_bmdetr import probe_video
-from ..rows.schema import Problem, RowFile, ValidationReport, parse_rows, read_rows
+from ..rows.jsonl import RowFile, parse_rows, read_rows
+from ..rows.schema import Problem, ValidationReport
 from ..rows.validation import validate_rows
 from .fit import SAME_FEATURE_TOLERANCE
 from .packed import is_packed

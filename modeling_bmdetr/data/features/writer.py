@@ -16,6 +16,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...contract_bmdetr import FeatureContract
+from ...files_bmdetr import replacing_file
 from .packed import (
     DTYPES,
     FORMAT,
@@ -171,14 +172,9 @@ class FeatureWriter:
             **{modality: stream.summary() for modality, stream in self._streams.items()},
             "failed_videos": dict(sorted(self._failures.items())),
         }
-        temporary = self.directory / f"{MANIFEST}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
+        with replacing_file(self.directory / MANIFEST) as file:
             json.dump(manifest, file, indent=2, ensure_ascii=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.directory / MANIFEST)
-        _sync_directory(self.directory)
 
 
 class _Stream:
@@ -257,20 +253,6 @@ class _Stream:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a renaming durable; not every system can."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _lock(file: Any, directory: Path) -> None:

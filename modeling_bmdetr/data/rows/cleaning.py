@@ -33,7 +33,7 @@ class CleaningRules:
         allowed = {"past_end": ("keep", "clip"), "zero_length": ("keep", "drop"), "duplicates": ("keep", "drop")}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be one of {', '.join(values)}, received {getattr(self, name)!r}.")
 
 
 @dataclass

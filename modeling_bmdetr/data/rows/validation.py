@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ...contract_bmdetr import clip_count
-from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, RowFile, ValidationReport, is_integer
+from .jsonl import RowFile
+from .qids import canonical_qid, is_whole_number
+from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, ValidationReport
 
 Finding = tuple[Literal["error", "warning"], str, str]  # severity, field, message
 
@@ -28,9 +30,10 @@ def validate_rows(
     """Check rows against the schema and report every problem, not only the first.
 
     Errors: a required field absent, of the wrong type or empty; a qid used twice; two durations for one video; a window
-    that is not two times, that is reversed or begins before 0; saliency scores that do not fit the clips; negative
-    queries that are not in these rows. Warnings, for what training and evaluation handle by rule: a window of zero
-    length or past the end of the video, a row or a window given twice, blanks at the ends of a query, unknown fields.
+    that is not two times, that is reversed or begins before 0; saliency scores that do not fit the clips, or are of
+    another number of annotators than in other rows; negative queries that are not in these rows. Warnings, for what
+    training and evaluation handle by rule: a window of zero length or past the end of the video, a row or a window
+    given twice, blanks at the ends of a query, unknown fields.
 
     Args:
         rows: the rows; a `RowFile` brings its own line numbers and name.
@@ -53,7 +56,7 @@ def validate_rows(
 
     for line, row in zip(lines, records, strict=True):
         if not isinstance(row, Mapping):
-            report.problems.append(Problem("error", line, "", f"expected an object, got {type(row).__name__}"))
+            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
             continue
         qid = _qid_or_none(row)
         findings = list(_check_fields(row))
@@ -67,16 +70,18 @@ def validate_rows(
 
 
 def _qid_or_none(row: Mapping[str, Any]) -> str | None:
-    qid = row.get("qid")
-    return str(qid) if isinstance(qid, str) or is_integer(qid) else None
+    try:
+        return canonical_qid(row.get("qid"))
+    except (TypeError, ValueError):
+        return None
 
 
 def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
     """`qid`, `vid`, `query`, `duration`, `video`, each by itself."""
     if "qid" not in row:
         yield "error", "qid", "is missing; give every query its own identifier"
-    elif _qid_or_none(row) is None:
-        yield "error", "qid", f"expected a string or an integer, got {row['qid']!r}"
+    elif row["qid"] != "" and _qid_or_none(row) is None:
+        yield "error", "qid", f"expected a string or an integer, received {row['qid']!r}"
     elif not str(row["qid"]).strip() or set(str(row["qid"])) & set("/\\\0"):
         yield "error", "qid", f"{row['qid']!r} cannot name a file; use letters, digits, '-' and '_'"
     for name in ("vid", "query"):
@@ -84,7 +89,7 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
         if value is None:
             yield "error", name, "is missing"
         elif not isinstance(value, str):
-            yield "error", name, f"expected a string, got {value!r}"
+            yield "error", name, f"expected a string, received {value!r}"
         elif not value.strip():
             yield "error", name, "is empty"
     query = row.get("query")
@@ -94,10 +99,10 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
     if duration is None:
         yield "error", "duration", "is missing; give the length of the video in seconds"
     elif not _is_number(duration) or duration <= 0:
-        yield "error", "duration", f"expected a number of seconds above 0, got {duration!r}"
+        yield "error", "duration", f"expected a number of seconds above 0, received {duration!r}"
     video = row.get("video")
     if video is not None and (not isinstance(video, str) or not video.strip()):
-        yield "error", "video", f"expected a path, got {video!r}"
+        yield "error", "video", f"expected a path, received {video!r}"
 
 
 def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Finding]:
@@ -107,7 +112,7 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
             yield "error", "relevant_windows", "is missing or empty; expected [[start, end], ...] in seconds"
         return
     if not isinstance(windows, (list, tuple)):
-        yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, got {windows!r}"
+        yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, received {windows!r}"
         return
     if len(windows) == 2 and all(_is_number(value) for value in windows):
         yield "error", "relevant_windows", f"expected a list of windows; write [{list(windows)}], not {list(windows)}"
@@ -117,7 +122,7 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
     for index, window in enumerate(windows):
         name = f"relevant_windows[{index}]"
         if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(_is_number, window)):
-            yield "error", name, f"expected [start, end] in seconds, got {window!r}"
+            yield "error", name, f"expected [start, end] in seconds, received {window!r}"
             continue
         start_s, end_s = window
         if start_s < 0:
@@ -139,8 +144,8 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
 def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iterator[Finding]:
     clip_ids, scores = row.get("relevant_clip_ids"), row.get("saliency_scores")
     if clip_ids is not None:
-        if not isinstance(clip_ids, (list, tuple)) or not all(is_integer(i) and i >= 0 for i in clip_ids):
-            yield "error", "relevant_clip_ids", f"expected integers from 0, got {clip_ids!r}"
+        if not isinstance(clip_ids, (list, tuple)) or not all(is_whole_number(i) and i >= 0 for i in clip_ids):
+            yield "error", "relevant_clip_ids", f"expected integers from 0, received {clip_ids!r}"
             return
         if len(set(clip_ids)) != len(clip_ids):
             yield "error", "relevant_clip_ids", "names a clip twice"
@@ -162,14 +167,19 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
         yield "error", "saliency_scores", "expected finite numbers only"
     annotators = {len(clip) for clip in scores}
     if len(annotators) > 1 or 0 in annotators:
-        yield "error", "saliency_scores", f"expected the same number of annotators for every clip, got {annotators}"
+        yield (
+            "error",
+            "saliency_scores",
+            f"expected as many annotators for every clip, received {annotators}",
+        )
 
 
 def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
-    """qids used twice, one video with two durations, repeated rows, negative queries that do not exist."""
+    """What only several rows show: qids used twice, two durations of a video, repeated rows, unknown negatives."""
     line_of_qid: dict[str, int] = {}
     line_of_content: dict[str, int] = {}
     duration_of_vid: dict[str, tuple[int, float]] = {}
+    annotators_of_first: tuple[int, int] | None = None
     for line, row in rows:
         qid, vid, duration = _qid_or_none(row), row.get("vid"), row.get("duration")
         if qid is not None and line_of_qid.setdefault(qid, line) != line:
@@ -183,6 +193,14 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
         if line_of_content.setdefault(content, line) != line:
             message = f"repeats line {line_of_content[content]}: the same video, query and windows"
             yield Problem("warning", line, "", message, qid)
+        if annotators := _annotators(row):
+            first_line, expected = annotators_of_first or (line, annotators)
+            annotators_of_first = first_line, expected
+            if annotators != expected:
+                message = (
+                    f"has {annotators} annotators, but line {first_line} has {expected}; expected as many in all rows"
+                )
+                yield Problem("error", line, "saliency_scores", message, qid)
     for line, row in rows:
         negatives = row.get("neg_query_ids")
         if negatives is not None:
@@ -190,8 +208,15 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
             yield from (Problem("error", line, "neg_query_ids", text, _qid_or_none(row)) for text in check)
         weights, number = row.get("neg_query_weights"), len(negatives) if isinstance(negatives, (list, tuple)) else 0
         if weights is not None and not _are_weights(weights, number):
-            text = f"expected a number in [0, 1] for each of {number} `neg_query_ids`, got {weights!r}"
+            text = f"expected a number in [0, 1] for each of {number} `neg_query_ids`, received {weights!r}"
             yield Problem("error", line, "neg_query_weights", text, _qid_or_none(row))
+
+
+def _annotators(row: Mapping[str, Any]) -> int:
+    """How many annotators rated the first clip of a row, 0 where none was rated."""
+    scores = row.get("saliency_scores")
+    first = scores[0] if isinstance(scores, (list, tuple)) and scores else None
+    return len(first) if isinstance(first, (list, tuple)) else 0
 
 
 def _are_weights(weights: Any, number: int) -> bool:
@@ -201,10 +226,10 @@ def _are_weights(weights: Any, number: int) -> bool:
 
 
 def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bool]) -> Iterator[str]:
-    if not isinstance(negatives, (list, tuple)) or not all(isinstance(n, str) or is_integer(n) for n in negatives):
-        yield f"expected a list of qids, got {negatives!r}"
+    if not isinstance(negatives, (list, tuple)) or not all(isinstance(n, str) or is_whole_number(n) for n in negatives):
+        yield f"expected a list of qids, received {negatives!r}"
         return
-    names = [str(negative) for negative in negatives]
+    names = [negative if isinstance(negative, str) else canonical_qid(negative) for negative in negatives]
     if qid in names:
         yield "names the query itself"
     if len(set(names)) < len(names):

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..schema import write_rows
+from ..jsonl import write_rows
 from .importing import FORMATS, ImportOptions, import_annotations
 from .table import ROLES
 

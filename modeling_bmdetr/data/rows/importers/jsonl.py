@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..schema import ROW_FIELDS, parse_rows
+from ..jsonl import parse_rows
+from ..schema import ROW_FIELDS
 from .moments import Faults
 
 _WORDS = {"relevant_windows": ("timestamps", "windows"), "query": ("sentence", "caption", "desc"), "vid": ("video_id",)}

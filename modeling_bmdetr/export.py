@@ -1,0 +1,279 @@
+"""A trained model as a file for other runtimes: ONNX, or a program of `torch.export`.
+
+The exported graph takes any number of pairs, clips and tokens. It is the model without losses, negatives and shifted
+views: `video_features, video_mask, text_features, text_mask` in, the tensors of [`BMDetrMomentRetrievalOutput`] out.
+Beside it lies `export.json`, which says what the file is and carries the feature contract and how moments are read
+from the outputs, so that a program without this package can prepare inputs and answer (`examples/onnx_answer.py`).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .modeling_bmdetr import BMDetrForMomentRetrieval
+from .processing_bmdetr import BMDetrProcessor
+
+ExportFormat = Literal["onnx", "torch-export"]
+FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export")
+FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+INT8_FILE, DESCRIPTION = "model.int8.onnx", "export.json"
+INPUTS = ("video_features", "video_mask", "text_features", "text_mask")
+AXES = {"batch": (1, 65536), "video_len": (1, 1_000_000), "text_len": (1, 65536)}
+LEFT_OUT = ("last_hidden_state", "encoder_last_hidden_state")
+TOLERANCE = 1e-4
+# (pairs, clips, tokens): single ones, what fills a usual contract, what is longer than it.
+CHECKED_SHAPES = ((1, 1, 1), (1, 75, 32), (2, 3, 1), (5, 40, 7), (3, 160, 40))
+
+
+class _Exportable(nn.Module):
+    """The model with positional tensors in and a dictionary of tensors out."""
+
+    def __init__(self, model: BMDetrForMomentRetrieval):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, video_features: Tensor, video_mask: Tensor, text_features: Tensor, text_mask: Tensor
+    ) -> dict[str, Tensor]:
+        outputs = self.model(video_features, video_mask, text_features, text_mask, return_dict=True)
+        return {name: value for name, value in outputs.items() if isinstance(value, Tensor) and name not in LEFT_OUT}
+
+
+def export_model(
+    model: BMDetrForMomentRetrieval,
+    out: str | os.PathLike,
+    format: ExportFormat = "onnx",
+    *,
+    int8: bool = False,
+    processor: BMDetrProcessor | None = None,
+) -> dict[str, Any]:
+    """Exports a model with dynamic numbers of pairs, clips and tokens, and compares it with the model.
+
+    Args:
+        model: Exported as it is in evaluation mode, in float32.
+        out: Folder to write; files of an earlier export in it are replaced, others stay.
+        format: `onnx` (runs in ONNX Runtime) or `torch-export` (loads with `torch.export.load`).
+        int8: Also writes `model.int8.onnx`, whose matrices are 8-bit integers; `onnx` only. It is not compared with
+            the model, since rounding changes its answers: measure it on your data.
+        processor: Where the answers' format is read from; one made from the model's contract when left out.
+
+    Returns:
+        What `export.json` holds, with the largest difference seen under `largest_difference`.
+
+    Raises:
+        ImportError: the packages of the extra `export` are not installed.
+        ValueError: unknown format, or `int8` with another format than `onnx`.
+        RuntimeError: the exported model answers otherwise than the model; nothing is written.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {FORMATS}, received {format!r}")
+    if int8 and format != "onnx":
+        raise ValueError(f'`int8` is made from the ONNX file: pass format="onnx" with it, received {format!r}')
+    if format == "onnx":
+        _require_onnx()
+    was_training, device, dtype = model.training, model.device, model.dtype
+    model.eval()
+    model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            program = _trace(model)
+            file = Path(aside) / FILES[format]
+            if format == "onnx":
+                _write_onnx(program, file)
+            else:
+                torch.export.save(program, file)
+            outputs = [name for name, _ in _named_outputs(model)]
+            difference = largest_difference(model, _runner(file, outputs))
+            if not difference <= TOLERANCE:
+                raise RuntimeError(
+                    f"the exported model differs from the model by {difference:.2g}, more than {TOLERANCE:g}; "
+                    "nothing was written. Please report this with the versions of torch and onnxruntime"
+                )
+            processor = processor or BMDetrProcessor(model.config.feature_contract)
+            description = {
+                "format": format,
+                "file": FILES[format],
+                "inputs": list(INPUTS),
+                "outputs": outputs,
+                "largest_difference": difference,
+                "feature_contract": processor.feature_contract,
+                "prediction_format": processor.prediction_format,
+                "nms_threshold": processor.nms_threshold,
+                "torch": torch.__version__,
+            }
+            if int8:
+                description["int8_file"] = INT8_FILE
+                _write_int8(file, Path(aside) / INT8_FILE)
+            (Path(aside) / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            for name in sorted(os.listdir(aside), key=lambda name: name == DESCRIPTION):  # the description last
+                os.replace(Path(aside) / name, folder / name)
+    finally:
+        model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        model.train(was_training)
+    return description
+
+
+def load_exported(folder: str | os.PathLike, *, int8: bool = False, threads: int | None = None) -> Callable[..., Any]:
+    """The exported model as a function of the four inputs, tensors or arrays, that returns a dict of tensors.
+
+    Args:
+        folder: What `export_model` wrote.
+        int8: Runs the 8-bit file.
+        threads: Threads of ONNX Runtime; its own choice when left out.
+
+    Raises:
+        FileNotFoundError: there is no export, or no 8-bit file, in the folder.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"'{folder}' holds no {DESCRIPTION}: it is no folder that `bmdetr export` wrote")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    name = description.get("int8_file" if int8 else "file")
+    if name is None or not (Path(folder) / name).is_file():
+        raise FileNotFoundError(f"'{folder}' holds no {'8-bit ' * int8}model; export again{' with --int8' * int8}")
+    return _runner(Path(folder) / name, description["outputs"], threads)
+
+
+def largest_difference(
+    model: BMDetrForMomentRetrieval,
+    exported: Callable[..., Mapping[str, Tensor]],
+    shapes: tuple[tuple[int, int, int], ...] = CHECKED_SHAPES,
+    seed: int = 0,
+) -> float:
+    """The largest difference of any output between the model and its export, on random features and masks.
+
+    Args:
+        shapes: (pairs, clips, tokens) of each batch; rows are padded to random lengths, the first one not at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    worst = 0.0
+    for shape in shapes:
+        inputs = _example(model, *shape, generator)
+        with torch.inference_mode():
+            expected = _Exportable(model)(*inputs)
+        found = exported(*inputs)
+        for name, value in expected.items():
+            difference = (value - found[name]).abs().max().item()
+            worst = difference if not difference <= worst else worst  # NaN wins
+    return worst
+
+
+def _example(
+    model: BMDetrForMomentRetrieval, pairs: int, clips: int, tokens: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    parts = []
+    for length, width in ((clips, model.config.video_dim), (tokens, model.config.text_dim)):
+        real = torch.randint(1, length + 1, (pairs, 1), generator=generator)
+        real[0] = length
+        mask = (torch.arange(length) < real).float()
+        features = torch.randn(pairs, length, width, generator=generator)
+        parts += [nn.functional.normalize(features, dim=-1) * mask[..., None], mask]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _named_outputs(model: BMDetrForMomentRetrieval) -> Iterator[tuple[str, Tensor]]:
+    with torch.inference_mode():
+        yield from _Exportable(model)(*_example(model, 2, 3, 2, torch.Generator().manual_seed(0))).items()
+
+
+def _trace(model: BMDetrForMomentRetrieval) -> torch.export.ExportedProgram:
+    batch, clips, tokens = (torch.export.Dim(name, min=low, max=high) for name, (low, high) in AXES.items())
+    inputs = _example(model, 3, 20, 7, torch.Generator().manual_seed(0))
+    dynamic = ({0: batch, 1: clips}, {0: batch, 1: clips}, {0: batch, 1: tokens}, {0: batch, 1: tokens})
+    with torch.no_grad():
+        return torch.export.export(_Exportable(model), inputs, dynamic_shapes=dynamic)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'ONNX needs {error.name}, of the extra `export`: pip install "modeling-bmdetr[export]"'
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages that are not needed here and on its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+    import onnx
+
+    outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
+    names = list(program.call_spec.out_spec.unflatten([0] * len(outputs)))
+    with _quiet():
+        written = torch.onnx.export(
+            program, dynamo=True, input_names=INPUTS, output_names=names, opset_version=18, verbose=False
+        )
+    assert written is not None  # with `dynamo` there is always a program
+    proto = written.model_proto
+    video, text = (proto.graph.input[i].type.tensor_type.shape.dim for i in (0, 2))
+    # The tracer's symbols by the names of the axes.
+    symbols = (video[0].dim_param, video[1].dim_param, text[1].dim_param)
+    renamed = dict(zip(symbols, AXES, strict=True))
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+    onnx.save(proto, str(file))
+
+
+def _write_int8(file: Path, out: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # The root logger is used there, to recommend a step that dynamic axes do not allow.
+    logging.disable(logging.WARNING)
+    try:
+        quantize_dynamic(str(file), str(out), weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _runner(file: Path, outputs: list[str], threads: int | None = None) -> Callable[..., dict[str, Tensor]]:
+    if file.suffix == ".pt2":
+        program = torch.export.load(file).module()
+
+        def run_program(*inputs: Tensor | np.ndarray) -> dict[str, Tensor]:
+            with torch.inference_mode():
+                return program(*(torch.as_tensor(value, dtype=torch.float32) for value in inputs))
+
+        return run_program
+    _require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run_session(*inputs: Tensor | np.ndarray) -> dict[str, Tensor]:
+        feeds = {name: np.asarray(value, dtype=np.float32) for name, value in zip(INPUTS, inputs, strict=True)}
+        return {name: torch.from_numpy(value) for name, value in zip(outputs, session.run(outputs, feeds), strict=True)}
+
+    return run_session

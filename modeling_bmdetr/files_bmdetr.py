@@ -1,0 +1,168 @@
+"""Writing files whole: a reader finds what was there before or all that is new, never a part, whatever dies when.
+
+A file or folder is written aside, under a name that nobody can guess, in the folder where it belongs; it is made
+durable and then renamed. What a killed process left aside is deleted by the next that writes to the same folder: a
+live writer holds a lock on what it writes, and the lock goes with its process.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not on this system: leftovers are then not told from files being written, and stay
+    fcntl = None  # type: ignore[assignment]
+
+_ASIDE = re.compile(r"^\..*\.[0-9a-f]{16}\.unfinished(\.\w+)?$")
+
+
+@contextmanager
+def replacing_file(path: str | os.PathLike, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write to (UTF-8 text unless `binary`), which takes the place of `path` when the block ends well.
+
+    After an error `path` is as it was. A symbolic link at `path` is replaced, not followed. Devices and pipes
+    (`/dev/stdout`) cannot be replaced and are written to directly.
+
+    Raises:
+        OSError: the folder cannot be written to, the file is read-only, or the disk is full.
+    """
+    encoding = None if binary else "utf-8"
+    if _is_device(Path(path)):
+        with open(path, "wb" if binary else "w", encoding=encoding) as file:
+            yield file
+        return
+    with replacing_path(path) as aside, open(aside, "wb" if binary else "w", encoding=encoding) as file:
+        yield file
+
+
+@contextmanager
+def replacing_path(path: str | os.PathLike) -> Iterator[Path]:
+    """As `replacing_file`, for libraries that open files by name: gives the name to write to, with the same suffix."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(f"'{path}' is a folder: name a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"'{path}' is read-only: make it writable, or write to another file")
+    remove_leftovers(path.parent)
+    lock, aside = _create_aside(path)
+    try:
+        yield aside
+        _sync(aside)
+        os.replace(aside, path)
+        _sync(path.parent)
+    finally:
+        os.close(lock)
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` as a whole when the block ends well.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that is not empty.
+        OSError: the folder cannot be made, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"'{path}' exists and is not an empty folder: name another one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    aside = _aside(path)
+    aside.mkdir()
+    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            _lock(lock)
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.rename(aside, path)
+        _sync(path.parent)
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Deletes what processes that died were writing aside in a folder."""
+    if fcntl is None:
+        return
+    with suppress(FileNotFoundError, PermissionError, NotADirectoryError), os.scandir(Path(folder)) as entries:
+        for entry in entries:
+            if _ASIDE.match(entry.name) and not entry.is_symlink():
+                with suppress(OSError):  # its writer lives, or another process is quicker
+                    _remove_unlocked(Path(entry.path), entry.is_dir(follow_symlinks=False))
+
+
+def _remove_unlocked(path: Path, is_folder: bool) -> None:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path) if is_folder else path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that cannot be guessed; the longest file name a system takes is 255 bytes."""
+    stem = os.fsdecode(os.fsencode(path.name)[:150])
+    suffix = path.suffix if re.fullmatch(r"\.\w+", path.suffix) else ""
+    return path.with_name(f".{stem}.{secrets.token_hex(8)}.unfinished{suffix}")
+
+
+def _create_aside(path: Path) -> tuple[int, Path]:
+    """A new, locked file beside `path`: its descriptor and its name."""
+    while True:
+        aside = _aside(path)
+        try:  # O_EXCL follows no symbolic link; the usual permissions, less the umask
+            descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, aside
+        os.close(descriptor)  # taken for a leftover before it was locked
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is not None:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, durable; not every system can do so for a folder."""
+    if path.is_dir():
+        with suppress(OSError):
+            _sync_descriptor(os.open(path, os.O_RDONLY))
+    else:
+        _sync_descriptor(os.open(path, os.O_RDWR))
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether `path` leads to something that is no regular file, or lies where devices and descriptors do."""
+    if path.parts[1:2] in (("dev",), ("proc",)) and path.parts[1:3] != ("dev", "shm"):
+        return path.exists() and not path.is_dir()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

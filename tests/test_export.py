@@ -1,0 +1,117 @@
+"""Exported models: the same answers as the model, for any number of pairs, clips and tokens."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
+from modeling_bmdetr.cli import main
+from modeling_bmdetr.contract_bmdetr import FeatureContract
+from modeling_bmdetr.export import TOLERANCE, export_model, largest_difference, load_exported
+
+FEW = ((1, 1, 1), (2, 30, 9), (4, 3, 2))
+MANY = tuple((pairs, clips, tokens) for pairs in (1, 2, 7) for clips in (1, 2, 19, 75, 200) for tokens in (1, 4, 33))
+FORMS = {
+    "default": {},
+    "not background-aware": {"background_aware": False, "decoder_memory": "encoder"},
+    "learned queries": {"learnable_spans": False, "alignment_pooling": "gated"},
+    "released": {"decoder_memory": "encoder", "alignment_pooling": "gated", "alignment_denominator": "all"},
+    "without endpoints": {"endpoint_features": False, "activation": "gelu"},
+}
+
+
+def tiny_model(**options) -> BMDetrForMomentRetrieval:
+    torch.manual_seed(0)
+    contract = FeatureContract(
+        video_encoders=({"name": "pixel-grid", "dim": 12},), text_encoder={"name": "hashed-words", "dim": 8}
+    )
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_queries": 4}
+    return BMDetrForMomentRetrieval(
+        BMDetrConfig.from_contract(contract, **sizes, encoder_layers=1, decoder_layers=2, **options)
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model in training mode, its program, and what was said about it; tracing takes a while."""
+    model, folder = tiny_model().train(), tmp_path_factory.mktemp("exported")
+    processor = BMDetrProcessor(model.config.feature_contract, nms_threshold=0.5)
+    return model, folder, export_model(model, folder, "torch-export", processor=processor)
+
+
+def test_a_torch_program_answers_like_the_model_for_any_shape(exported):
+    model, folder, description = exported
+    assert model.training, "exporting changes nothing about the model"
+    assert description["file"] == "model.pt2"
+    assert largest_difference(tiny_model().eval(), load_exported(folder), FEW, seed=1) <= TOLERANCE
+    assert {path.name for path in folder.iterdir()} == {"model.pt2", "export.json"}, "nothing is left aside"
+
+
+def test_the_check_finds_an_export_of_another_model(exported):
+    other = tiny_model().eval()
+    with torch.no_grad():
+        other.class_head.bias += 0.01
+    assert largest_difference(other, load_exported(exported[1]), FEW) == pytest.approx(0.01, abs=1e-4)
+
+
+def test_the_description_carries_what_an_answer_needs(exported):
+    model, folder, _ = exported
+    description = json.loads((folder / "export.json").read_text())
+    assert description["feature_contract"] == model.config.feature_contract.to_dict()
+    assert description["nms_threshold"] == 0.5
+    assert description["inputs"] == ["video_features", "video_mask", "text_features", "text_mask"]
+    assert {"logits", "pred_spans", "saliency_scores", "frame_probabilities"} <= set(description["outputs"])
+
+
+def test_what_cannot_be_exported_or_loaded_is_said_by_name(tmp_path):
+    with pytest.raises(ValueError, match="`format` must be one of"):
+        export_model(tiny_model(), tmp_path, "tflite")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`int8` is made from the ONNX file"):
+        export_model(tiny_model(), tmp_path, "torch-export", int8=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no export\.json"):
+        load_exported(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_exports_a_checkpoint(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    arguments = ["export", str(tmp_path / "model"), "--format", "torch-export", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["file"] == "model.pt2"
+    assert (tmp_path / "out" / "model.pt2").is_file()
+    assert result["largest_difference"] <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_onnx_answers_like_the_model_for_any_shape_and_names_its_axes(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = tiny_model().eval()
+    description = export_model(model, tmp_path)
+    assert largest_difference(model, load_exported(tmp_path, threads=1), FEW, seed=1) <= TOLERANCE
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+    assert axes["video_features"] == ["batch", "video_len", 12]
+    assert axes["text_mask"] == ["batch", "text_len"]
+    assert [value.name for value in graph.output] == description["outputs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_model_answers_the_same_over_many_shapes_and_masks(form, format, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = tiny_model(**FORMS[form]).eval()
+    export_model(model, tmp_path, format)
+    assert largest_difference(model, load_exported(tmp_path), MANY, seed=2) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_8_bit_answers_are_close_and_the_file_is_smaller(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = tiny_model(projection_layers=3).eval()
+    export_model(model, tmp_path, int8=True)
+    assert largest_difference(model, load_exported(tmp_path), MANY, seed=2) <= TOLERANCE
+    assert TOLERANCE < largest_difference(model, load_exported(tmp_path, int8=True), MANY, seed=2) < 1.0
