@@ -182,7 +182,7 @@ class BMDetrClipProposals(nn.Module):
             `(rows, queries)` long and `(rows, queries, 2)`.
         """
         spans_se = spans_se.detach().clamp(0, 1)
-        index = select_apart(spans_se, logits.detach().masked_fill(~video_mask.bool(), -1e4), self.number)
+        index = select_apart(spans_se, logits.detach().masked_fill(~video_mask.bool(), -1e9), self.number)
         spans_cxw = spans_se_to_cxw(spans_se.gather(1, index[..., None].expand(-1, -1, 2)))
         return index, torch.stack((spans_cxw[..., 0], spans_cxw[..., 1].clamp(min=NARROWEST)), dim=-1)
 
