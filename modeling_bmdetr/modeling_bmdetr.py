@@ -459,10 +459,10 @@ class BMDetrModel(BMDetrPreTrainedModel):
         read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
         read, read_mask = read.flatten(0, 1), mask[0].flatten(0, 1)
         answers_negatives = cfg.answer_negatives and queries > 1
+        copies = views + (queries - 1 if answers_negatives else 0)
         if answers_negatives:
             read = torch.cat((read, memory[1:, 0].flatten(0, 1)))
             read_mask = torch.cat((read_mask, mask[1:, 0].flatten(0, 1)))
-        copies = len(read) // batch
         anchors, contents, proposals = self.start_spans(read, video_mask.repeat(copies, 1))
         decoded = self.decoder(
             anchors,

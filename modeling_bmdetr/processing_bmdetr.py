@@ -245,7 +245,7 @@ class BMDetrProcessor(ProcessorMixin):
             nms_threshold: Overrides the processor's.
 
         Returns:
-            One list a row, of dicts `start` (s), `end` (s) and `score` (probability of foreground in [0, 1]).
+            One list a row, of dicts `start` (s), `end` (s) and `score` in [0, 1], see `BMDetrConfig.score`.
         """
         contract, num_clips = self.contract, video_mask.sum(dim=1)
         if durations_s is None:

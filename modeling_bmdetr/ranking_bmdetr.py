@@ -200,10 +200,11 @@ def select_apart(spans_se: Tensor, scores: Tensor, number: int, iou_threshold: f
         `(rows, number)` long.
     """
     overlaps, _ = temporal_iou(spans_se[:, :, None], spans_se[:, None])
+    places = torch.arange(scores.shape[1], device=scores.device)
     chosen = []
     for _ in range(number):
         best = scores.argmax(dim=1)
         chosen.append(best)
         overlap = overlaps.gather(1, best[:, None, None].expand(-1, 1, scores.shape[1])).squeeze(1)
-        scores = scores - 5.0 * (overlap > iou_threshold) - 1e5 * F.one_hot(best, scores.shape[1])
+        scores = scores - 5.0 * (overlap > iou_threshold) - 1e5 * (places == best[:, None])
     return torch.stack(chosen, dim=1)

@@ -28,8 +28,8 @@ class BMDetrTrainingArguments(TrainingArguments):
         negative_sampling: Where negative queries come from (Figure 3): `mined` by Principles 1-2 (rows need
             `neg_query_ids`), `mined_only`, `same_video`, `random_video`, or `none`; see [`NegativeSampler`].
         num_negatives: Negative queries a training query (the paper has one).
-        absent_share: The share of draws of negative queries that take one of another video, whatever the strategy, where
-            the model has a presence head, which learns from them. Rows whose `relevant_windows` are empty teach it too.
+        absent_share: The share of draws of negative queries that take one of another video, whatever the strategy,
+            where the model has a presence head, which learns from them and from rows with empty `relevant_windows`.
         temporal_shifting: Train on a shifted view as well (3.4).
         shifting_limit_s: Videos this long (s) or longer are not shifted.
         evaluate_with_negatives: Give negatives in evaluation too, for measuring p as in Table 9; never for figures

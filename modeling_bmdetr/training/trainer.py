@@ -90,8 +90,8 @@ class BMDetrTrainer(PublishingTrainer):
         if unlabelled := [row["qid"] for row in train_rows or () if row.get("relevant_windows") is None]:
             raise ValueError(
                 f"{len(unlabelled)} of {len(train_rows or ())} training rows have no `relevant_windows`, such as qid "
-                f"{unlabelled[:3]}: leave rows without labels out of `train_rows`; an empty list says that the video does "
-                "not show what the query says"
+                f"{unlabelled[:3]}: leave rows without labels out of `train_rows`; an empty list says that the video "
+                "does not show what the query says"
             )
         self.store, self.criterion, self.users_metrics = store, criterion, compute_metrics
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))

@@ -34,12 +34,13 @@ class NegativeSampler:
     Args:
         rows: canonical rows of the training split.
         strategy: one of the above.
-        absent_share: the share of draws that take queries of other videos only, whatever the strategy (but `none`): what
-            they say is absent from the row's video, which is what presence is learned from.
+        absent_share: the share of draws that take queries of other videos only, whatever the strategy (but `none`):
+            what they say is absent from the row's video, which is what presence is learned from.
 
     Raises:
-        ValueError: if the strategy is unknown, `absent_share` is outside [0, 1], qids repeat, no row has `neg_query_ids` although `mined` is asked for,
-            or they name a query twice, one that is not among the rows or one of another video.
+        ValueError: if the strategy is unknown, `absent_share` is outside [0, 1], qids repeat, no row has
+            `neg_query_ids` although `mined` is asked for, or they name a query twice, one that is not among the rows or
+            one of another video.
     """
 
     def __init__(
