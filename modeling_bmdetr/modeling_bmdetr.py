@@ -264,7 +264,8 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         if config.learnable_spans and config.span_refinement:
             self.span_updates = nn.ModuleList([BMDetrMLP(d, d, d, 2) for _ in self.layers])
             for update in self.span_updates:  # at first, spans stay where they start
-                update[-1].xavier_gain, update[-1].zero_bias = 0.0, True
+                last: Any = list(update.children())[-1]
+                last.xavier_gain, last.zero_bias = 0.0, True
         self.mark_for_xavier()
         self.post_init()
 
@@ -473,25 +474,26 @@ class BMDetrModel(BMDetrPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        answers = {name: decoded.get(name) for name in ("last_hidden_state", "layer_states", "layer_spans")}
+        answers: dict[str, Any] = {
+            name: decoded.get(name) for name in ("last_hidden_state", "layer_states", "layer_spans")
+        }
         answers |= proposals
         if anchors.dim() == 3:
             answers["anchors"] = anchors
         answers = {name: value for name, value in answers.items() if value is not None}
         outputs |= {name: value[: views * batch].unflatten(0, (views, batch)) for name, value in answers.items()}
 
+        shared: dict[str, Any] = {"anchors": anchors} if cfg.learnable_spans and anchors.dim() == 2 else {}
         view_outputs = [
-            BMDetrModelOutput(
-                **{name: value[view] for name, value in outputs.items()},
-                **({"anchors": anchors} if cfg.learnable_spans and anchors.dim() == 2 else {}),
-            )
+            BMDetrModelOutput(**{name: value[view] for name, value in outputs.items()}, **shared)
             for view in range(views)
         ]
         output = view_outputs[0]
         output.shifted = view_outputs[1] if views > 1 else None
         if answers_negatives:
             output.negative = BMDetrModelOutput(
-                **{"anchors": output.anchors, **{name: value[views * batch :] for name, value in answers.items()}},
+                **{name: value[views * batch :] for name, value in answers.items()},
+                **shared,
                 encoder_last_hidden_state=memory[1:, 0].flatten(0, 1),
                 positive_probabilities=None if self.frame_query_matcher is None else matched[1:, 0].flatten(0, 1),
             )
@@ -514,6 +516,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             The queries of [`BMDetrDecoder.forward`], their contents, and the outputs that proposals add.
         """
         if self.clip_proposals is None:
+            assert self.query_embedding is not None  # there is one or the other
             anchors = self.query_embedding.weight
             return anchors.float().sigmoid() if self.config.learnable_spans else anchors, None, {}
         frames = memory[:, : video_mask.shape[1]]
@@ -707,6 +710,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         if states is None:
             states = output["last_hidden_state"][:, None]
         if spans is None:
+            assert self.span_head is not None  # it is the decoder that refines
             spans = self.span_head(states).float()
             if (anchors := output.get("anchors")) is not None:
                 spans = spans + torch.logit(anchors, eps=NARROWEST).unsqueeze(-3)

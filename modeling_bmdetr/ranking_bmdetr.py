@@ -70,7 +70,7 @@ class BMDetrQualityHead(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.mlp = BMDetrMLP(4 * d + (5 if config.background_aware else 1), d, 1)
-        self.mlp[-1].start_bias = UNLIKELY
+        self.mlp[-1].start_bias = UNLIKELY  # type: ignore[assignment]
 
     def forward(
         self, states: Tensor, spans_cxw: Tensor, frames: Tensor, probabilities: Tensor | None, video_mask: Tensor
@@ -141,8 +141,8 @@ class BMDetrPresenceHead(nn.Module):
                 probabilities.sum(dim=1) / mask.sum(dim=1),
                 expected_overlap(shares, probabilities).amax(dim=1),
             ]
-        weight = self.mlp[0].weight
-        return self.mlp(torch.stack(evidence, dim=-1).to(weight.dtype)).squeeze(-1).float()
+        dtype = next(self.parameters()).dtype
+        return self.mlp(torch.stack(evidence, dim=-1).to(dtype)).squeeze(-1).float()
 
 
 class BMDetrClipProposals(nn.Module):
@@ -158,7 +158,7 @@ class BMDetrClipProposals(nn.Module):
         self.number = config.num_queries
         self.distances = BMDetrMLP(d, d, 2)
         self.quality = BMDetrMLP(d, d, 1)
-        self.quality[-1].start_bias = UNLIKELY
+        self.quality[-1].start_bias = UNLIKELY  # type: ignore[assignment]
         self.content = nn.Linear(d, d)
 
     def forward(self, frames: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,9 @@ def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
     """
     counts = torch.zeros(len(VIEWS), len(COUNTS))
     negatives = batch["negative_text_mask"].any(dim=-1) if "negative_text_mask" in batch else None
-    views = {VIEWS[0]: (batch["labels"], None)}  # labels, and rows that take part: all, or those with a moment
+    views: dict[str, tuple[Tensor, Tensor | None]] = {
+        VIEWS[0]: (batch["labels"], None)
+    }  # labels, and rows that take part: all, or those with a moment
     if "shifted_labels" in batch:
         views[VIEWS[1]] = (batch["shifted_labels"], has_moment(batch["shifted_labels"]).any(dim=1))
     if negatives is not None and "negative_labels" in batch:
