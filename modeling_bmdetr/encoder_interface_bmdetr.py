@@ -1,30 +1,43 @@
-"""What an encoder is: a video to one row a clip, a sentence to one row a token, and a description of how.
+"""What an encoder is: a video to one row per clip, a sentence to one row per token, and a description of how.
 
 An own encoder subclasses `VideoEncoder` or `TextEncoder` and is made known by `register_video_encoder` or
 `register_text_encoder` of `encoders_bmdetr.py`.
 """
 
-import itertools
-import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .contract_bmdetr import clip_times
-from .video_bmdetr import iter_frames, probe_video
+from .contract_bmdetr import clip_times, join_rows
+from .video_bmdetr import FramePlan, Video, open_video
 
-Video: TypeAlias = str | os.PathLike | np.ndarray
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass
+class EncodedVideo:
+    """A video encoded once, to be asked many queries.
+
+    Attributes:
+        features: `(clips, dim)` float32, raw rows of one video encoder or of several side by side.
+        duration_s: Length of the video in seconds.
+        name: What messages call it.
+    """
+
+    features: np.ndarray
+    duration_s: float
+    name: str = "the video"
 
 
 class VideoEncoder(ABC):
-    """Turns a video into one row a clip.
+    """Turns a video into one row per clip.
 
     Attributes:
         name: the name it is built by.
-        dim: values a row.
+        dim: values per row.
         frames_per_clip: frames sampled from each clip, at the centres of equal parts of it.
         clips_per_batch: clips whose frames are held and encoded at once.
         frame_size, interpolation: how frames are resized while decoding, as `iter_frames` takes it.
@@ -43,32 +56,13 @@ class VideoEncoder(ABC):
         clip_length_s: float,
         *,
         fps: float | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
-        """Encodes a whole video, holding the frames of one batch at a time.
+        progress: Progress | None = None,
+    ) -> EncodedVideo:
+        """Encodes a whole video; see [`encode_video`], which this calls for one encoder.
 
-        Args:
-            video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
-            clip_length_s: seconds a clip; `clip_count` in `contract_bmdetr.py` is the rule for the last one.
-            fps: frame rate of decoded frames; not for a file, whose frames carry their times.
-            progress: called with (clips done, clips in all) after each batch.
-
-        Returns:
-            `(clips, dim)` float32, not normalised.
-
-        Raises:
-            FileNotFoundError, ValueError: see `iter_frames`; and if frames have a wrong shape or type, or `fps` is
-                missing or superfluous.
+        A subclass that needs more than the frames of single clips overrides this.
         """
-        clips, frames = _sampled_frames(video, clip_length_s, fps, self)
-        rows: list[np.ndarray] = []
-        done = 0
-        while batch := list(itertools.islice(frames, self.clips_per_batch * self.frames_per_clip)):
-            rows.append(self._encode_clips(batch))
-            done += len(rows[-1])
-            if progress is not None:
-                progress(done, clips)
-        return np.concatenate(rows).astype(np.float32, copy=False)
+        return _encode_in_one_pass(video, [self], clip_length_s, fps, progress)
 
     @abstractmethod
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
@@ -80,11 +74,11 @@ class VideoEncoder(ABC):
 
 
 class TextEncoder(ABC):
-    """Turns sentences into one row a token.
+    """Turns sentences into one row per token.
 
     Attributes:
         name: the name it is built by.
-        dim: values a row.
+        dim: values per row.
     """
 
     name: str
@@ -94,19 +88,19 @@ class TextEncoder(ABC):
         """Encodes sentences; each keeps its first `max_tokens` rows.
 
         Returns:
-            one `(tokens, dim)` float32 array a sentence, in the order given, not normalised; at least one row each.
+            one `(tokens, dim)` float32 array per sentence, in the order given, not normalised; at least one row each.
 
         Raises:
             TypeError: if `sentences` is a single string.
             ValueError: if a sentence is empty or blank, or `max_tokens` is less than 1.
         """
         if isinstance(sentences, str):
-            raise TypeError(f"sentences must be a list of strings, got one string; pass [{sentences!r}].")
+            raise TypeError(f"sentences must be a list of strings, received one string; pass [{sentences!r}]")
         if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
+            raise ValueError(f"max_tokens must be at least 1, received {max_tokens}.")
         for index, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
-                raise TypeError(f"sentences[{index}] must be a string, got {type(sentence).__name__}.")
+                raise TypeError(f"sentences[{index}] must be a string, received {type(sentence).__name__}.")
             if not sentence.strip():
                 raise ValueError(f"sentences[{index}] is empty; describe the moment in a few words.")
         return self._encode_sentences(list(sentences), max_tokens)
@@ -123,26 +117,65 @@ class TextEncoder(ABC):
 def require_at_least_one(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
+            raise ValueError(f"{name} must be at least 1, received {count}.")
 
 
-def _sampled_frames(
-    video: Video, clip_length_s: float, fps: float | None, encoder: VideoEncoder
-) -> tuple[int, Iterator[np.ndarray]]:
-    """Number of clips, and the frames of all clips in order, `frames_per_clip` each."""
-    if isinstance(video, np.ndarray):
-        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
-            raise ValueError(
-                f"frames must be a (frames, height, width, 3) uint8 array with at least one frame, got "
-                f"{video.dtype} {video.shape}; scale to 0..255 and put the channels last."
-            )
-        if fps is None or not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be the frame rate of the frames given, got {fps!r}.")
-        times_s = clip_times(len(video) / fps, clip_length_s, encoder.frames_per_clip)
-        shown = np.minimum((times_s.ravel() * fps).astype(int), len(video) - 1)
-        return len(times_s), (video[index] for index in shown)
-    if fps is not None:
-        raise ValueError(f"fps belongs to decoded frames only, got {fps} for {video}; the file carries its own times.")
-    times_s = clip_times(probe_video(video).duration_s, clip_length_s, encoder.frames_per_clip)
-    frames = iter_frames(video, times_s.ravel(), size=encoder.frame_size, interpolation=encoder.interpolation)
-    return len(times_s), (frame for _, frame in frames)
+def encode_video(
+    video: Video,
+    encoders: Sequence[VideoEncoder],
+    clip_length_s: float,
+    *,
+    fps: float | None = None,
+    progress: Progress | None = None,
+) -> EncodedVideo:
+    """Encodes a whole video with one or several encoders, in one opening of the file and one pass over its frames.
+
+    Each encoder gets the frames at its own times and in its own size; the frames of one batch per encoder are held.
+
+    Args:
+        video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
+        encoders: whose rows stand side by side, in this order. One that overrides `encode_video` is asked by itself.
+        clip_length_s: seconds per clip; `clip_count` in `contract_bmdetr.py` is the rule for the last one.
+        fps: frame rate of decoded frames; not for a file, whose frames carry their times.
+        progress: called with (clips done, clips in all) after each batch of the slowest encoder.
+
+    Returns:
+        The rows, `(clips, sum of dim)` float32, not normalised, and the duration of the video.
+
+    Raises:
+        FileNotFoundError, ValueError: see `VideoFile`; and if frames have a wrong shape or type, or `fps` is missing or
+            superfluous.
+    """
+    if all(type(encoder).encode_video is VideoEncoder.encode_video for encoder in encoders):
+        return _encode_in_one_pass(video, encoders, clip_length_s, fps, progress)
+    several = [encoder.encode_video(video, clip_length_s, fps=fps, progress=progress) for encoder in encoders]
+    return replace(several[0], features=join_rows([one.features for one in several]))
+
+
+def _encode_in_one_pass(
+    video: Video, encoders: Sequence[VideoEncoder], clip_length_s: float, fps: float | None, progress: Progress | None
+) -> EncodedVideo:
+    with open_video(video, fps) as source:
+        times_s = [clip_times(source.duration_s, clip_length_s, encoder.frames_per_clip) for encoder in encoders]
+        plans = [
+            FramePlan(times.ravel(), encoder.frame_size, encoder.interpolation)
+            for times, encoder in zip(times_s, encoders, strict=True)
+        ]
+        waiting: list[list[np.ndarray]] = [[] for _ in encoders]
+        rows: list[list[np.ndarray]] = [[] for _ in encoders]
+        done = [0] * len(encoders)
+        for index, _, frame in source.frames(plans):
+            encoder = encoders[index]
+            waiting[index].append(frame)
+            clips = len(waiting[index]) // encoder.frames_per_clip
+            if clips < encoder.clips_per_batch and done[index] + clips < len(times_s[index]):
+                continue
+            if len(waiting[index]) % encoder.frames_per_clip:
+                continue
+            rows[index].append(encoder._encode_clips(waiting[index]))
+            waiting[index] = []
+            done[index] += clips
+            if progress is not None and done[index] == min(done):
+                progress(done[index], len(times_s[index]))
+        features = join_rows([np.concatenate(part).astype(np.float32, copy=False) for part in rows])
+        return EncodedVideo(features, source.duration_s, source.name)

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from .encoder_interface_bmdetr import TextEncoder, Video, VideoEncoder, require_at_least_one
+from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video, require_at_least_one
 from .pixel_measures_bmdetr import HARMONICS, colour_planes, edge_harmonics, signed_root, spatial_moments
 
 __all__ = [
     "Video",
+    "EncodedVideo",
+    "encode_video",
     "VideoEncoder",
     "TextEncoder",
     "PixelGridVideoEncoder",

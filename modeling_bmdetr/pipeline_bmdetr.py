@@ -2,38 +2,21 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import logging
 
 from .contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
-from .encoders_bmdetr import Video
+from .encoder_interface_bmdetr import EncodedVideo, Video
 from .processing_bmdetr import BMDetrProcessor
-from .video_bmdetr import probe_video
 
 logger = logging.get_logger(__name__)
 
 WINDOW_NMS_IOU = 0.7  # moments that two windows found both
-
-
-@dataclass
-class EncodedVideo:
-    """A video encoded once, to be asked many queries.
-
-    Attributes:
-        features: `(clips, dim)`, raw rows of the checkpoint's video encoders.
-        duration_s: Length of the video in seconds.
-        name: What messages call it.
-    """
-
-    features: np.ndarray
-    duration_s: float
-    name: str = "the video"
 
 
 class MomentRetrievalPipeline(Pipeline):
@@ -106,10 +89,7 @@ class MomentRetrievalPipeline(Pipeline):
 
     def encode_video(self, video: Video, fps: float | None = None, progress: Any = None) -> EncodedVideo:
         """Decodes and encodes a video once; the result stands for the video in later calls."""
-        features = self.processor.encode_video(video, fps=fps, progress=progress)
-        if isinstance(video, np.ndarray):
-            return EncodedVideo(features, len(video) / float(fps or 1))
-        return EncodedVideo(features, probe_video(video).duration_s, str(video))
+        return self.processor.encode_video(video, fps=fps, progress=progress)
 
     def preprocess(  # type: ignore[override]
         self, inputs: dict[str, Any], fps: float | None = None, long_video: str | None = None

@@ -13,13 +13,13 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .contract_bmdetr import (
     FeatureContract,
-    join_rows,
     pad_rows,
     prepare_text_features,
     prepare_video_features,
     time_axis_s,
 )
-from .encoders_bmdetr import TextEncoder, Video, VideoEncoder, build_text_encoder, build_video_encoder
+from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
+from .encoders_bmdetr import build_text_encoder, build_video_encoder
 from .spans_bmdetr import spans_cxw_to_se, temporal_nms
 
 PredictionFormat = Literal["seconds", "released"]
@@ -111,11 +111,9 @@ class BMDetrProcessor(ProcessorMixin):
 
     def encode_video(
         self, video: Video, *, fps: float | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> np.ndarray:
-        """A video file (or decoded frames at `fps`) to the raw rows of all video encoders, `(clips, dim)` float32."""
-        length = self.contract.clip_length
-        parts = [encoder.encode_video(video, length, fps=fps, progress=progress) for encoder in self.video_encoders]
-        return join_rows(parts)
+    ) -> EncodedVideo:
+        """A video file (or decoded frames at `fps`) to the raw rows of all video encoders, and its duration."""
+        return encode_video(video, self.video_encoders, self.contract.clip_length, fps=fps, progress=progress)
 
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each.
@@ -167,7 +165,7 @@ class BMDetrProcessor(ProcessorMixin):
             text_features = self.encode_text([text] if isinstance(text, str) else list(text or ()))
         if video_features is None:
             several = [videos] if isinstance(videos, (str, os.PathLike, np.ndarray)) else list(videos or ())
-            video_features = [self.encode_video(video, fps=fps) for video in several]
+            video_features = [self.encode_video(video, fps=fps).features for video in several]
         elif isinstance(video_features, (np.ndarray, Tensor)) and video_features.ndim == 2:
             video_features = [video_features]
         if len(video_features) not in (1, len(text_features)):

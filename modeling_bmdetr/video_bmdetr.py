@@ -1,43 +1,48 @@
-"""Reads video files: what a file holds, and its frames at given moments, one at a time.
+"""Reads video files: what a file holds, and its frames at given moments, one at a time, in one opening of the file.
 
 Frames are chosen by time stamp, never by index, so a variable frame rate, dropped frames and a start other than zero
-change nothing. Time 0 is the first frame of the video stream. The frame at time `t` is the one a player shows at `t`:
-the last that starts at or before it. Decoding streams: two frames are held, however long the video is.
-
-PyAV does the decoding. It is imported when the first file is opened, so this file imports without it.
+change nothing. Time 0 is that of a player: the first picture or the first sound, whichever comes first. The frame at
+time `t` is the one a player shows at `t`: the last that starts at or before it, and the first of all before that.
+Decoding streams: two frames are held, however long the video is.
 """
 
 import itertools
 import math
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
+
+from .containers_bmdetr import (
+    MAX_DURATION_S,
+    MIN_BYTES_PER_S,
+    Container,
+    existing_file,
+    import_av,
+    unreadable,
+)
 
 # A stated duration may exceed the frames by this much before the file counts as cut off.
 END_TOLERANCE_S = 1.0
 END_TOLERANCE_SHARE = 0.02
 # A seek pays for itself when it skips at least this much decoding.
 SEEK_FROM_S = 10.0
-# For raw streams that carry neither time stamps nor a rate.
-DEFAULT_FPS = 25.0
+Video: TypeAlias = str | os.PathLike | np.ndarray
 INTERPOLATIONS = ("fast_bilinear", "bilinear", "bicubic", "area", "point", "lanczos", "spline")
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about its first video stream.
+    """What a video file says about its pictures.
 
-    `duration_s` is the length of the video stream (not of the sound), in seconds. `fps` is the average frame rate.
-    `width` and `height` are in pixels, as displayed (after the rotation that phones store). `num_frames` is None where
-    the container does not say.
+    `duration_s` is the end of the last picture (not of the sound), in seconds from time 0. `fps` is the average frame
+    rate. `width` and `height` are in pixels, as displayed (after the rotation that phones store, with square pixels).
+    `num_frames` is None where the container does not say.
     """
 
     duration_s: float
@@ -47,31 +52,273 @@ class VideoInfo:
     num_frames: int | None
 
 
-def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Reads duration, frame rate and size of a video file.
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames to take, and their size.
 
-    Where the container states no duration (streams recorded by browsers, raw streams), the file is read through once,
-    and decoded if its packets carry no time stamps; nothing is kept.
+    Attributes:
+        times_s: Non-decreasing, non-negative times in seconds. Where two times fall on one frame, it is taken twice.
+        size: None for the size of the video, one number for the shorter side in pixels (the aspect ratio stays), or
+            (width, height).
+        interpolation: A scaling method of libswscale, such as `bilinear`, `bicubic` or `area`. All but `point` average
+            over the pixels they merge.
+    """
+
+    times_s: Sequence[float] | np.ndarray
+    size: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+
+class VideoFile(AbstractContextManager):
+    """A video file, opened once for all that is asked of it.
+
+    ```python
+    with VideoFile("kitchen.mp4") as video:
+        times_s = np.arange(0.5, video.info.duration_s, 1.0)
+        for _, time_s, frame in video.frames([FramePlan(times_s, size=224)]):
+            ...
+    ```
+
+    Args:
+        path: A video file.
+        decode_threads: Threads of the decoder, 0 for as many as there are cores. Take 1 where several processes decode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds no video that can be read; the message names file, reason and remedy.
-        ImportError: if PyAV is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no video that can be read; the message names file, reason and remedy.
+        ImportError: PyAV is not installed.
     """
-    path = _existing_file(path)
-    with _opened(path) as (container, stream):
-        duration_s = _stated_duration_s(container, stream)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        num_frames = stream.frames or None
-        first = next(container.decode(stream), None)
+
+    def __init__(self, path: str | os.PathLike, decode_threads: int = 0) -> None:
+        self.path = existing_file(path)
+        import_av()
+        self._file = self.path.open("rb")
+        try:
+            self._container = Container(self._file, str(path), decode_threads)
+        except BaseException:
+            self._file.close()
+            raise
+        self._last_start_s: float | None = None  # of the last frame, where the container finds it by seeking
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+        self._file.close()
+
+    @property
+    def name(self) -> str:
+        """What messages call the video."""
+        return self._container.name
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from time 0 to the end of the last picture."""
+        return self.info.duration_s
+
+    @cached_property
+    def info(self) -> VideoInfo:
+        """Duration, frame rate and size.
+
+        Where the container states no duration (streams recorded by browsers, raw streams, streams joined end to end),
+        the file is read through once, and decoded if its packets carry no time stamps; nothing is kept.
+        """
+        container = self._container
+        first = next(container.decode(), None)
         if first is None:
-            raise _unreadable(path, "it holds no frame")
-        width, height = _display_size(first)
-        if duration_s is not None:
-            duration_s = max(duration_s, _end_of_last_packets_s(container, stream))
-    if duration_s is None:
-        duration_s, num_frames = _measured_duration_s(path)
-    return VideoInfo(duration_s, fps or (num_frames or 1) / duration_s, width, height, num_frames)
+            raise unreadable(container.name, "it holds no frame")
+        width, height = _display_size(first, container.stream)
+        num_frames = container.stream.frames or None
+        duration_s = self._duration_by_seeking()
+        if duration_s is None:
+            duration_s, num_frames = self._duration_by_reading()
+        container.rewind()
+        if not 0 < duration_s <= MAX_DURATION_S:
+            raise unreadable(container.name, f"it states {duration_s:.0f} s, expected at most {MAX_DURATION_S:.0f} s")
+        if duration_s > max(60.0, container.size / MIN_BYTES_PER_S):
+            raise unreadable(container.name, f"it states {duration_s:.0f} s in {container.size} bytes")
+        stream = container.stream
+        fps = float(stream.average_rate or stream.guessed_rate or 0) or (num_frames or 1) / duration_s
+        return VideoInfo(duration_s, fps, width, height, num_frames)
+
+    def frames(self, plans: Sequence[FramePlan]) -> Iterator[tuple[int, float, np.ndarray]]:
+        """The frames of one or several plans, in one pass over the file.
+
+        Yields:
+            `(plan, time_s, frame)` in the order of time: the plan's index, the time it asked for, and a
+            `(height, width, 3)` uint8 RGB array.
+
+        Raises:
+            ValueError: a plan is out of range; the file cannot be decoded, or ends before a requested time. The last
+                two are raised while iterating, when the fault is reached.
+        """
+        converters = [_Converter(plan.size, plan.interpolation, self._container) for plan in plans]
+        times_s, owners = _merged(plans)
+        return self._converted(times_s, owners, converters)
+
+    def _converted(
+        self, times_s: list[float], owners: list[int], converters: "list[_Converter]"
+    ) -> Iterator[tuple[int, float, np.ndarray]]:
+        shown_frames = self._frames_shown(iter(times_s), seek_s=times_s[0] if times_s else 0.0)
+        for owner, (time_s, frame) in zip(owners, shown_frames, strict=True):
+            yield owner, time_s, converters[owner](frame)
+
+    def frames_at_rate(self, fps: float, convert: Callable[[Any], np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+        """Converted frames at times 0, 1/fps, 2/fps, ... to the end of the video."""
+        times = itertools.takewhile(lambda time_s: time_s < self.info.duration_s, (i / fps for i in itertools.count()))
+        return ((time_s, convert(frame)) for time_s, frame in self._frames_shown(times))
+
+    def _frames_shown(self, times: Iterator[float], seek_s: float = 0.0) -> Iterator[tuple[float, Any]]:
+        """Pairs each time with the frame shown then."""
+        duration_s, name = self.info.duration_s, self._container.name
+        shown: Any = None
+        start_s = end_s = 0.0
+        time_s = next(times, None)
+        if time_s is None:
+            return
+        for start_s, frame_end_s, frame in self._timed_frames(seek_s):
+            while shown is not None and time_s is not None and time_s < start_s:
+                yield time_s, shown
+                time_s = next(times, None)
+            shown, end_s = frame, frame_end_s
+            if time_s is None:
+                break
+        self._container.check_damage()
+        if time_s is None:
+            return
+        if shown is None:
+            raise unreadable(name, "it holds no frame")
+        if self._last_start_s is not None and start_s > self._last_start_s - 1e-3:
+            end_s = max(end_s, duration_s)  # the last picture stays to the end
+        tolerance_s = _tolerance_s(end_s)
+        if duration_s > end_s + tolerance_s:
+            reason = f"it is cut off: {duration_s:.2f} s are stated, but its frames end at {end_s:.2f} s"
+            raise unreadable(name, reason)
+        while time_s is not None and time_s < end_s + tolerance_s:
+            yield time_s, shown
+            time_s = next(times, None)
+        if time_s is not None:
+            raise ValueError(
+                f"times_s must lie inside the video, received {time_s:.2f} s, but {name} ends at {end_s:.2f} s"
+            )
+
+    def _timed_frames(self, seek_s: float = 0.0) -> Iterator[tuple[float, float, Any]]:
+        """Decoded frames with the seconds at which each begins and ends, from the one shown at `seek_s` or earlier."""
+        container = self._container
+        container.rewind()
+        origin, time_base = container.origin, container.time_base
+        seeking = seek_s >= SEEK_FROM_S and origin is not None and container.seek_s(seek_s)
+        end_s = 0.0
+        for frame in container.decode():
+            if frame.pts is None:  # raw streams carry no time stamps: one frame after the other
+                start_s = end_s
+            else:
+                origin = frame.pts if origin is None else origin
+                start_s = (frame.pts - origin) * time_base
+            if seeking and start_s > seek_s:
+                break
+            seeking = False
+            end_s = start_s + (frame.duration * time_base if frame.duration else container.frame_length_s)
+            yield start_s, end_s, frame
+        if seeking:  # nothing at or before seek_s was found: the index is broken, so read from the beginning
+            yield from self._timed_frames()
+
+    def _duration_by_seeking(self) -> float | None:
+        """End of the last picture from the packets after the last key frame, or as stated; None if neither is known."""
+        container = self._container
+        origin, time_base, stated_s = container.origin, container.time_base, container.stated_end_s
+        if container.may_be_joined or origin is None or not time_base:
+            return None
+        packets = []
+        if container.seek_s(stated_s or MAX_DURATION_S):
+            packets = [packet for packet in container.demux() if packet.pts is not None]
+        if not packets:
+            return stated_s
+        last = max(packets, key=lambda packet: packet.pts)
+        length_s = (last.duration or math.inf) * time_base
+        if last is not packets[-1] or not last.duration:
+            # The duration of a packet is the distance to the next one in decoding order, which is not shown next.
+            length_s = min(length_s, container.frame_length_s)
+        self._last_start_s = (last.pts - origin) * time_base
+        end_s = self._last_start_s + length_s
+        if stated_s is not None and not container.stream.duration and stated_s > end_s + _tolerance_s(end_s):
+            self._last_start_s = None
+            return stated_s  # its pictures end early: reading them will say so
+        return end_s
+
+    def _duration_by_reading(self) -> tuple[float, int]:
+        """Duration and number of frames, from the packets' time stamps or, if some have none, from decoded frames."""
+        container = self._container
+        container.rewind()
+        first, last, num_frames, timed = math.inf, -math.inf, 0, 0
+        time_base = container.time_base
+        for packet in container.demux():
+            num_frames += packet.size > 0
+            if packet.pts is not None:
+                length = packet.duration or container.frame_length_s / time_base
+                first, last, timed = min(first, packet.pts), max(last, packet.pts + length), timed + 1
+        if timed and timed >= num_frames:
+            origin = first if container.origin is None else min(first, container.origin)
+            return (last - origin) * time_base, num_frames
+        ends_s = [end_s for _, end_s, _ in self._timed_frames()]
+        return ends_s[-1], len(ends_s)
+
+
+class FrameArray(AbstractContextManager):
+    """Frames that were decoded elsewhere, read as a [`VideoFile`] is.
+
+    Args:
+        array: `(frames, height, width, 3)` uint8 RGB at a constant rate.
+        fps: The rate.
+
+    Raises:
+        ValueError: another shape or type, or no rate.
+    """
+
+    name = "the video"
+
+    def __init__(self, array: np.ndarray, fps: float | None) -> None:
+        if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not len(array):
+            raise ValueError(
+                f"frames must be a (frames, height, width, 3) uint8 array with at least one frame, received "
+                f"{array.dtype} {array.shape}; scale to 0..255 and put the channels last"
+            )
+        if fps is None or not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be the frame rate of the frames given, received {fps!r}")
+        self.array, self.fps = array, fps
+        self.duration_s = len(array) / fps
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is open."""
+
+    def frames(self, plans: Sequence[FramePlan]) -> Iterator[tuple[int, float, np.ndarray]]:
+        """As [`VideoFile.frames`]; resized by the same means."""
+        converters = [_Converter(plan.size, plan.interpolation) for plan in plans]
+        for time_s, owner in zip(*_merged(plans), strict=True):
+            picture = self.array[min(int(time_s * self.fps), len(self.array) - 1)]
+            if plans[owner].size is not None:
+                frame = import_av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                picture = converters[owner](frame)
+            yield owner, time_s, picture
+
+
+def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray:
+    """A video as something to take frames from: a file by its path, or decoded frames at `fps`.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`VideoFile`] and [`FrameArray`]; or `fps` was given for a file.
+    """
+    if isinstance(video, np.ndarray):
+        return FrameArray(video, fps)
+    if fps is not None:
+        raise ValueError(
+            f"fps belongs to decoded frames only, received {fps} for {video}; the file carries its own times"
+        )
+    return VideoFile(video)
+
+
+def probe_video(path: str | os.PathLike) -> VideoInfo:
+    """Duration, frame rate and size of a video file; errors as [`VideoFile`]."""
+    with VideoFile(path) as video:
+        return video.info
 
 
 def iter_frames(
@@ -87,13 +334,9 @@ def iter_frames(
 
     Args:
         path: a video file.
-        times_s: non-decreasing, non-negative times in seconds. Where two times fall on one frame, it is yielded twice.
+        times_s, size, interpolation: see [`FramePlan`].
         fps: instead of `times_s`: times 0, 1/fps, 2/fps, ... to the end of the video.
-        size: None for the size of the video, one number for the shorter side in pixels (the aspect ratio stays), or
-            (width, height).
-        interpolation: a scaling method of libswscale, such as `bilinear`, `bicubic` or `area`. All but `point` average
-            over the pixels they merge.
-        decode_threads: threads of the decoder, 0 for as many as there are cores. Take 1 where several processes decode.
+        decode_threads: see [`VideoFile`].
 
     Yields:
         `(time_s, frame)`: the requested time and a `(height, width, 3)` uint8 RGB array.
@@ -104,100 +347,76 @@ def iter_frames(
             time. The last two are raised while iterating, when the fault is reached.
         ImportError: if PyAV is not installed.
     """
-    path = _existing_file(path)
+    path = existing_file(path)
     if (times_s is None) == (fps is None):
-        raise ValueError(f"give either times_s or fps, got times_s={times_s!r} and fps={fps!r}.")
-    convert = _Converter(size, interpolation)
-    if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be a positive number, got {fps!r}.")
-        return _frames_shown(path, (i / fps for i in itertools.count()), convert, decode_threads)
+        raise ValueError(f"give either times_s or fps, received times_s={times_s!r} and fps={fps!r}")
+    _Converter(size, interpolation)
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be a positive number, received {fps!r}")
+    if times_s is not None:
+        times_s = _checked_times(times_s)
+    return _iter_frames(path, times_s, fps, size, interpolation, decode_threads)
+
+
+def _iter_frames(path: Any, times_s: Any, fps: Any, size: Any, interpolation: str, decode_threads: int) -> Any:
+    with VideoFile(path, decode_threads) as video:
+        if fps is not None:
+            yield from video.frames_at_rate(fps, _Converter(size, interpolation, video._container))
+        else:
+            for _, time_s, frame in video.frames([FramePlan(times_s, size, interpolation)]):
+                yield time_s, frame
+
+
+def _tolerance_s(end_s: float) -> float:
+    return max(END_TOLERANCE_S, END_TOLERANCE_SHARE * end_s)
+
+
+def _merged(plans: Sequence[FramePlan]) -> tuple[list[float], list[int]]:
+    """The times of all plans in one order, and whose each is."""
+    times = [_checked_times(plan.times_s) for plan in plans]
+    joined = np.concatenate(times) if times else np.empty(0)
+    order = np.argsort(joined, kind="stable")
+    owners = np.repeat(np.arange(len(plans)), [len(part) for part in times])
+    return joined[order].tolist(), owners[order].tolist()
+
+
+def _checked_times(times_s: Sequence[float] | np.ndarray) -> np.ndarray:
     times = np.asarray(times_s, dtype=np.float64)
     if times.ndim != 1:
-        raise ValueError(f"times_s must be one-dimensional, got shape {times.shape}; flatten clip_times(...) first.")
+        raise ValueError(
+            f"times_s must be one-dimensional, received shape {times.shape}; flatten clip_times(...) first"
+        )
     if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) < 0).any():
-        raise ValueError(f"times_s must be finite, non-negative and non-decreasing seconds, got {times.tolist()}.")
-    return _frames_shown(
-        path, iter(times.tolist()), convert, decode_threads, seek_s=float(times[0]) if times.size else 0.0
-    )
-
-
-def _frames_shown(
-    path: Path, times: Iterator[float], convert: "_Converter", decode_threads: int, seek_s: float | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Pairs each time with the frame shown then; without `seek_s` the times are endless and end with the video."""
-    shown: Any = None
-    end_s = 0.0
-    time_s = next(times, None)
-    if time_s is None:
-        return
-    for start_s, frame_end_s, frame in _timed_frames(path, seek_s or 0.0, decode_threads):
-        while shown is not None and time_s < start_s:
-            yield time_s, convert(shown)
-            time_s = next(times, None)
-            if time_s is None:
-                return
-        shown, end_s = frame, frame_end_s
-    if shown is None:
-        raise _unreadable(path, "it holds no frame")
-    tolerance_s = max(END_TOLERANCE_S, END_TOLERANCE_SHARE * end_s)
-    hold_until_s = end_s if seek_s is None else end_s + tolerance_s
-    while time_s is not None and time_s < hold_until_s:
-        yield time_s, convert(shown)
-        time_s = next(times, None)
-    if time_s is None:
-        return
-    duration_s = probe_video(path).duration_s
-    if duration_s > end_s + tolerance_s:
-        raise _unreadable(path, f"it is cut off: {duration_s:.2f} s are stated, but its frames end at {end_s:.2f} s")
-    if seek_s is not None:
-        raise ValueError(f"times_s must lie inside the video, got {time_s:.2f} s, but {path} ends at {end_s:.2f} s.")
-
-
-def _timed_frames(path: Path, seek_s: float = 0.0, decode_threads: int = 0) -> Iterator[tuple[float, float, Any]]:
-    """Decoded frames with the seconds at which each begins and ends, from the one shown at `seek_s` or earlier."""
-    seeking = seek_s >= SEEK_FROM_S
-    with _opened(path, decode_threads) as (container, stream):
-        time_base = float(stream.time_base or 0)
-        frame_length_s = 1.0 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-        origin = stream.start_time
-        if seeking and origin is not None and time_base:
-            container.seek(origin + int(seek_s / time_base), stream=stream)
-        else:
-            seeking = False
-        end_s = 0.0
-        for frame in container.decode(stream):
-            if frame.pts is None:  # raw streams carry no time stamps: one frame after the other
-                start_s = end_s
-            else:
-                origin = frame.pts if origin is None else origin
-                start_s = (frame.pts - origin) * time_base
-            if seeking and start_s > seek_s:
-                break
-            seeking = False
-            end_s = start_s + (frame.duration * time_base if frame.duration else frame_length_s)
-            yield start_s, end_s, frame
-    if seeking:  # nothing at or before seek_s was found: the index is broken, so read from the beginning
-        yield from _timed_frames(path, 0.0, decode_threads)
+        raise ValueError(f"times_s must be finite, non-negative and non-decreasing seconds, received {times.tolist()}")
+    return times
 
 
 class _Converter:
-    """Turns decoded frames into upright RGB arrays of the wanted size."""
+    """Turns decoded frames into upright RGB arrays of the wanted size, with square pixels."""
 
-    def __init__(self, size: int | tuple[int, int] | None, interpolation: str) -> None:
+    def __init__(
+        self, size: int | tuple[int, int] | None, interpolation: str, container: Container | None = None
+    ) -> None:
         sides = size if isinstance(size, tuple) else (size,)
         if size is not None and not (len(sides) in (1, 2) and all(isinstance(n, int) and n > 0 for n in sides)):
-            raise ValueError(f"size must be None, one positive int or a pair (width, height) of them, got {size!r}.")
+            raise ValueError(
+                f"size must be None, one positive int or a pair (width, height) of them, received {size!r}"
+            )
         if interpolation.lower() not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
-        self.size = size
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, received {interpolation!r}")
+        self.size, self.container = size, container
         self.interpolation = interpolation.upper()
-        self._reformatter: Any = None
+        self._to_rgb: Any = None
+        self._resize: Any = None
+        self._last: tuple[Any, np.ndarray] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
-        if self._reformatter is None:
-            self._reformatter = _import_av().video.reformatter.VideoReformatter()
-        width, height = _display_size(frame)
+        if self._last is not None and self._last[0] is frame:  # shown for longer than one time
+            return self._last[1]
+        if self._to_rgb is None:
+            reformatter = import_av().video.reformatter.VideoReformatter
+            self._to_rgb, self._resize = reformatter(), reformatter()
+        width, height = _display_size(frame, self.container.stream if self.container else None)
         if isinstance(self.size, tuple):
             width, height = self.size
         elif self.size is not None:
@@ -206,97 +425,25 @@ class _Converter:
         quarter_turns = round(frame.rotation / 90) % 4
         if quarter_turns % 2:
             width, height = height, width
-        rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=self.interpolation, threads=1
-        ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+        # Colours first, then the size: as one does who decodes the frames and has them resized here.
+        picture = self._to_rgb.reformat(frame, format="rgb24", threads=1)
+        if (width, height) != (picture.width, picture.height):
+            picture = self._resize.reformat(
+                picture, width=width, height=height, interpolation=self.interpolation, threads=1
+            )
+        rgb = picture.to_ndarray()
+        rgb = np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+        self._last = frame, rgb
+        return rgb
 
 
-def _display_size(frame: Any) -> tuple[int, int]:
-    """(width, height) of a decoded frame after the rotation stored with it, which counts counter-clockwise degrees."""
-    return (frame.height, frame.width) if round(frame.rotation / 90) % 2 else (frame.width, frame.height)
-
-
-def _stated_duration_s(container: Any, stream: Any) -> float | None:
-    """Duration of the video stream as the container states it, or None; that of all streams may be the sound's."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska's tag
-        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
-    if container.duration and len(container.streams) == 1:
-        return container.duration / 1_000_000
-    return None
-
-
-def _end_of_last_packets_s(container: Any, stream: Any) -> float:
-    """End of the packets after the last key frame, or 0: stated durations fall short at a variable frame rate."""
-    if stream.start_time is None or not stream.duration or not stream.time_base:
-        return 0.0
-    try:
-        container.seek(stream.start_time + stream.duration, stream=stream)
-        ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
-    except _import_av().error.FFmpegError:  # not seekable; a damaged file is refused when its frames are read
-        return 0.0
-    return float((max(ends) - stream.start_time) * stream.time_base) if ends else 0.0
-
-
-def _measured_duration_s(path: Path) -> tuple[float, int]:
-    """Duration and number of frames, from the packets' time stamps or, where they have none, from decoded frames."""
-    first, last, num_frames = math.inf, -math.inf, 0
-    with _opened(path) as (container, stream):
-        frame_length_s = 1.0 / float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-        time_base = float(stream.time_base or 0)
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                length = packet.duration or frame_length_s / time_base
-                first, last, num_frames = min(first, packet.pts), max(last, packet.pts + length), num_frames + 1
-    if num_frames:
-        return (last - first) * time_base, num_frames
-    ends_s = [end_s for _, end_s, _ in _timed_frames(path)]
-    return ends_s[-1], len(ends_s)
-
-
-@contextmanager
-def _opened(path: Path, decode_threads: int = 0) -> Iterator[tuple[Any, Any]]:
-    """The open container and its first video stream; whatever libav objects to becomes one ValueError."""
-    av = _import_av()
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-                raise _unreadable(path, f"it holds no video stream (found: {held})")
-            if streams[0].codec_context is None:
-                raise _unreadable(path, "no decoder for its codec is available")
-            streams[0].thread_type = "AUTO"
-            streams[0].codec_context.thread_count = decode_threads
-            yield container, streams[0]
-    except av.error.FFmpegError as error:
-        raise _unreadable(path, f"libav says: {error.strerror}") from error
-
-
-def _unreadable(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"cannot read the video {path}: {reason}. Check that it plays, fetch it again, or re-encode it, for example "
-        f"with `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
-    )
-
-
-def _existing_file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        kind = "it is a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"video {path} not found ({kind}); give the path of a video file.")
-    return path
-
-
-def _import_av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('reading videos needs PyAV: pip install "modeling-bmdetr[video]"') from error
-    return av
+def _display_size(frame: Any, stream: Any) -> tuple[int, int]:
+    """(width, height) of a decoded frame with square pixels, after the rotation stored with it (counter-clockwise)."""
+    width, height = frame.width, frame.height
+    shape = stream.sample_aspect_ratio if stream is not None else None  # width to height of a pixel
+    if shape and 1 / 16 <= shape <= 16:
+        width, height = (round(width * shape), height) if shape > 1 else (width, round(height / shape))
+    return (height, width) if round(frame.rotation / 90) % 2 else (width, height)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from modeling_bmdetr import encoders_bmdetr
+from modeling_bmdetr.containers_bmdetr import Container
 from modeling_bmdetr.contract_bmdetr import clip_times
 from modeling_bmdetr.encoders_bmdetr import (
     ClipTextEncoder,
@@ -30,6 +32,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     PixelGridVideoEncoder,
     build_text_encoder,
     build_video_encoder,
+    encode_video,
     register_text_encoder,
     register_video_encoder,
 )
@@ -133,30 +136,69 @@ def text_encoder(request: pytest.FixtureRequest):
 
 def test_video_rows(video_encoder, video_file: Path) -> None:
     calls: list[tuple[int, int]] = []
-    rows = video_encoder.encode_video(video_file, 1.0, progress=lambda done, total: calls.append((done, total)))
+    encoded = video_encoder.encode_video(video_file, 1.0, progress=lambda done, total: calls.append((done, total)))
+    assert encoded.duration_s == pytest.approx(4.5)
+    rows = encoded.features
     assert rows.shape == (5, video_encoder.dim)  # 4.5 s: four clips and a half
     assert rows.dtype == np.float32
     assert np.isfinite(rows).all()
     assert calls[-1] == (5, 5)
-    np.testing.assert_array_equal(rows, video_encoder.encode_video(str(video_file), 1.0))
-    assert video_encoder.encode_video(video_file, 2.0).shape == (3, video_encoder.dim)
-    assert video_encoder.encode_video(video_file, 60.0).shape == (1, video_encoder.dim)
+    np.testing.assert_array_equal(rows, video_encoder.encode_video(str(video_file), 1.0).features)
+    assert video_encoder.encode_video(video_file, 2.0).features.shape == (3, video_encoder.dim)
+    assert video_encoder.encode_video(video_file, 60.0).features.shape == (1, video_encoder.dim)
 
 
 def test_file_and_its_decoded_frames_agree(video_encoder, video_file: Path) -> None:
     frames = np.stack([frame for _, frame in iter_frames(video_file, fps=8.0)])
-    from_file = video_encoder.encode_video(video_file, 1.0)
-    from_frames = video_encoder.encode_video(frames, 1.0, fps=8.0)
+    from_file = video_encoder.encode_video(video_file, 1.0).features
+    from_frames = video_encoder.encode_video(frames, 1.0, fps=8.0).features
     assert from_file.shape == from_frames.shape
     # The file is resized by libswscale while decoding, the array by the encoder.
     cosine = torch.cosine_similarity(torch.from_numpy(from_file), torch.from_numpy(from_frames), dim=-1)
     assert (cosine > 0.99).all()
 
 
+def test_several_encoders_share_one_opening_and_one_pass(video_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, decoded = [], []
+    original_open, original_demux = av.open, Container.demux
+    monkeypatch.setattr(av, "open", lambda *args, **options: opened.append(args) or original_open(*args, **options))
+
+    def demux(container):
+        for packet in original_demux(container):
+            decoded.append(packet.pts)
+            yield packet
+
+    encoders = [PixelGridVideoEncoder(grid=8), PixelGridVideoEncoder(grid=12, frames_per_clip=3)]
+    parts = [encoder.encode_video(video_file, 1.0).features for encoder in encoders]
+    assert len(opened) == 2
+    monkeypatch.setattr(Container, "demux", demux)
+    encoders[0].encode_video(video_file, 1.0)
+    for_one = len(decoded)
+    opened.clear()
+    decoded.clear()
+    together = encode_video(video_file, encoders, 1.0)
+    assert len(opened) == 1
+    assert len(decoded) == for_one
+    np.testing.assert_array_equal(together.features, np.concatenate(parts, axis=1))
+    assert together.duration_s == pytest.approx(4.5)
+
+
+def test_an_encoder_with_an_encode_video_of_its_own_is_asked(video_file: Path) -> None:
+    class Whole(PixelGridVideoEncoder):
+        def encode_video(self, video, clip_length_s, **options):
+            encoded = super().encode_video(video, clip_length_s, **options)
+            return replace(encoded, features=encoded.features[:-1] + 1)
+
+    plain, whole = PixelGridVideoEncoder(grid=8), Whole(grid=8)
+    rows = encode_video(video_file, [plain, whole], 1.0).features
+    assert rows.shape == (4, 2 * plain.dim)
+    np.testing.assert_array_equal(rows[:, plain.dim :], rows[:, : plain.dim] + 1)
+
+
 def test_batches_do_not_change_video_rows(video_encoder, video_file: Path) -> None:
-    together = video_encoder.encode_video(video_file, 0.5)
+    together = video_encoder.encode_video(video_file, 0.5).features
     video_encoder.clips_per_batch = 1
-    np.testing.assert_allclose(video_encoder.encode_video(video_file, 0.5), together, atol=1e-5)
+    np.testing.assert_allclose(video_encoder.encode_video(video_file, 0.5).features, together, atol=1e-5)
 
 
 def test_video_spec_builds_the_same_encoder(video_encoder, video_file: Path) -> None:
@@ -165,7 +207,7 @@ def test_video_spec_builds_the_same_encoder(video_encoder, video_file: Path) -> 
     assert spec["dim"] == video_encoder.dim
     again = build_video_encoder(spec)
     np.testing.assert_allclose(
-        again.encode_video(video_file, 1.0), video_encoder.encode_video(video_file, 1.0), atol=1e-5
+        again.encode_video(video_file, 1.0).features, video_encoder.encode_video(video_file, 1.0).features, atol=1e-5
     )
     with pytest.raises(ValueError, match=f"must be 7 wide, got {video_encoder.dim}"):
         build_video_encoder({**spec, "dim": 7})
@@ -236,7 +278,7 @@ def test_empty_sentences_are_refused(text_encoder, blank: str) -> None:
 def test_other_bad_sentences_are_refused(text_encoder) -> None:
     with pytest.raises(TypeError, match="list of strings"):
         text_encoder.encode_text("red")
-    with pytest.raises(TypeError, match=r"sentences\[0\] must be a string, got int"):
+    with pytest.raises(TypeError, match=r"sentences\[0\] must be a string, received int"):
         text_encoder.encode_text([3])
     with pytest.raises(ValueError, match="max_tokens"):
         text_encoder.encode_text(["red"], max_tokens=0)
@@ -272,7 +314,7 @@ def parts_of(row: np.ndarray, encoder: PixelGridVideoEncoder) -> dict[str, np.nd
 
 def encoded(frames: np.ndarray) -> dict[str, np.ndarray]:
     encoder = PixelGridVideoEncoder()
-    return parts_of(encoder.encode_video(frames, 1.0, fps=4.0)[0], encoder)
+    return parts_of(encoder.encode_video(frames, 1.0, fps=4.0).features[0], encoder)
 
 
 def test_pixel_grid_of_a_still_clip_holds_no_change() -> None:
@@ -364,7 +406,7 @@ def test_clip_rows_are_the_models_own_features(clip_folder: Path, video_file: Pa
     with torch.no_grad():
         features = model.visual_projection(model.vision_model(pixels).pooler_output)
     expected = features.reshape(5, 2, 12).mean(1)
-    cosine = torch.cosine_similarity(torch.from_numpy(encoder.encode_video(video_file, 1.0)), expected, dim=-1)
+    cosine = torch.cosine_similarity(torch.from_numpy(encoder.encode_video(video_file, 1.0).features), expected, dim=-1)
     assert (cosine > 0.999).all()
 
 
@@ -396,8 +438,8 @@ def test_clip_in_bfloat16_gives_float32_rows(clip_folder: Path, video_file: Path
     name = f"clip:{clip_folder}"
     video = build_video_encoder(name, dtype=torch.bfloat16)
     assert video.model.dtype == torch.bfloat16
-    exact = build_video_encoder(name).encode_video(video_file, 1.0)
-    rows = video.encode_video(video_file, 1.0)
+    exact = build_video_encoder(name).encode_video(video_file, 1.0).features
+    rows = video.encode_video(video_file, 1.0).features
     assert rows.dtype == np.float32
     assert (torch.cosine_similarity(torch.from_numpy(rows), torch.from_numpy(exact), dim=-1) > 0.98).all()
     assert build_text_encoder(name, dtype="bfloat16").encode_text(["red"])[0].dtype == np.float32
@@ -445,7 +487,7 @@ def test_registered_encoders_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_shared
 def test_real_video_keeps_still_rows_near_each_other() -> None:
     path = Path(os.environ["BMDETR_SHARED"]) / "videos" / "charades_example.mp4"
-    rows = PixelGridVideoEncoder().encode_video(path, 1.0)
+    rows = PixelGridVideoEncoder().encode_video(path, 1.0).features
     assert rows.shape == (31, PixelGridVideoEncoder().dim)
     near = np.linalg.norm(np.diff(rows, axis=0), axis=1).mean()
     far = np.linalg.norm(rows[:10] - rows[-10:], axis=1).mean()

@@ -93,7 +93,7 @@ def test_the_store_holds_what_the_encoders_give(videos, tmp_path):
     assert store.video_ids == list("abcd")
     encoder = PixelGridVideoEncoder(grid=8)
     for vid, path, clips in (("a", "a.mp4", 2), ("b", "b.mkv", 3), ("c", "c.avi", 4)):
-        np.testing.assert_array_equal(store.video(vid), encoder.encode_video(videos / path, 1.0))
+        np.testing.assert_array_equal(store.video(vid), encoder.encode_video(videos / path, 1.0).features)
         assert store.num_clips(vid) == clips
     for row in rows:
         expected = HashedWordTextEncoder().encode_text([row["query"]])[0]
@@ -131,7 +131,7 @@ def test_several_video_encoders_are_concatenated(videos, tmp_path):
     specs = [VIDEO, {"name": "pixel-grid", "grid": 9}]
     extract_features(make_rows("a"), videos, tmp_path, specs, TEXT, 1.0, progress=False)
     video = FeatureStore.from_packed(tmp_path).video("a")
-    parts = [PixelGridVideoEncoder(grid).encode_video(videos / "a.mp4", 1.0) for grid in (8, 9)]
+    parts = [PixelGridVideoEncoder(grid).encode_video(videos / "a.mp4", 1.0).features for grid in (8, 9)]
     np.testing.assert_array_equal(video, np.concatenate(parts, axis=1))
 
 

@@ -1,5 +1,6 @@
 """Extracts the features of a data set: every video once, every query once, into a packed folder."""
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,14 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
-from ...contract_bmdetr import FeatureContract, join_rows
+from ...contract_bmdetr import FeatureContract
+from ...encoder_interface_bmdetr import encode_video
 from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
 from .file_checks import VIDEO_SUFFIXES, find_video
 from .writer import FeatureWriter
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 VideoEncoderSpec = str | Mapping[str, Any] | VideoEncoder
 TextEncoderSpec = str | Mapping[str, Any] | TextEncoder
@@ -239,8 +240,7 @@ class _VideoEncoding:
         """Rows of a video, or why it has none."""
         encoders = self.encoders()  # an encoder that cannot be built is not the video's fault
         try:
-            parts = [encoder.encode_video(path, self.clip_length) for encoder in encoders]
-            return join_rows(parts)
+            return encode_video(path, encoders, self.clip_length).features
         except (ValueError, OSError) as error:
             return str(error)
 
