@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..cards import write_model_card
+from ..configuration_bmdetr import WITHOUT_RANKING
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
