@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .common import Bar, Commands, show
+from .common import Bar, Commands, add_plugins, show
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -34,6 +34,7 @@ def predict(args: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("predict", predict, "find the moments that sentences describe in a video")
+    add_plugins(command)
     command.add_argument("video", help="a video file")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
