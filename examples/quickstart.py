@@ -111,7 +111,8 @@ def main() -> None:
         lr_scheduler_type="cosine",
         lr_drop_epochs=0,
         warmup_steps=0.08,
-        per_device_train_batch_size=16,  # small batches and no shifted views: more updates in the same time
+        per_device_train_batch_size=32,
+        temporal_shifting=True,
         eval_strategy="steps",
         eval_steps=0.25,
         save_strategy="best",
