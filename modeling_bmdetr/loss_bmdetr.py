@@ -221,7 +221,7 @@ def match_moments(cost: Tensor, valid: Tensor) -> MatchedMoments:
     if is_scipy_available():  # where code is loaded from the Hub, an import outside such a block is demanded at once
         from scipy.optimize import linear_sum_assignment
     else:
-        raise ImportError("matching several moments a query needs SciPy: pip install scipy")
+        raise ImportError("matching several moments per query needs SciPy: pip install scipy")
 
     costs, valid_rows = cost.cpu().numpy(), valid.cpu().numpy()
     query_index = torch.zeros(valid.shape, dtype=torch.long)
@@ -471,12 +471,15 @@ class LossTerm(NamedTuple):
         compute: The term of a view; None where there is nothing to compute it from.
         needs: The output without which there is no such term.
         of_spans: Whether it compares spans, of which every layer of the decoder may have its own.
+        per: What the term is a mean over, one of `COUNTS`; "batch" where it depends on the other rows of a batch, so
+            that the loss of an evaluation leaves it out.
     """
 
     weight: str | float
     compute: Callable[[LossInputs], Tensor | None]
     needs: str = "logits"
     of_spans: bool = False
+    per: str = "rows"
 
 
 LOSS_TERMS: dict[str, LossTerm] = {
@@ -490,11 +493,13 @@ LOSS_TERMS: dict[str, LossTerm] = {
     "loss_l1": LossTerm(  # Eq. 14, first term
         "l1_loss_weight",
         lambda x: l1_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        per="moments",
         of_spans=True,
     ),
     "loss_iou": LossTerm(  # Eq. 14, second term
         "giou_loss_weight",
         lambda x: giou_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
+        per="moments",
         of_spans=True,
     ),
     "loss_margin": LossTerm(  # Eq. 15
@@ -507,8 +512,11 @@ LOSS_TERMS: dict[str, LossTerm] = {
             x.counts.get("present"),
         ),
         needs="saliency_scores",
+        per="present",
     ),
-    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds"),  # Eq. 17
+    "loss_semantic": LossTerm(  # Eq. 17
+        "alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds", per="batch"
+    ),
     "loss_prob": LossTerm(  # Eq. 16 on the joint probability
         "probability_loss_weight", lambda x: x.probability_loss("frame_probabilities"), needs="frame_probabilities"
     ),
@@ -518,7 +526,10 @@ LOSS_TERMS: dict[str, LossTerm] = {
         needs="positive_probabilities",
     ),
     "loss_prob_negative": LossTerm(
-        "negative_probability_loss_weight", LossInputs.negative_probability_loss, needs="negative_probabilities"
+        "negative_probability_loss_weight",
+        LossInputs.negative_probability_loss,
+        needs="negative_probabilities",
+        per="negatives",
     ),
     "loss_fit": LossTerm(
         "fit_loss_weight",
@@ -535,6 +546,7 @@ LOSS_TERMS: dict[str, LossTerm] = {
             else None
         ),
         of_spans=True,
+        per="present",
     ),
     "loss_quality": LossTerm(
         "quality_loss_weight",
@@ -552,7 +564,7 @@ LOSS_TERMS: dict[str, LossTerm] = {
         lambda x: presence_loss(x.outputs["presence_logits"], x.targets.present, x.targets.rows, x.counts.get("rows")),
         needs="presence_logits",
     ),
-    "loss_proposals": LossTerm("proposal_loss_weight", LossInputs.proposal_loss, needs="proposed_spans"),
+    "loss_proposals": LossTerm("proposal_loss_weight", LossInputs.proposal_loss, needs="proposed_spans", per="present"),
     "loss_proposal_quality": LossTerm("quality_loss_weight", LossInputs.proposal_quality_loss, needs="proposed_spans"),
 }
 _VIEW_OUTPUTS = dict(zip(VIEWS[1:], ("shifted", "negative"), strict=True))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import Commands
+from .common import Commands, seconds
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -19,4 +19,4 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("predictions", help="JSONL file of predictions")
     command.add_argument("ground_truth", help="JSONL file of canonical rows")
     command.add_argument("--format", choices=["table", "json", "markdown"], default="table", help="(table)")
-    command.add_argument("--clip-length", type=float, default=2.0, help="seconds a clip, for highlights (2)")
+    command.add_argument("--clip-length", type=seconds, default=2.0, help="seconds per clip, for highlights (2)")

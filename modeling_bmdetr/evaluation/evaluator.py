@@ -60,7 +60,7 @@ def evaluate_submission(
 
     Args:
         predictions: Rows, or the path of a JSON lines file. A row has `qid` and `pred_relevant_windows`
-            [[start s, end s, score], ...] best first (may be empty), `pred_saliency_scores` (one a clip), or both.
+            [[start s, end s, score], ...] best first (may be empty), `pred_saliency_scores` (one per clip), or both.
         ground_truth: Rows, or the path of a JSON lines file. A row has `qid`, `relevant_windows`
             [[start s, end s], ...] and, for highlights, `duration` (s), `relevant_clip_ids` and `saliency_scores`
             (clips x annotators). Rows are matched by `qid`, in any order; 7 and "7" are the same `qid`.
