@@ -178,7 +178,7 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tmp_path, negativ
         losses[size] = trainer.evaluate()["eval_loss"]
         batch = trainer.data_collator([trainer.dataset(rows, False)[index] for index in range(len(rows))])
     assert list(losses.values()) == pytest.approx([losses[1]] * 4, rel=1e-5)
-    # It is the loss of all rows as one batch, but for Eq. 17, which contrasts the rows of a batch, and negative queries.
+    # It is the loss of all rows as one batch, but for Eq. 17, which contrasts its rows, and answers to negatives.
     model.eval()
     terms = trainer.criterion_in_use(trainer.forward(model, batch), MomentTargets.from_inputs(model.config, batch))[1]
     terms = {name: term for name, term in terms.items() if not name.startswith("negative_")}
