@@ -105,8 +105,8 @@ class BMDetrQualityHead(nn.Module):
 class BMDetrPresenceHead(nn.Module):
     """Predicts whether the video shows what the query says at all.
 
-    It sees a few numbers only, how sure the model is of its best spans and clips: a head on hidden states remembers the
-    sentences of training, and tells absent ones apart less well (docs/ablations.md).
+    It sees a few numbers only, how sure the model is of its best spans and clips: a head on hidden states, a hundred
+    times as large, was no better (docs/ablations.md).
     """
 
     WIDTH = 32

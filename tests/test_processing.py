@@ -138,7 +138,7 @@ class TestValues:
         assert rows.dtype == np.float32
 
     def test_outputs_that_are_not_finite_answer_nothing(self):
-        outputs = {"logits": torch.full((1, 2, 2), torch.nan), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        outputs = {"scores": torch.full((1, 2), torch.nan), "pred_spans": torch.full((1, 2, 2), 0.5)}
         with pytest.raises(ValueError, match="outputs are not finite"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0])
 
@@ -156,7 +156,7 @@ class TestValues:
         ],
     )
     def test_a_selection_out_of_range_is_refused(self, options):
-        outputs = {"logits": torch.zeros(1, 2, 2), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        outputs = {"scores": torch.full((1, 2), 0.5), "pred_spans": torch.full((1, 2, 2), 0.5)}
         (name,) = options
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0], **options)
