@@ -116,7 +116,8 @@ def mine_negatives(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from .evaluation import evaluate_submission, format_metrics
 
-    metrics = evaluate_submission(args.predictions, args.ground_truth, clip_length_s=args.clip_length)
+    options = {"clip_length_s": args.clip_length, "presence_threshold": args.presence_threshold}
+    metrics = evaluate_submission(args.predictions, args.ground_truth, **options)
     print(format_metrics(metrics, "json" if args.json else args.format))
     return 0
 
@@ -278,6 +279,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("ground_truth", help="JSONL file of canonical rows")
     command.add_argument("--format", choices=["table", "json", "markdown"], default="table", help="(table)")
     command.add_argument("--clip-length", type=float, default=2.0, help="seconds a clip, for highlights (2)")
+    command.add_argument("--presence-threshold", type=float, default=0.5, help="up to it, queries are rejected (0.5)")
 
     command = add("convert", convert, "convert a checkpoint of the authors' released code, or back")
     command.add_argument("checkpoint", help="a .ckpt or bare state dict; with --to-released, a checkpoint folder")
