@@ -93,7 +93,9 @@ class MomentRetrieval(evaluate.Metric):
 def _select(row: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The fields of the schema: the table that `evaluate` keeps holds all of them, and no None for a string."""
     fields = {field: row.get(field) for field in schema}
-    texts = {field: row.get(field) or "" for field in ("vid", "absent_kind") if field in schema}  # never None
+    texts: dict[str, Any] = {
+        field: row.get(field) or "" for field in ("vid", "absent_kind") if field in schema
+    }  # never None
     return {**fields, **texts, "qid": canonical_qid(row.get("qid"))}
 
 
