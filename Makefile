@@ -2,46 +2,51 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
 # Nothing here needs a network once installed; loopback servers in the tests are not affected.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install quickstart card test test-slow check format clean
+.PHONY: help install quickstart card test test-slow check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	@touch $(INSTALLED)
 
-install: $(INSTALLED)  ## create the environment
+# One stamp per extra: the quickstart installs less than the tests and the documentation need.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
 
-quickstart: $(INSTALLED)  ## render videos, train, evaluate and answer questions, offline on a CPU
+install: $(VENV)/.installed-dev  ## create the environment for development
+
+quickstart: $(VENV)/.installed-quickstart  ## render videos, train, evaluate and answer questions, offline on a CPU
 	$(BIN)/python examples/quickstart.py
 
-card: $(INSTALLED)  ## record the last quickstart and render model_card.md from the record
+card: $(VENV)/.installed-quickstart  ## record the last quickstart and render model_card.md from the record
 	$(BIN)/python examples/render_model_card.py outputs/quickstart/report.json --model outputs/quickstart/model \
 		--dataset "Moving Shapes" --split test --license mit --language en --record examples/results/quickstart.json
 	$(BIN)/python examples/render_model_card.py examples/results/quickstart.json --out model_card.md
 
-test: $(INSTALLED)  ## the default test suite
+test: $(VENV)/.installed-dev  ## the default test suite
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)  ## the tests marked slow
+test-slow: $(VENV)/.installed-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
-check: $(INSTALLED)  ## lint, format and types
+check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## apply the format and the safe fixes
+format: $(VENV)/.installed-dev  ## apply the format and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs  ## build the documentation site in build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove the environment and what the commands wrote
 	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

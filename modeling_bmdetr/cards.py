@@ -10,11 +10,15 @@ Every figure in a card comes from one of the two. A record is a dict, or a JSON 
     seed        of the run
     versions    of the libraries, by name
     examples    two sentences to show how the model is asked
+    converted   of converted weights: `{"from": file, "parameters": count, "dropped": count}`
     license, language, repo_id      what the card's header says where the caller does not
+
+Names and sentences in a record are text, whatever they contain: none of it becomes Markdown, HTML, YAML or Python.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +33,7 @@ from .saving_bmdetr import CARD_FILE, TASK
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 TAGS = ["moment-retrieval", TASK, "highlight-detection", "bmdetr", "video"]
 MAIN_METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
+THIS_MODEL = "this model"
 ANY_REPOSITORY = "PATH_OR_REPOSITORY"
 EXAMPLES = ("she opens the door", "a dog barks")
 RUNNABLE_ENCODERS = (PixelGridVideoEncoder.name, HashedWordTextEncoder.name, CLIP_PREFIX)
@@ -95,18 +100,19 @@ def render_model_card(
     return ModelCard.from_template(
         header,
         template_path=str(TEMPLATE),
-        title=f"BM-DETR trained on {dataset['name']}" if record.get("dataset") else "BM-DETR for moment retrieval",
+        title=_title(record, dataset),
+        converted=_converted(record.get("converted")),
         config=config,
         parameters=f"{parameters:,}",
-        repo_id=repo_id or ANY_REPOSITORY,
-        sentence=sentence,
-        other_sentence=other_sentence,
+        repo_id=json.dumps(repo_id or ANY_REPOSITORY),
+        sentence=json.dumps(str(sentence)),
+        other_sentence=json.dumps(str(other_sentence)),
         encodes_raw_video=runnable and all(encoder["name"].startswith(RUNNABLE_ENCODERS) for encoder in encoders),
         contract=contract_rows(config),
         evaluated_on=_evaluated_on(dataset, record.get("data") or {}),
         main_metrics=_main_metrics(metrics),
         systems=systems(metrics, record.get("baselines") or {}),
-        all_metrics=[(f"`{name}`", value) for name, value in metrics.items()],
+        all_metrics=[(_code(name), value) for name, value in metrics.items()],
         training=training_rows(record),
         differences=_differences(config),
         clip_length=f"{contract.clip_length:g}",
@@ -150,8 +156,8 @@ def eval_results(metrics: Mapping[str, float], dataset: Mapping[str, str]) -> li
 def systems(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[str]]]:
     """Rows of the table of results: this model, then each baseline, in the columns of `_main_metrics`."""
     columns = [f"MR-full-{name}" for name in _main_metrics(metrics)]
-    rows = {"**this model**": metrics, **baselines} if columns else {}
-    return [(name, [_figure(values.get(column)) for column in columns]) for name, values in rows.items()]
+    rows = {THIS_MODEL: metrics, **baselines} if columns else {}
+    return [(_plain(name), [_figure(values.get(column)) for column in columns]) for name, values in rows.items()]
 
 
 def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
@@ -161,8 +167,8 @@ def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
     text = _encoder(contract.text_encoder, "token") if contract.text_encoder else ""
     longest_s = contract.max_clips * contract.clip_length
     rows = [
-        ("video encoders", video or f"not named; {config.video_dim} values a clip"),
-        ("text encoder", text or f"not named; {config.text_dim} values a token"),
+        ("video encoders", video or f"not named; {config.video_dim} values per clip"),
+        ("text encoder", text or f"not named; {config.text_dim} values per token"),
         ("clip", f"{contract.clip_length:g} s"),
         ("longest video read at once", f"{contract.max_clips} clips, {longest_s:g} s"),
         ("longer videos", f"`{contract.long_video}`"),
@@ -178,9 +184,9 @@ def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
 
 def training_rows(record: Record) -> list[tuple[str, str]]:
     """Data, arguments, seed and versions of a record, one row each."""
-    rows = [(f"`{name}`", _words(value)) for name, value in (record.get("training") or {}).items()]
-    data = "; ".join(f"{split}: {_words(counts)}" for split, counts in (record.get("data") or {}).items())
-    versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+    rows = [(_code(name), _words(value)) for name, value in (record.get("training") or {}).items()]
+    data = "; ".join(f"{_plain(split)}: {_words(counts)}" for split, counts in (record.get("data") or {}).items())
+    versions = ", ".join(_plain(f"{name} {version}") for name, version in (record.get("versions") or {}).items())
     seed = _words(record["seed"]) if "seed" in record else ""
     return [*([("data", data)] if data else []), *rows] + [
         (name, value) for name, value in (("seed", seed), ("versions", versions)) if value
@@ -198,24 +204,55 @@ def _figure(value: float | None) -> str:
 def _words(value: Any) -> str:
     """A value of a record for a cell of a table."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(inner)} {name}" for name, inner in value.items())
+        return ", ".join(f"{_words(inner)} {_plain(name)}" for name, inner in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(_words(inner) for inner in value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else _plain(value)
 
 
 def _encoder(encoder: Mapping[str, Any], unit: str) -> str:
-    options = "".join(f", {name} {value}" for name, value in encoder.items() if name not in ("name", "dim"))
-    return f"`{encoder['name']}` ({encoder['dim']} values a {unit}{options})"
+    options = "".join(
+        f", {_plain(f'{name} {value}')}" for name, value in encoder.items() if name not in ("name", "dim")
+    )
+    return f"{_code(encoder['name'])} ({encoder['dim']} values per {unit}{options})"
+
+
+def _plain(value: Any) -> str:
+    """Text that Markdown and HTML show as it is, on one line, inside a table too."""
+    return re.sub(r"([\\`*\[\]<>|&$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], " ".join(str(value).split()))
+
+
+def _code(value: Any) -> str:
+    """The text as code in a cell of a table."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if text.startswith("`") or text.endswith("`") else f"{fence}{text}{fence}"
 
 
 def _evaluated_on(dataset: Mapping[str, str], data: Mapping[str, Any]) -> str:
     split = dataset.get("split")
     counts = data.get(split) if split else None
-    part = f", {split}" if split else ""
-    return f"{dataset['name']}{part}" + (f" ({_words(counts)})" if isinstance(counts, Mapping) else "")
+    part = f", {_plain(split)}" if split else ""
+    return f"{_plain(dataset['name'])}{part}" + (f" ({_words(counts)})" if isinstance(counts, Mapping) else "")
+
+
+def _title(record: Record, dataset: Mapping[str, str]) -> str:
+    if record.get("converted"):
+        return "BM-DETR, converted from the authors' release"
+    return f"BM-DETR trained on {_plain(dataset['name'])}" if record.get("dataset") else "BM-DETR for moment retrieval"
+
+
+def _converted(conversion: Mapping[str, Any] | None) -> str:
+    """What the card says of weights that were converted."""
+    if not conversion:
+        return ""
+    return (
+        f"The weights were converted from {_code(conversion['from'])}, a checkpoint of the code that the authors of "
+        f"the paper released; they are theirs and keep their licence. {conversion['parameters']} parameters were "
+        f"converted, and {conversion['dropped']} that no output depends on were dropped."
+    )
 
 
 def _differences(config: BMDetrConfig) -> str:

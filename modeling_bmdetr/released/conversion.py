@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from ..configuration_bmdetr import BMDetrConfig
+from ..cards import write_model_card
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
@@ -116,9 +116,15 @@ def convert_to_folder(
     out_dir = Path(out_dir)
     model, report = _convert(read_released_checkpoint(source), strict, config_options)
     out_dir.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out_dir)
+    origin = {
+        "from": Path(report.origin).name,
+        "parameters": len(report.converted),
+        "dropped": len(report.dropped),
+    }
+    # What is in the folder already stays when the model is saved, so card and processor come first.
+    write_model_card(model, out_dir, {"converted": origin})
     BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(out_dir)
-    (out_dir / "README.md").write_text(_model_card(model.config, report), encoding="utf-8")
+    model.save_pretrained(out_dir)
     return report
 
 
@@ -226,42 +232,3 @@ def _check_shapes(
             f"{checkpoint.origin}: parameters have unexpected shapes; the sizes were read from other parameters of the "
             "checkpoint, or given as options\n" + "\n".join(wrong)
         )
-
-
-def _model_card(config: BMDetrConfig, report: ConversionReport) -> str:
-    """The README of a converted checkpoint."""
-    encoders = " + ".join(f"{e['name']} ({e['dim']})" for e in config.video_encoders or ()) or "not recorded"
-    text = f"{config.text_encoder['name']} ({config.text_encoder['dim']})" if config.text_encoder else "not recorded"
-    return f"""---
-library_name: transformers
-tags:
-- video-moment-retrieval
-- temporal-grounding
-- bmdetr
----
-
-# BM-DETR, converted from the authors' release
-
-Converted from `{Path(report.origin).name}`, a checkpoint of the code that the authors of *Background-aware Moment
-Detection for Video Moment Retrieval* ([arXiv:2306.02728](https://arxiv.org/abs/2306.02728)) released. The weights are
-theirs and keep their licence.
-
-| | |
-|---|---|
-| video features | {encoders}; {config.video_dim} values a clip of {config.clip_length:g} s |
-| text features | {text}; {config.text_dim} values a token |
-| longest input | {config.max_clips} clips, {config.max_tokens} tokens |
-| encoder, decoder | {config.encoder_layers} and {config.decoder_layers} layers, width {config.hidden_size} |
-| moments predicted | {config.num_queries} |
-
-```python
-from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
-
-processor = BMDetrProcessor.from_pretrained(folder)
-model = BMDetrForMomentRetrieval.from_pretrained(folder)
-inputs = processor(text_features=[tokens], video_features=clips)
-moments = processor.post_process_moments(model(**inputs), inputs["video_mask"], durations_s=[duration_s])
-```
-
-{len(report.converted)} parameters were converted; {len(report.dropped)} that no output depends on were dropped.
-"""

@@ -114,7 +114,7 @@ def test_the_tables_are_tables():
     assert "| `p_inside` | 0.9132 |" in text
     assert "| data | train: 240 videos, 1,733 queries; test: 31 videos, 177 queries |" in text
     assert "| `temporal_shifting` | yes |" in text
-    assert "`pixel-grid` (36 values a clip, grid 2, frames_per_clip 3)" in text
+    assert "`pixel-grid` (36 values per clip, grid 2, frames_per_clip 3)" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         lengths = {line.count("|") for line in block.splitlines()}
         assert len(lengths) == 1, block
@@ -300,3 +300,36 @@ def test_the_trainer_writes_card_and_record(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["metrics"] == {}
     with pytest.raises(TypeError, match="tasks"):
         trainer.create_model_card(tasks="other")
+
+
+def test_names_and_sentences_in_a_record_stay_text():
+    hostile = 'a | b\n---\n# big `code` <script>alert(1)</script> [x](http://e) *s* "quoted" {{ 7 * 7 }} \\'
+    record = {
+        **RECORD,
+        "dataset": {"name": hostile, "id": "tester/kitchen", "split": hostile},
+        "baselines": {hostile: {"MR-full-R1@0.5": 1.0}},
+        "training": {hostile: hostile},
+        "data": {hostile: {"videos": 1}},
+        "versions": {hostile: hostile},
+        "examples": [hostile, hostile],
+        "license": "other",
+    }
+    card = ModelCard(str(render_model_card(RAW_VIDEO, record, parameters=7)))
+    assert card.data.eval_results[0].dataset_name == hostile
+    outside_code = re.sub(r"```.*?```", "", card.text, flags=re.DOTALL)
+    assert "<script>" not in re.sub(r"(`+)[^`].*?\1", "", outside_code).replace("\\<", "")
+    assert [line for line in outside_code.splitlines() if line.startswith("# ")] == [outside_code.splitlines()[1]]
+    assert "{{ 7 * 7 }}" in card.text.replace("\\", "")
+    columns = {line.replace("\\|", "").count("|") for line in outside_code.splitlines() if line.startswith("| a ")}
+    assert columns == {6}
+    for block in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        compile(block, "card", "exec")
+
+
+def test_a_converted_model_s_card_says_where_its_weights_come_from():
+    record = {"converted": {"from": "model_`best`.ckpt", "parameters": 12, "dropped": 3}}
+    text = render_model_card(RAW_VIDEO, record, parameters=7).text
+    assert "# BM-DETR, converted from the authors' release" in text
+    assert "converted from ``model_`best`.ckpt``" in text
+    assert "12 parameters were converted, and 3 that no output depends on were dropped" in text
+    assert "converted" not in render_model_card(RAW_VIDEO, RECORD, parameters=7).text

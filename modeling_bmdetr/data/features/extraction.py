@@ -1,5 +1,6 @@
 """Extracts the features of a data set: every video once, every query once, into a packed folder."""
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ...contract_bmdetr import FeatureContract
 from ...encoder_interface_bmdetr import encode_video
@@ -20,7 +20,7 @@ from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, bu
 from .file_checks import VIDEO_SUFFIXES, find_video
 from .writer import FeatureWriter
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 VideoEncoderSpec = str | Mapping[str, Any] | VideoEncoder
 TextEncoderSpec = str | Mapping[str, Any] | TextEncoder

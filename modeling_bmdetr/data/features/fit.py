@@ -1,15 +1,14 @@
 """What a feature store lacks, or holds that cannot be right, for given rows. `FeatureStore.require` raises it."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from transformers.utils import logging
 
-if TYPE_CHECKING:
-    from .store import FeatureStore
+from ...contract_bmdetr import FeatureContract
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
 SAME_FEATURE_TOLERANCE = 0.02
@@ -20,8 +19,31 @@ LENGTH_RATIO = 1.5
 """Folders that are concatenated cut a video into numbers of clips that differ by less than this factor."""
 
 
+class Store(Protocol):
+    """The parts of a [`FeatureStore`] that are held against rows."""
+
+    contract: FeatureContract
+    failures: dict[str, str]
+
+    def where(self, modality: Literal["video", "text"]) -> str: ...
+
+    def source(self, modality: Literal["video", "text"]) -> Any: ...
+
+    def has_video(self, vid: str) -> bool: ...
+
+    def has_text(self, qid: str) -> bool: ...
+
+    def num_clips(self, vid: str) -> int: ...
+
+    def video(self, vid: str) -> np.ndarray: ...
+
+    def text(self, qid: str) -> np.ndarray: ...
+
+    def sentence(self, qid: str) -> str | None: ...
+
+
 def find_problems(
-    store: "FeatureStore", rows: Iterable[Mapping[str, Any]], *, check_values: bool, samples: int
+    store: Store, rows: Iterable[Mapping[str, Any]], *, check_values: bool, samples: int
 ) -> tuple[list[str], list[str]]:
     """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
     rows = list(rows)
@@ -44,7 +66,7 @@ def find_problems(
     return missing, unfit
 
 
-def _missing(store: "FeatureStore", kind: str, names: Sequence[str], total: int) -> list[str]:
+def _missing(store: Store, kind: str, names: Sequence[str], total: int) -> list[str]:
     if not names:
         return []
     where = store.where("video" if kind == "video" else "text")
@@ -55,7 +77,7 @@ def _missing(store: "FeatureStore", kind: str, names: Sequence[str], total: int)
     return [line]
 
 
-def _video_fault(store: "FeatureStore", vid: str, check_values: bool) -> str | None:
+def _video_fault(store: Store, vid: str, check_values: bool) -> str | None:
     """What is wrong with the features of one video, without its name, so that equal faults can be counted."""
     source = store.source("video")
     for folder, encoder in zip(getattr(source, "folders", ()), store.contract.video_encoders, strict=False):
@@ -67,7 +89,7 @@ def _video_fault(store: "FeatureStore", vid: str, check_values: bool) -> str | N
     return _not_finite(store.video(vid)) if check_values else None
 
 
-def _text_fault(store: "FeatureStore", qid: str, check_values: bool) -> str | None:
+def _text_fault(store: Store, qid: str, check_values: bool) -> str | None:
     rows = store.text(qid)
     return _not_finite(rows) if check_values else None
 
@@ -95,9 +117,7 @@ def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> lis
     return lines
 
 
-def _sentence_faults(
-    store: "FeatureStore", qids: Sequence[str], sentences: Mapping[str, str | None], samples: int
-) -> list[str]:
+def _sentence_faults(store: Store, qids: Sequence[str], sentences: Mapping[str, str | None], samples: int) -> list[str]:
     """Text features of other sentences: by the sentences recorded, else by rows that repeat a sentence."""
     recorded = {qid: store.sentence(qid) for qid in qids}
     other = [
@@ -122,7 +142,7 @@ def _sentence_faults(
     ]
 
 
-def _warn_of_clip_length(store: "FeatureStore", durations_s: Mapping[str, Any]) -> None:
+def _warn_of_clip_length(store: Store, durations_s: Mapping[str, Any]) -> None:
     """Logs a warning where clips times clip length is far from the duration of most videos."""
     known = {vid: duration for vid, duration in durations_s.items() if duration}
     if not known or store.contract.long_video == "resample":

@@ -1,4 +1,4 @@
-"""Writes the packed form of a feature store, which `packed_features.py` describes, safely against being killed.
+"""Writes the packed form of a feature store, which `packed.py` describes, safely against being killed.
 
 Rows are made durable before the index names them, and the manifest says `"complete": true` only after
 `FeatureWriter.finish`. A writer that opens a folder which another left drops what the index does not name, and goes on
@@ -6,6 +6,7 @@ from there.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from transformers.utils import logging
 
 from ...contract_bmdetr import FeatureContract
 from ...files_bmdetr import replacing_file
@@ -29,7 +29,7 @@ from .packed import (
     read_manifest,
 )
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # Rows are made durable when so much is waiting, or when the last time is so long ago.
 _COMMIT_BYTES = 64 * 2**20

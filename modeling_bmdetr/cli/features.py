@@ -1,0 +1,67 @@
+"""Features on disk: `extract` and `pack`."""
+
+import argparse
+
+from .common import Commands, show
+
+
+def extract(args: argparse.Namespace) -> int:
+    from ..data import extract_features, read_rows
+
+    report = extract_features(
+        read_rows(args.rows),
+        args.videos,
+        args.out,
+        args.video_encoder,
+        args.text_encoder,
+        args.clip_length,
+        encoder_options={"device": args.device} if args.device else None,
+        dtype=args.dtype,
+        workers=args.workers,
+    )
+    show(args, report.to_dict(), str(report))
+    return 0 if report.complete else 1
+
+
+def pack(args: argparse.Namespace) -> int:
+    from ..configuration_bmdetr import BMDetrConfig, FeatureContract
+    from ..data import pack_features, read_rows
+
+    if args.model:
+        contract = BMDetrConfig.from_pretrained(args.model).feature_contract
+    else:
+        contract = FeatureContract(clip_length=args.clip_length, text_rows=args.text_rows)
+    rows = read_rows(args.rows) if args.rows else None
+    store = pack_features(args.videos, args.out, text_dir=args.text, contract=contract, rows=rows, dtype=args.dtype)
+    result = {"out": args.out, "videos": len(store.video_ids), "queries": len(store.query_ids)}
+    show(
+        args,
+        {**result, "contract": store.contract.to_dict()},
+        f"{result['videos']} videos and {result['queries']} queries packed in '{args.out}'",
+    )
+    return 0
+
+
+def add_commands(commands: Commands) -> None:
+    """Declares the commands of this group."""
+    command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
+    command.add_argument("rows", help="JSONL file of canonical rows")
+    command.add_argument("--videos", required=True, help="folder of the video files")
+    command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
+    encoders = "pixel-grid, or clip:NAME_OR_PATH of a CLIP-like model; several are concatenated"
+    command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
+    command.add_argument("--text-encoder", required=True, help="hashed-words, or clip:NAME_OR_PATH")
+    command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
+    command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
+    command.add_argument("--workers", type=int, default=0, help="processes that decode and encode (0: this one)")
+    command.add_argument("--device", help="for encoders with weights, such as cuda:0")
+
+    command = commands.add("pack", pack, "copy published feature files into a packed feature store")
+    command.add_argument("videos", nargs="+", help="folders of video features, concatenated in this order")
+    command.add_argument("--text", help="folder of text features (qid<qid>.npz)")
+    command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
+    command.add_argument("--model", help="checkpoint whose feature contract the features must keep")
+    command.add_argument("--clip-length", type=float, default=1.0, help="seconds a clip, without --model (1)")
+    command.add_argument("--text-rows", choices=["to_end_of_text", "all"], default="all", help="without --model (all)")
+    command.add_argument("--rows", help="JSONL file: copy only what its rows need")
+    command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
