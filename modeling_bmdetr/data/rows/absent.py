@@ -18,7 +18,7 @@ _EMPTY_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an the and or of to in on at with from into up down out off over for by is are was were be being been it "
-        "its this that there their they he she his her him them then while as who person people man woman someone some one",
+        "its this that there their they he she his her him them then while as who person people man woman someone some",
     )
 )
 _MAX_DRAWS = 64
