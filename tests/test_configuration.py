@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.configuration_bmdetr import WITHOUT_RANKING, FeatureContract
 
 SLOWFAST = {"name": "slowfast", "dim": 2304}
 CLIP = {"name": "clip", "dim": 512, "image_size": (224, 224)}
@@ -55,6 +55,7 @@ def test_released_differs_in_the_forms_and_takes_further_fields():
         "positive_probability_loss_weight",
         "negative_probability_loss_weight",
         "text_rows",
+        *WITHOUT_RANKING,
     }
     forms = (released.decoder_memory, released.frame_attention_scale, released.alignment_pooling)
     assert forms == ("encoder", "literal", "gated")

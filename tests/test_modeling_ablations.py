@@ -1,10 +1,20 @@
 """What runs how often, and switches that change what they name and nothing else."""
 
+import functools
 from typing import Any
 
+import factories
 import pytest
 import torch
+from factories import PAPER
 from model_probes import VIEW_FIELDS, Calls, assert_same_view
+
+
+@pytest.fixture
+def tiny_model():
+    """The paper's model; test_ranking.py has what the options for ranking add."""
+    return functools.partial(factories.tiny_model, **PAPER)
+
 
 # What runs how often
 

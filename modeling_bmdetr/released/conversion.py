@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..cards import write_model_card
+from ..configuration_bmdetr import WITHOUT_RANKING
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
@@ -30,6 +31,7 @@ _RELEASED_FORMS = {
     "decoder_memory": "encoder",
     "frame_attention_scale": "literal",
     "alignment_pooling": "gated",
+    **{name: value for name, value in WITHOUT_RANKING.items() if value is False},
 }
 
 

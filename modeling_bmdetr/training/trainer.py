@@ -87,10 +87,11 @@ class BMDetrTrainer(PublishingTrainer):
         for rows in (train_rows, *(eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows])):
             if rows is not None:
                 store.require(rows)
-        if unlabelled := [row["qid"] for row in train_rows or () if not row.get("relevant_windows")]:
+        if unlabelled := [row["qid"] for row in train_rows or () if row.get("relevant_windows") is None]:
             raise ValueError(
                 f"{len(unlabelled)} of {len(train_rows or ())} training rows have no `relevant_windows`, such as qid "
-                f"{unlabelled[:3]}: leave rows without moments out of `train_rows`"
+                f"{unlabelled[:3]}: leave rows without labels out of `train_rows`; an empty list says that the video "
+                "does not show what the query says"
             )
         self.store, self.criterion, self.users_metrics = store, criterion, compute_metrics
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -136,7 +137,8 @@ class BMDetrTrainer(PublishingTrainer):
         negatives = None
         if (training or args.evaluate_with_negatives) and config.background_aware:
             strategy = args.negative_sampling
-            negatives = None if strategy == "none" else NegativeSampler(rows, strategy)  # type: ignore[arg-type]
+            share = args.absent_share if config.presence_head else 0.0
+            negatives = None if strategy == "none" else NegativeSampler(rows, strategy, share)  # type: ignore[arg-type]
         return MomentRetrievalDataset(
             rows,
             self.store,
@@ -147,7 +149,7 @@ class BMDetrTrainer(PublishingTrainer):
             shifting_limit_s=args.shifting_limit_s,
             max_moments=config.num_queries,
             seed=self.data_seed,
-            with_labels=all(row.get("relevant_windows") for row in rows),
+            with_labels=all(row.get("relevant_windows") is not None for row in rows),
         )
 
     @property
@@ -277,7 +279,7 @@ class BMDetrTrainer(PublishingTrainer):
         if prediction_loss_only:
             return loss, None, None
         mask, durations_s = inputs["video_mask"].bool(), inputs["durations_s"]
-        moments = self.processor.decode(outputs["logits"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
+        moments = self.processor.decode(outputs["scores"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
         saliency = outputs["saliency_scores"].float().masked_fill(~mask, IGNORE)
         sharpness = mean_probabilities(outputs.get("frame_probabilities"), inputs.get("labels"), mask)
         return loss, (moments, saliency, sharpness), inputs["row_index"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from factories import NO_DROPOUT, make_model, make_rows, make_store
+from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_store
 
 from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
@@ -49,7 +49,7 @@ def build(tmp_path, model=None, criterion=None, eval_rows=None, **options):
 
 @pytest.mark.parametrize("where", ["trainer", "model"])
 def test_a_loss_of_one_s_own_is_called_logged_and_trained_by(tmp_path, where):
-    model = make_model(**NO_DROPOUT)
+    model = make_model(**NO_DROPOUT, **PAPER)
     criterion = WidthLoss(model.config)
     if where == "model":
         model.criterion = criterion
