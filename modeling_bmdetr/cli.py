@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
+
 # Handlers import what they need when they run, so that a command needs only the extras of its own task.
 
 
@@ -22,7 +24,8 @@ def predict(args: argparse.Namespace) -> int:
     bar = _Bar("clips")
     video = pipe.encode_video(args.video, progress=bar)
     bar.close()
-    options = {"top_k": args.top_k, "score_threshold": args.score_threshold, "nms_threshold": args.nms_threshold}
+    names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
+    options = {name: getattr(args, name) for name in names}
     answers = pipe(video, args.query, long_video=args.long_video, **options)
     if args.plot:
         from .visualization import plot_moments
@@ -31,9 +34,14 @@ def predict(args: argparse.Namespace) -> int:
         print(f"picture: {args.plot}", file=sys.stderr)
     lines = []
     for answer in answers:
-        lines.append(answer["query"])
+        presence = answer.get("presence")
+        is_absent = presence is not None and presence < max(args.min_presence, ABSENT_BELOW)
+        said = "" if presence is None else f" ({'not in this video, ' if is_absent else ''}presence {presence:.2f})"
+        lines.append(answer["query"] + said)
         lines += [f"  {m['start']:8.2f} s - {m['end']:8.2f} s   score {m['score']:.3f}" for m in answer["moments"]]
-        lines += ["  no moment above the score threshold"] * (not answer["moments"])
+        lines += ["  no moment above the thresholds"] * (not answer["moments"])
+    if not pipe.is_calibrated:
+        print("scores are not calibrated: they rank, but are no probabilities (bmdetr calibrate)", file=sys.stderr)
     _show(args, {"video": args.video, "answers": answers}, "\n".join(lines))
     return 0
 
@@ -136,6 +144,19 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(args: argparse.Namespace) -> int:
+    from . import BMDetrForMomentRetrieval
+    from .calibrating import calibrate_folder
+    from .data import FeatureStore, read_rows
+
+    model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
+    calibration, lines = calibrate_folder(
+        model, read_rows(args.rows), FeatureStore.open(args.features), args.out or args.model, seed=args.seed
+    )
+    _show(args, calibration.to_dict(), "\n".join(lines))
+    return 0 if calibration.score is not None else 1
+
+
 def info(args: argparse.Namespace) -> int:
     from .configuration_bmdetr import BMDetrConfig
     from .modeling_bmdetr import BMDetrForMomentRetrieval
@@ -160,6 +181,10 @@ def info(args: argparse.Namespace) -> int:
     for section in ("sizes", "forms", "loss_weights", "feature_contract"):
         lines.append(section.replace("_", " "))
         lines += [f"  {name}: {value}" for name, value in result[section].items()]
+    from .calibration_bmdetr import as_calibration, calibration_lines
+
+    result["calibration"] = config.calibration
+    lines += calibration_lines(as_calibration(config.calibration))
     span_s = contract.max_clips * contract.clip_length
     lines.append(f"reads up to {contract.max_clips} clips of {contract.clip_length:g} s ({span_s:g} s) at once")
     _show(args, result, "\n".join(lines))
@@ -224,6 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="FILE", help="draw the answers to a picture (.png, .pdf, .svg)")
     command.add_argument("--top-k", type=int, default=3, help="moments an answer (3)")
     command.add_argument("--score-threshold", type=float, default=0.0, help="leave out moments that score less (0)")
+    command.add_argument("--min-presence", type=float, default=0.0, help="no moments where presence is lower (0)")
     command.add_argument("--nms-threshold", type=float, help="leave out moments that overlap a better one by more")
     command.add_argument("--long-video", choices=["window", "truncate", "resample"], help="for a long video (contract)")
     command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
@@ -288,6 +314,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--lenient", action="store_true", help="list unknown and missing parameters and go on")
     formats = "how the checkpoint's pipeline writes moments (seconds)"
     command.add_argument("--prediction-format", choices=["seconds", "released"], default="seconds", help=formats)
+
+    command = add("calibrate", calibrate, "make a checkpoint's scores probabilities, fitted on validation rows")
+    command.add_argument("model", help="checkpoint: a folder, or with --out a name on the Hub")
+    command.add_argument("rows", help="JSONL file of validation rows with labels, no rows of training or test")
+    command.add_argument("--features", required=True, help="packed store of their features")
+    command.add_argument("--out", help="folder to write the calibrated checkpoint to (the model's own)")
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    command.add_argument(
+        "--seed", type=int, default=0, help="of pairs with other videos, for rows without absent ones (0)"
+    )
 
     command = add("info", info, "show what a checkpoint is and which features it needs")
     command.add_argument("checkpoint", help="a folder, or a name on the Hub")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .evaluation.reliability import ReliabilityBins
+
 TRUTH, FOUND, PROBABILITY = "#2a9d4f", "#2f6fdb", "#d1495b"
 
 
@@ -75,6 +77,47 @@ def plot_moments(
     return figure
 
 
+def plot_reliability(
+    bins: Mapping[str, "ReliabilityBins"], path: str | os.PathLike | None = None, *, title: str | None = None
+) -> "Figure":
+    """Draws how often what was given a probability came true: on the diagonal, probabilities are what they say.
+
+    Args:
+        bins: By name, the result of `reliability_bins`; one panel each, with the counts below.
+        path: Where to save the picture; its suffix says in which format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: `bins` is empty.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "modeling-bmdetr[plot]"') from error
+
+    if not bins:
+        raise ValueError("`bins` is empty: there is nothing to draw")
+    figure = Figure(figsize=(4.2 * len(bins), 4.8), layout="constrained")
+    axes = figure.subplots(2, len(bins), height_ratios=[3, 1], sharex=True, squeeze=False)
+    for (name, some), curve, counts in zip(bins.items(), axes[0], axes[1], strict=True):
+        width = np.diff(some.edges)
+        curve.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+        curve.bar(some.edges[:-1], np.nan_to_num(some.share_true), width, align="edge", color=FOUND, alpha=0.35)
+        curve.plot(some.mean_probability, some.share_true, color=FOUND, marker="o", linestyle="none")
+        curve.set_title(f"{name}: calibration error {some.calibration_error:.3f}", fontsize=10)
+        curve.set_ylim(0, 1)
+        counts.bar(some.edges[:-1], some.counts, width, align="edge", color="#999999")
+        counts.set_xlim(0, 1)
+        counts.set_xlabel("probability given")
+    axes[0, 0].set_ylabel("share that came true")
+    axes[1, 0].set_ylabel("queries")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
 def _draw_frames(axis: "Axes", video: str | os.PathLike, num_frames: int) -> None:
     """Evenly spaced frames, each drawn over the share of time it stands for."""
     info = probe_video(video)
@@ -113,7 +156,9 @@ def _draw_bars(
             )
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_title(f"“{answer['query']}”", fontsize=10, loc="left")
+    presence = answer.get("presence")
+    said = "" if presence is None else f"   presence {presence:.2f}"
+    axis.set_title(f"“{answer['query']}”{said}", fontsize=10, loc="left")
 
 
 def _draw_attention(axis: "Axes", answer: Mapping[str, Any]) -> None:
