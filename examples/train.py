@@ -42,6 +42,7 @@ from transformers import set_seed
 
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.cards import write_model_card
 from modeling_bmdetr.data import FeatureStore, NegativeSampler
 from modeling_bmdetr.data.batches.negative_sampling import Strategy
@@ -210,6 +211,10 @@ def run(
     trained_s = time.perf_counter() - started
     if is_main:  # what was refused has not become the recipe of the run
         write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+    if rows.eval and all(row.get("relevant_windows") is not None for row in rows.eval):
+        calibration = trainer.calibrate(rows.eval)
+        if is_main:
+            print("\n".join(calibration_lines(calibration)))
     trainer.save_model(str(out / "model"))
 
     metrics = {}
@@ -251,7 +256,7 @@ def run(
 
 def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Predictions and metrics of rows; no metrics where they have no labels."""
-    if not all(row.get("relevant_windows") for row in rows):
+    if not all(row.get("relevant_windows") is not None for row in rows):
         return trainer.predict_rows(rows), {}
     output = trainer.predict(rows, metric_key_prefix="test")
     named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}

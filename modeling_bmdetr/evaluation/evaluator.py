@@ -11,9 +11,16 @@ import numpy as np
 
 from .arrays import MomentArrays, SaliencyArrays, moment_arrays, presence_scores, saliency_arrays
 from .highlights import highlight_average_precision, highlight_hit
-from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, FloatArray, average_precision, best_iou, moment_recall
+from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, BoolArray, FloatArray, average_precision, best_iou, moment_recall
 from .presence import rejection_f1, set_iou
-from .reliability import are_probabilities, auroc, brier_score, expected_calibration_error
+from .reliability import (
+    ReliabilityBins,
+    are_probabilities,
+    auroc,
+    brier_score,
+    expected_calibration_error,
+    reliability_bins,
+)
 from .submission import Row, RowsOrPath, load_rows, match_by_qid
 
 logger = logging.getLogger(__name__)
@@ -200,15 +207,35 @@ def _multi_moment_metrics(arrays: MomentArrays) -> dict[str, float]:
 
 def _score_metrics(arrays: MomentArrays) -> dict[str, float]:
     """Whether the first prediction's score is the probability that it is right."""
-    judged = arrays.take(arrays.num_predicted > 0)
-    scores = judged.scores[:, 0]
+    scores, is_right = _first_scores(arrays)
     if not are_probabilities(scores):
         return {}
-    is_right = best_iou(judged.predicted_se, judged.windows_se, max_rank=1) >= CALIBRATION_IOU
     shares = {"CAL-ECE": expected_calibration_error(scores, is_right), "CAL-Brier": brier_score(scores, is_right)}
     if is_right.any() and not is_right.all():
         shares["CAL-AUC"] = auroc(scores, is_right)
     return shares
+
+
+def submission_reliability(predictions: RowsOrPath, ground_truth: RowsOrPath) -> dict[str, ReliabilityBins]:
+    """The bins behind `CAL-ECE` ("score") and `PR-ECE` ("presence") of [`evaluate_submission`], for `plot_reliability`.
+
+    A name is there where the key is. The arguments are those of [`evaluate_submission`], with labels for every query.
+    """
+    truth_rows = load_rows(ground_truth, "ground_truth")
+    predicted_rows = match_by_qid(load_rows(predictions, "predictions"), truth_rows)
+    arrays, presence = moment_arrays(predicted_rows, truth_rows), presence_scores(predicted_rows)
+    scores, is_right = _first_scores(arrays)
+    bins = {"score": reliability_bins(scores, is_right)} if are_probabilities(scores) else {}
+    if presence is not None and arrays.is_present.any() and not arrays.is_present.all():
+        bins["presence"] = reliability_bins(presence, arrays.is_present)
+    return bins
+
+
+def _first_scores(arrays: MomentArrays) -> tuple[FloatArray, BoolArray]:
+    """The score of the first prediction of every query that has one, and whether it is right."""
+    judged = arrays.take(arrays.num_predicted > 0)
+    is_right = best_iou(judged.predicted_se, judged.windows_se, max_rank=1) >= CALIBRATION_IOU
+    return judged.scores[:, 0], is_right
 
 
 def _presence_metrics(
