@@ -34,7 +34,6 @@ from modeling_bmdetr import (
 )
 from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
-from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
@@ -57,16 +56,6 @@ class Stages:
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 1)
-
-
-class HashedSentences:
-    """Mean of the hashed word vectors: a stand-in for SentenceBERT where nothing can be downloaded."""
-
-    def __init__(self) -> None:
-        self.encoder = build_text_encoder(TEXT_ENCODER)
-
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        return np.stack([rows.mean(axis=0) for rows in self.encoder.encode_text(sentences)])
 
 
 def main() -> None:
@@ -100,7 +89,7 @@ def main() -> None:
     store = FeatureStore.from_packed(args.out / "features")
 
     with stages("negatives", "mining negative queries"):
-        train_rows, mining = mine_negative_queries(splits["train"], encoder=HashedSentences(), progress=False)
+        train_rows, mining = mine_negative_queries(splits["train"], encoder=TEXT_ENCODER, progress=False)
         print(mining)
 
     config = BMDetrConfig.from_contract(

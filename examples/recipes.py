@@ -34,7 +34,6 @@ from modeling_bmdetr.data import (
     write_rows,
 )
 from modeling_bmdetr.data.features.packed import is_packed
-from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.files_bmdetr import replacing_file
 from modeling_bmdetr.training import BMDetrTrainingArguments
 
@@ -56,13 +55,13 @@ FEATURES = {
     "video": "folder of the video features, or a list of folders to concatenate, or packed feature stores",
     "text": "folder of the text features, where `video` is not packed",
     "tokenizer": "tokenizer that counts the tokens of text features padded to 77 rows, for `to_end_of_text`",
+    "video_suffix": "what file names of video features have after the video's, such as `-cam-002`",
 }
 NEGATIVES = {
     "encoder": "sentence-transformers model, by name or folder; or `hashed-words`, which compares words alone",
     "iou_threshold": "negative queries overlap the moment by less",
     "similarity_threshold": "and the cosine of the two sentences is below; null weights by similarity in place of it",
 }
-WORD_ENCODER = "hashed-words"
 # Fields of the training arguments that a script must read to make them mean something; this one has `--resume`.
 _FOR_OTHER_SCRIPTS = ("do_train", "do_eval", "do_predict", "resume_from_checkpoint")
 SECTIONS: dict[str, Sequence[str]] = {
@@ -318,7 +317,7 @@ def spread(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow
 def open_store(recipe: Recipe, rows: RecipeRows) -> FeatureStore:
     """The features, checked against the rows."""
     options = dict(recipe.features)
-    video, text, tokenizer = (options.pop(name, None) for name in FEATURES)
+    video, text, tokenizer, video_suffix = (options.pop(name, None) for name in FEATURES)
     if not video:
         raise ValueError(f"`features.video` is missing: {FEATURES['video']}")
     paths = [video] if isinstance(video, str) else list(video)
@@ -332,22 +331,13 @@ def open_store(recipe: Recipe, rows: RecipeRows) -> FeatureStore:
     else:
         counts = count_tokens(everything, tokenizer) if tokenizer else None
         contract = FeatureContract(**options)
-        store = FeatureStore.open(paths, text_dir=text, contract=contract, token_counts=counts)
+        layout = {"video_suffix": video_suffix} if video_suffix else {}
+        store = FeatureStore.open(paths, text_dir=text, contract=contract, token_counts=counts, **layout)
     store.require(everything)
     return store
 
 
 # ----------------------------------------------------------------------------------------------------------- negatives
-
-
-class WordEncoder:
-    """Sentences as the mean of their hashed words. It needs no weights, and knows no meaning."""
-
-    def __init__(self) -> None:
-        self.encoder = build_text_encoder(WORD_ENCODER)
-
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        return np.stack([rows.mean(axis=0) for rows in self.encoder.encode_text(sentences)])
 
 
 def add_negatives(recipe: Recipe, rows: RecipeRows, cache_dir: str | os.PathLike) -> RecipeRows:
@@ -380,9 +370,6 @@ def mined_rows(
     path = Path(cache_dir) / f"negatives-{digest}.jsonl"
     if path.is_file():
         return list(read_rows(path))
-    options = dict(options)
-    if options.get("encoder") == WORD_ENCODER:
-        options["encoder"] = WordEncoder()
     mined, report = mine_negative_queries(rows, progress=False, **options)
     logger.info(str(report))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from .calibration_bmdetr import as_calibration, calibration_lines
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
-from .encoders_bmdetr import CLIP_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
+from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
 from .saving_bmdetr import CARD_FILE, TASK
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -37,7 +37,10 @@ MAIN_METRICS = ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP")
 THIS_MODEL = "this model"
 ANY_REPOSITORY = "PATH_OR_REPOSITORY"
 EXAMPLES = ("she opens the door", "a dog barks")
-RUNNABLE_ENCODERS = (PixelGridVideoEncoder.name, HashedWordTextEncoder.name, CLIP_PREFIX)
+RUNNABLE_ENCODERS = (
+    *(PixelGridVideoEncoder.name, HashedWordTextEncoder.name, MINILM),
+    *(CLIP_PREFIX, PRETRAINED_PREFIX, "timm:"),
+)
 _STATED_ELSEWHERE = frozenset(FeatureContract.__dataclass_fields__) | {
     *("video_dim", "text_dim", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads"),
     *("intermediate_size", "num_queries", "model_type", "calibration"),

@@ -208,7 +208,11 @@ def time_axis_s(num_clips: int, duration_s: float | None, contract: FeatureContr
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:
     """Rows of length one: `(n, dim)` in and out. A row of zeros stays zero."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-5)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    if not np.isfinite(lengths).all():  # squares of values above 1e19 are too large for float32
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    return (rows / np.maximum(lengths, 1e-5)).astype(rows.dtype, copy=False)
 
 
 def join_rows(parts: Sequence[np.ndarray], max_rows: int | None = None) -> np.ndarray:

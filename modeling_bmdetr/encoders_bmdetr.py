@@ -1,27 +1,38 @@
-"""Frozen encoders: a video to one row a clip, a sentence to one row a token.
+"""Frozen encoders by name: a video to one row per clip, a sentence to one row per token.
 
-Two families. The weightless pair (`pixel-grid`, `hashed-words`) needs no download and no accelerator; it is meant for
-tests, teaching and synthetic videos. `clip:NAME_OR_PATH` runs any CLIP-like model of transformers (CLIP, SigLIP, ...).
+| name | encoder |
+|---|---|
+| `pixel-grid`, `hashed-words` | weightless; need no download and no accelerator |
+| `hf:NAME_OR_PATH` | any model of transformers that sees images or videos, or reads text, by what it can do |
+| `clip:NAME_OR_PATH` | the same for CLIP-like models and other image models; the name that first checkpoints have |
+| `timm:NAME` | an image backbone of timm |
+| `minilm` | for text: all-MiniLM-L6-v2, whose weights install as a package |
+
+Further ones are registered by a module of their own (`register_video_encoder`, `register_text_encoder`), which is
+imported by name (`import_plugins`, `--import` of the command) or declared by an installed package as an entry point of
+the group `modeling_bmdetr.plugins`.
 
 Encoders return raw rows: normalisation and the largest number of clips belong to the feature contract. Each encoder
 describes itself with `spec()`, a dict of plain JSON types with its name, its width and every option that changes its
 rows. `build_video_encoder` and `build_text_encoder` take such a dict, or a name.
 """
 
-import hashlib
+import importlib
+import importlib.metadata
 import inspect
-import math
-import re
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import AutoModel, AutoTokenizer
-
-from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video, require_at_least_one
-from .pixel_measures_bmdetr import HARMONICS, colour_planes, edge_harmonics, signed_root, spatial_moments
+from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
+from .image_encoders_bmdetr import ImageEncoder
+from .pretrained_models_bmdetr import Pooling, ability_of
+from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
+from .timm_encoders_bmdetr import TimmEncoder
+from .video_encoders_bmdetr import FrameSequenceEncoder
+from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
 
 __all__ = [
     "Video",
@@ -31,306 +42,59 @@ __all__ = [
     "TextEncoder",
     "PixelGridVideoEncoder",
     "HashedWordTextEncoder",
-    "ClipVideoEncoder",
-    "ClipTextEncoder",
+    "ImageEncoder",
+    "FrameSequenceEncoder",
+    "TimmEncoder",
+    "TokenEncoder",
     "build_video_encoder",
     "build_text_encoder",
     "register_video_encoder",
     "register_text_encoder",
+    "import_plugins",
+    "imported_plugins",
 ]
 
-# The weightless pair
+PLUGIN_GROUP = "modeling_bmdetr.plugins"
+CLIP_PREFIX, PRETRAINED_PREFIX = "clip:", "hf:"
 
 
-class PixelGridVideoEncoder(VideoEncoder):
-    """What can be seen in a clip, and what changes in it, measured on a grid of pixels, without any weights.
-
-    Frames are averaged to `grid x grid` pixels and split into seven colour planes: six hues, weighted by saturation,
-    and brightness without hue. A row holds, for the clip,
-
-    - a raster of `raster x raster` mean colours: what the scene looks like;
-    - the spatial moments of each plane up to second order (how much of the colour there is, where, how spread):
-      their mean, their change from the first to the last frame, and the mean sizes of their steps and of the changes
-      of their steps, which tell sliding, growing, bouncing and blinking apart wherever they happen;
-    - the mean change of the pixels of each plane;
-    - the strength of edges of each plane and of their 2nd to 5th angular harmonics, over the whole frame, around
-      pixels that change, and how they vary: the corners of a shape, and whether it turns.
-
-    Signed square roots keep small changes visible beside large areas.
-
-    Args:
-        grid: pixels a side.
-        frames_per_clip: frames a clip, at least 3.
-        raster: cells a side of the raster of mean colours.
-    """
-
-    name = "pixel-grid"
-    interpolation = "area"
-
-    def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
-        if grid < 8 or raster < 1:
-            raise ValueError(f"grid must be at least 8 and raster at least 1, got {grid} and {raster}.")
-        if frames_per_clip < 3:
-            raise ValueError(f"frames_per_clip must be at least 3 to show how a change changes, got {frames_per_clip}.")
-        self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
-        self.frame_size = (grid, grid)
-        planes, moments, edges = 7, 6, 1 + len(HARMONICS)
-        self.dim = 3 * raster * raster + planes * (4 * moments + 1 + 3 * edges)
-
-    def spec(self) -> dict[str, Any]:
-        options = {"grid": self.grid, "frames_per_clip": self.frames_per_clip, "raster": self.raster}
-        return {"name": self.name, "dim": self.dim, **options}
-
-    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
-        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
-        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
-        change = planes.diff(dim=1).abs()
-        moments = spatial_moments(planes)  # (clips, frames, 7, 6)
-        steps = moments.diff(dim=1)
-        near_change = torch.nn.functional.max_pool2d(change.amax(dim=(1, 2)).unsqueeze(1), 9, 1, 4)  # (clips, 1, ...)
-        edges, moving_edges = edge_harmonics(planes, near_change)  # (clips, frames, 7, 5)
-        raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
-        raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
-        parts = [
-            0.5 * signed_root(moments.mean(dim=1)),
-            2.0 * signed_root(moments[:, -1] - moments[:, 0]),
-            2.0 * signed_root(steps.abs().mean(dim=1)),
-            2.0 * signed_root(steps.diff(dim=1).abs().mean(dim=1)),
-            2.0 * signed_root(change.mean(dim=(1, 3, 4))),
-            0.5 * signed_root(edges.mean(dim=1)),
-            signed_root(edges.diff(dim=1).abs().mean(dim=1)),
-            signed_root(moving_edges.mean(dim=1)),
-        ]
-        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
+def pretrained_video_encoder(
+    model: str,
+    frames_per_clip: int | None = None,
+    pooling: Pooling | None = None,
+    batch_size: int = 32,
+    device: Any = "cpu",
+    dtype: Any = "float32",
+    revision: str | None = None,
+) -> VideoEncoder:
+    """The encoder for a model of transformers: `FrameSequenceEncoder` where it sees videos, else `ImageEncoder`."""
+    ability, _ = ability_of(model, revision)
+    encoder = FrameSequenceEncoder if ability in ("video-text tower", "video backbone") else ImageEncoder
+    return encoder(model, frames_per_clip, pooling, batch_size, device, dtype, revision, PRETRAINED_PREFIX)
 
 
-class HashedWordTextEncoder(TextEncoder):
-    """One row a word, drawn from a hash of the word, without any weights.
-
-    The first half of a row is a unit vector drawn from the word, the second the mean of unit vectors drawn from its
-    letter trigrams, so that `slides` and `sliding` are near each other while every word keeps a direction of its own.
-    Case and punctuation are ignored. The rows are the same on every machine and in every process.
-
-    Args:
-        dim: values a row, even.
-    """
-
-    name = "hashed-words"
-
-    def __init__(self, dim: int = 256) -> None:
-        if dim < 2 or dim % 2:
-            raise ValueError(f"dim must be a positive even number, got {dim}.")
-        self.dim = dim
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "dim": self.dim}
-
-    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
-        rows = []
-        for index, sentence in enumerate(sentences):
-            words = re.findall(r"\w+", sentence.lower())
-            if not words:
-                raise ValueError(f"sentences[{index}] holds no word, got {sentence!r}; describe the moment in words.")
-            rows.append(np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]))
-        return rows
-
-
-@lru_cache(maxsize=65536)
-def _word_row(word: str, dim: int) -> np.ndarray:
-    padded = f"^{word}$"
-    trigrams = [padded[i : i + 3] for i in range(max(1, len(padded) - 2))]
-    spelling = np.mean([_hashed_unit_vector("trigram " + trigram, dim // 2) for trigram in trigrams], axis=0)
-    return np.concatenate([_hashed_unit_vector("word " + word, dim // 2), spelling]).astype(np.float32)
-
-
-def _hashed_unit_vector(key: str, dim: int) -> np.ndarray:
-    """A direction that depends on `key` alone: signs taken from the bits of its hash, the same on every machine."""
-    bits = hashlib.shake_128(key.encode("utf-8")).digest(math.ceil(dim / 8))
-    signs = np.unpackbits(np.frombuffer(bits, np.uint8))[:dim].astype(np.float64) * 2.0 - 1.0
-    return signs / math.sqrt(dim)
-
-
-# CLIP-like models
-
-
-class ClipVideoEncoder(VideoEncoder):
-    """Image features of a CLIP-like model: each sampled frame is encoded, and the features of a clip are averaged.
-
-    Args:
-        model: name on the Hub, or local folder, of a model with `get_image_features` (CLIP, SigLIP, ...).
-        frames_per_clip: frames a clip.
-        batch_size: frames a forward pass, rounded to whole clips.
-        device: where to run, such as `cpu` or `cuda`.
-        dtype: precision of the model; rows are float32 all the same.
-        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
-
-    Raises:
-        ValueError: if the model has no image features.
-        OSError: from transformers, if there is no such model.
-        ImportError: if Pillow, which prepares the frames, is not installed.
-    """
-
-    interpolation = "bicubic"
-
-    def __init__(
-        self,
-        model: str,
-        frames_per_clip: int = 2,
-        batch_size: int = 32,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "float32",
-        revision: str | None = None,
-    ) -> None:
-        require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
-        self.name = CLIP_PREFIX + str(model)
-        self.frames_per_clip = frames_per_clip
-        self.clips_per_batch = max(1, batch_size // frames_per_clip)
-        self.revision = revision
-        self.model = _load_clip_like(model, "get_image_features", device, dtype, revision)
-        self.image_processor = _load_image_processor(model, revision)
-        self.frame_size = _decoding_size(self.image_processor)
-        self.dim = self._image_features([np.zeros((32, 32, 3), np.uint8)]).shape[-1]
-
-    def spec(self) -> dict[str, Any]:
-        pinned = {"revision": self.revision} if self.revision else {}
-        return {"name": self.name, "dim": self.dim, "frames_per_clip": self.frames_per_clip, **pinned}
-
-    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        return self._image_features(frames).unflatten(0, (-1, self.frames_per_clip)).mean(1).numpy()
-
-    @torch.inference_mode()
-    def _image_features(self, frames: list[np.ndarray]) -> torch.Tensor:
-        inputs = self.image_processor(frames, return_tensors="pt", input_data_format="channels_last")
-        inputs = inputs.to(device=self.model.device, dtype=self.model.dtype)
-        output = self.model.get_image_features(**inputs)
-        # transformers 5 returns an output object whose pooled rows are the features; earlier versions return them bare.
-        features = output if isinstance(output, torch.Tensor) else output.pooler_output
-        return features.float().cpu()
-
-
-class ClipTextEncoder(TextEncoder):
-    """Last hidden states of a CLIP-like model's text tower, one row a token, from the first to the end-of-text token.
-
-    Sentences are padded as the model was trained: SigLIP-like models always to their full length. Padding yields no
-    rows.
-
-    Args:
-        model: name on the Hub, or local folder, of a model with `get_text_features` (CLIP, SigLIP, ...).
-        batch_size: sentences a forward pass.
-        device: where to run, such as `cpu` or `cuda`.
-        dtype: precision of the model; rows are float32 all the same.
-        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
-
-    Raises:
-        ValueError: if the model has no text features.
-        OSError: from transformers, if there is no such model.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        batch_size: int = 64,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "float32",
-        revision: str | None = None,
-    ) -> None:
-        require_at_least_one(batch_size=batch_size)
-        self.name = CLIP_PREFIX + str(model)
-        self.batch_size = batch_size
-        self.revision = revision
-        self.model = _load_clip_like(model, "get_text_features", device, dtype, revision)
-        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        text_config = self.model.config.get_text_config()
-        self.max_positions = int(getattr(text_config, "max_position_embeddings", 77))
-        self.pad_to_full_length = self.model.config.model_type.startswith("siglip")
-        self.dim = self._encode_sentences(["a"], 1)[0].shape[-1]
-
-    def spec(self) -> dict[str, Any]:
-        pinned = {"revision": self.revision} if self.revision else {}
-        return {"name": self.name, "dim": self.dim, **pinned}
-
-    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
-        rows: list[np.ndarray] = []
-        for start in range(0, len(sentences), self.batch_size):
-            states, mask = self._last_hidden_states(sentences[start : start + self.batch_size])
-            rows += [state[keep][:max_tokens].numpy() for state, keep in zip(states, mask, strict=True)]
-        return rows
-
-    @torch.inference_mode()
-    def _last_hidden_states(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States (sentences, tokens, dim) and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""
-        tokens = self.tokenizer(
-            sentences,
-            padding="max_length" if self.pad_to_full_length else True,
-            truncation=True,
-            max_length=self.max_positions,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        mask = tokens["attention_mask"].bool()
-        if "attention_mask" not in self.tokenizer.model_input_names:  # trained without one
-            del tokens["attention_mask"]
-        states = self.model.get_text_features(**tokens.to(self.model.device)).last_hidden_state
-        return states.float().cpu(), mask
-
-
-def _load_clip_like(model: str, method: str, device: Any, dtype: Any, revision: str | None) -> Any:
-    loaded = AutoModel.from_pretrained(model, revision=revision, dtype=dtype)
-    if not hasattr(loaded, method):
-        raise ValueError(
-            f"model must be CLIP-like, with {method}, got {model!r}, a {type(loaded).__name__}; "
-            f"take for example openai/clip-vit-base-patch32."
-        )
-    # Each encoder runs one of the two towers; the other would only take memory.
-    unused = "text_model" if method == "get_image_features" else "vision_model"
-    if hasattr(loaded, unused):
-        setattr(loaded, unused, None)
-    return loaded.to(device).eval()
-
-
-def _load_image_processor(model: str, revision: str | None) -> Any:
-    try:
-        from transformers import AutoImageProcessor
-
-        # The Pillow backend resamples as the models' authors did and needs no torchvision.
-        return AutoImageProcessor.from_pretrained(model, revision=revision, backend="pil")
-    except ImportError as error:
-        raise ImportError('preparing frames needs Pillow: pip install "modeling-bmdetr[video]"') from error
-
-
-def _decoding_size(image_processor: Any) -> int | tuple[int, int] | None:
-    """The size the image processor resizes to, so that full frames are never held; None if it keeps or mixes sizes."""
-    size = getattr(image_processor, "size", None)
-    sides = {key: value for key, value in dict(size or {}).items() if value}
-    if set(sides) == {"shortest_edge"}:
-        return int(sides["shortest_edge"])
-    if set(sides) == {"height", "width"}:
-        return int(sides["width"]), int(sides["height"])
-    return None
-
-
-# Building encoders by name
-
-
-CLIP_PREFIX = "clip:"
 # A name that ends in a colon is followed by an argument of its own.
 _VIDEO_ENCODERS: dict[str, Callable[..., VideoEncoder]] = {
     PixelGridVideoEncoder.name: PixelGridVideoEncoder,
-    CLIP_PREFIX: ClipVideoEncoder,
+    CLIP_PREFIX: partial(ImageEncoder, prefix=CLIP_PREFIX),
+    PRETRAINED_PREFIX: pretrained_video_encoder,
+    "timm:": TimmEncoder,
 }
 _TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     HashedWordTextEncoder.name: HashedWordTextEncoder,
-    CLIP_PREFIX: ClipTextEncoder,
+    CLIP_PREFIX: partial(TokenEncoder, prefix=CLIP_PREFIX),
+    PRETRAINED_PREFIX: TokenEncoder,
+    MINILM: minilm_encoder,
 }
+_plugins: list[str] = []
 
 
 def build_video_encoder(spec: str | Mapping[str, Any], **options: Any) -> VideoEncoder:
     """Builds a video encoder.
 
     Args:
-        spec: `"pixel-grid"`, `"clip:NAME_OR_PATH"` or a registered name; or what `VideoEncoder.spec()` returned, as a
-            feature contract holds it.
+        spec: `"pixel-grid"`, `"hf:NAME_OR_PATH"` or another registered name; or what `VideoEncoder.spec()` returned, as
+            a feature contract holds it.
         **options: further options of the encoder, such as `device`.
 
     Raises:
@@ -340,7 +104,7 @@ def build_video_encoder(spec: str | Mapping[str, Any], **options: Any) -> VideoE
 
 
 def build_text_encoder(spec: str | Mapping[str, Any], **options: Any) -> TextEncoder:
-    """Builds a text encoder; as `build_video_encoder`, with `"hashed-words"` and `"clip:NAME_OR_PATH"`."""
+    """Builds a text encoder; as `build_video_encoder`, with `"hashed-words"` and `"hf:NAME_OR_PATH"`."""
     return _build("text", _TEXT_ENCODERS, spec, options)
 
 
@@ -354,6 +118,35 @@ def register_text_encoder(name: str, factory: Callable[..., TextEncoder]) -> Non
     _TEXT_ENCODERS[name] = factory
 
 
+def import_plugins(modules: Iterable[str]) -> None:
+    """Imports modules that register encoders, by name, from the working directory too; worker processes do the same.
+
+    Raises:
+        ImportError: if there is no such module, or it does not import.
+    """
+    for module in modules:
+        if module in _plugins:
+            continue
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f"cannot import the plug-in {module!r}: {error}") from error
+        _plugins.append(module)
+
+
+def imported_plugins() -> tuple[str, ...]:
+    """The modules that `import_plugins` has imported, for processes that must know the same encoders."""
+    return tuple(_plugins)
+
+
+def _load_declared_plugins() -> None:
+    """Imports what installed packages declare as entry points of `PLUGIN_GROUP`."""
+    for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        entry_point.load()
+
+
 def _build(
     modality: str, registry: dict[str, Callable[..., Any]], spec: str | Mapping[str, Any], options: dict[str, Any]
 ) -> Any:
@@ -364,12 +157,14 @@ def _build(
         name, dim = str(stored.pop("name", None)), stored.pop("dim", None)
         options = {**stored, **options}
     kind, colon, argument = name.partition(":")
+    if kind + colon not in registry:
+        _load_declared_plugins()
     factory = registry.get(kind + colon)
     if factory is None or (colon and not argument):
         known = ", ".join(sorted(key + ("NAME_OR_PATH" if key.endswith(":") else "") for key in registry))
         raise ValueError(
-            f"unknown {modality} encoder {name!r}; expected one of {known}. Register another one with "
-            f"register_{modality}_encoder, or give precomputed features in place of the {modality}."
+            f"unknown {modality} encoder {name!r}; expected one of {known}. Import the module that registers another "
+            f"one (import_plugins, --import), or give precomputed features in place of the {modality}."
         )
     arguments = (argument,) if colon else ()
     if dim is not None and not colon and "dim" in inspect.signature(factory).parameters:
@@ -377,7 +172,7 @@ def _build(
     try:
         inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:
-        accepted = ", ".join(inspect.signature(factory).parameters)
+        accepted = ", ".join(name for name in inspect.signature(factory).parameters if name != "prefix")
         raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
     encoder = factory(*arguments, **options)
     if dim is not None and encoder.dim != dim:

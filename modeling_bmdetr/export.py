@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .files_bmdetr import replacing_folder
 from .modeling_bmdetr import BMDetrForMomentRetrieval
 from .processing_bmdetr import BMDetrProcessor
 
@@ -61,7 +61,7 @@ def export_model(
 
     Args:
         model: Exported as it is in evaluation mode, in float32.
-        out: Folder to write; files of an earlier export in it are replaced, others stay.
+        out: Folder to write, as a whole or not at all.
         format: `onnx` (runs in ONNX Runtime) or `torch-export` (loads with `torch.export.load`).
         int8: Also writes `model.int8.onnx`, whose matrices are 8-bit integers; `onnx` only. It is not compared with
             the model, since rounding changes its answers: measure it on your data.
@@ -71,6 +71,7 @@ def export_model(
         What `export.json` holds, with the largest difference seen under `largest_difference`.
 
     Raises:
+        FileExistsError: `out` is there and not empty.
         ImportError: the packages of the extra `export` are not installed.
         ValueError: unknown format, or `int8` with another format than `onnx`.
         RuntimeError: the exported model answers otherwise than the model; nothing is written.
@@ -84,12 +85,10 @@ def export_model(
     was_training, device, dtype = model.training, model.device, model.dtype
     model.eval()
     model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
+        with replacing_folder(out) as folder:
             program = _trace(model)
-            file = Path(aside) / FILES[format]
+            file = folder / FILES[format]
             if format == "onnx":
                 _write_onnx(program, file)
             else:
@@ -115,10 +114,8 @@ def export_model(
             }
             if int8:
                 description["int8_file"] = INT8_FILE
-                _write_int8(file, Path(aside) / INT8_FILE)
-            (Path(aside) / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            for name in sorted(os.listdir(aside), key=lambda name: name == DESCRIPTION):  # the description last
-                os.replace(Path(aside) / name, folder / name)
+                _write_int8(file, folder / INT8_FILE)
+            (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     finally:
         model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
         model.train(was_training)

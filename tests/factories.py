@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,12 @@ def make_row(**fields: Any) -> dict[str, Any]:
         "relevant_windows": [[2.0, 6.0]],
     }
     return {name: value for name, value in {**plain, **fields}.items() if value is not ...}
+
+
+def write_lines(path: Path, *records: Any) -> Path:
+    """A JSONL file of records."""
+    path.write_text("\n".join(json.dumps(record) for record in records) + "\n", encoding="utf-8")
+    return path
 
 
 def make_rows(num_videos: int = 9, seed: int = 0, prefix: str = "v", several_moments: bool = True) -> list[Any]:

@@ -260,3 +260,13 @@ def test_a_contract_that_cannot_be_right_is_refused(values, parts):
         FeatureContract.from_dict(values)
     for part in parts[1:]:
         assert part in str(error.value)
+
+
+def test_a_file_from_before_ranking_means_the_paper_model():
+    saved = {name: value for name, value in BMDetrConfig().to_dict().items() if name not in WITHOUT_RANKING}
+    assert "transformers_version" in saved
+    loaded = BMDetrConfig.from_dict(saved)
+    assert {name: getattr(loaded, name) for name in WITHOUT_RANKING} == WITHOUT_RANKING
+    own = BMDetrConfig.from_dict(BMDetrConfig(score="product").to_dict())
+    assert own.quality_head
+    assert own.score == "product"

@@ -1,6 +1,7 @@
 """What an import costs and does: light where it can be, registered with transformers in either order."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -129,3 +130,14 @@ def test_names_for_type_checkers_are_the_names_at_run_time(package) -> None:
 def test_an_unknown_name_is_called_unknown() -> None:
     with pytest.raises(AttributeError, match="no attribute 'BMDetrConfg'"):
         modeling_bmdetr.BMDetrConfg  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("feature_files", "FeatureFolder"), ("schema", "read_rows"), ("collator", "MomentRetrievalDataset")],
+)
+def test_modules_that_moved_are_found_by_their_old_names(module, name) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"data\.{module} has moved to modeling_bmdetr\.data\."):
+        old = importlib.import_module(f"modeling_bmdetr.data.{module}")
+    assert getattr(old, name).__module__ != old.__name__
+    del sys.modules[old.__name__]

@@ -3,7 +3,8 @@
     python examples/benchmarks/feature_store_speed.py --json speed.json
 
 Writes random features of the size of SlowFast + CLIP (75 clips, 2,304 + 512 wide) in the layouts in which such features
-are published and in the packed form, and reads each in the same random order, in this process, one thread:
+are published, in the packed form and, to compare with, in safetensors shards, and reads each in the same random order,
+in this process, one thread:
 
 - cold: the files are dropped from the page cache before (where the system allows it);
 - warm: they are in the page cache;
@@ -27,12 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, pack_features
 
 CLIPS = 75
+SHARD_BYTES = 64 * 2**20
 WIDTHS = {"slowfast": 2304, "clip": 512}
 
 
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
             "videos": options.videos,
             "shape": [CLIPS, sum(WIDTHS.values())],
+            "mib": {name: round(sum(map(folder_mib, parts)), 1) for name, parts in folders.items()},
             "speed": measure_speed(stores, folders, options.repeats),
             "memory": [measure_memory(name, store, options) for name, store in stores.items()],
         }
@@ -72,7 +77,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def write_layouts(folder: Path, videos: int) -> tuple[dict[str, FeatureStore], dict[str, list[Path]]]:
     """The stores to compare, and the folders that each reads. The first is what the others are compared with."""
     rng = np.random.default_rng(0)
-    places = {name: folder / name for name in ("slowfast", "clip", "npy", "packed32", "packed16")}
+    places = {name: folder / name for name in ("slowfast", "clip", "npy", "packed32", "packed16", "shards")}
     for name in ("slowfast", "clip", "npy"):
         places[name].mkdir()
     for number in range(videos):
@@ -88,8 +93,56 @@ def write_layouts(folder: Path, videos: int) -> tuple[dict[str, FeatureStore], d
         "packed float32": pack_features(published, places["packed32"], progress=False),
         "packed float16": pack_features(published, places["packed16"], dtype="float16", progress=False),
     }
+    shards = places["shards"]
+    shards.mkdir()
+    write_shards(shards, published)
+    stores["safetensors shards"] = FeatureStore(stores["packed float32"].contract, ShardArrays(shards), None)
     folders = [[places["slowfast"], places["clip"]], [places["npy"]], [places["packed32"]], [places["packed16"]]]
-    return stores, dict(zip(stores, folders, strict=True))
+    return stores, dict(zip(stores, [*folders, [shards]], strict=True))
+
+
+def write_shards(folder: Path, store: FeatureStore) -> None:
+    """Videos in safetensors files of 64 MiB, each of which a writer that resumes would write whole or not at all."""
+    shard: dict[str, np.ndarray] = {}
+    for number, vid in enumerate(store.video_ids, 1):
+        shard[vid] = store.video(vid)
+        if sum(rows.nbytes for rows in shard.values()) >= SHARD_BYTES or number == len(store.video_ids):
+            save_file(shard, folder / f"{number:08d}.safetensors")
+            shard = {}
+
+
+class ShardArrays:
+    """Arrays in safetensors files by name; a file is opened on first use and stays open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where = str(folder)
+        self._open: dict[Path, Any] = {}
+        self._shard_of: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            with safe_open(path, framework="numpy") as file:
+                self._shard_of.update(dict.fromkeys(file.keys(), path))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._shard_of)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def num_rows(self, name: str) -> int:
+        return self._slice(name).get_shape()[0]
+
+    def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
+        return self._slice(name)[:max_rows]
+
+    def _slice(self, name: str) -> Any:
+        path = self._shard_of[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="numpy")
+        return self._open[path].get_slice(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
 
 
 def measure_speed(
@@ -109,6 +162,11 @@ def measure_speed(
         name: {kind: statistics.median(values) for kind, values in kinds.items() if values}
         for name, kinds in rates.items()
     }
+
+
+def folder_mib(folder: Path) -> float:
+    """Size of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
 
 
 def videos_per_second(store: FeatureStore, order: Sequence[str]) -> tuple[float, float]:
@@ -184,10 +242,10 @@ def print_tables(results: dict[str, Any]) -> None:
         f"\n{results['videos']} videos of {results['shape'][0]} x {results['shape'][1]} float32; {results['machine']}"
     )
     kinds = ("cold", "warm", "cpu")
-    print(f"{'store':<26}" + "".join(f"{kind + ' /s':>10}{'x':>7}" for kind in kinds))
+    print(f"{'store':<26}" + "".join(f"{kind + ' /s':>10}{'x':>7}" for kind in kinds) + f"{'MiB':>9}")
     for name, rates in speed.items():
         cells = (f"{rates[k]:>10,.0f}{rates[k] / base[k]:>7.1f}" if k in rates else f"{'-':>10}{'-':>7}" for k in kinds)
-        print(f"{name:<26}" + "".join(cells))
+        print(f"{name:<26}" + "".join(cells) + f"{results['mib'][name]:>9,.0f}")
     gains = {kind: speed["packed float32"][kind] / base[kind] for kind in ("warm", "cpu")}
     print(f"packed float32 against published files: {gains['warm']:.1f} times by the clock, {gains['cpu']:.1f} by cpu")
     print(f"\n{'store':<26}{'workers':>8}{'read MiB':>10}{'early MiB':>11}{'late MiB':>10}{'growth':>8}")

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import checkpoints, evaluating, features, predicting, rows
+from . import checkpoints, evaluating, features, predicting, rows, searching
 from .common import Commands
 
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     parser = argparse.ArgumentParser(prog="bmdetr", description="BM-DETR: moments in videos, found by sentences.")
     commands = Commands(parser)
-    for group in (predicting, features, rows, evaluating, checkpoints):
+    for group in (predicting, searching, features, rows, evaluating, checkpoints):
         group.add_commands(commands)
     return parser
 
@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; the exit code is 0, 1 when the task found problems, or 2 on bad input."""
     args = build_parser().parse_args(argv)
     try:
+        if getattr(args, "imports", []):
+            from ..encoders_bmdetr import import_plugins
+
+            import_plugins(args.imports)
         return int(args.function(args))
     except (ValueError, ImportError, OSError) as error:
         message = " ".join(str(error).split()) or type(error).__name__

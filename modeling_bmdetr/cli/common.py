@@ -20,6 +20,12 @@ class Commands:
         return command
 
 
+def add_plugins(command: argparse.ArgumentParser) -> None:
+    """Declares `--import`: modules that register encoders, imported by `main` before the command runs."""
+    plugins = "modules that register further encoders, imported first"
+    command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
+
+
 class Bar:
     """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import Commands, show
+from .common import Commands, add_plugins, show
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -32,7 +32,11 @@ def pack(args: argparse.Namespace) -> int:
     else:
         contract = FeatureContract(clip_length=args.clip_length, text_rows=args.text_rows)
     rows = read_rows(args.rows) if args.rows else None
-    store = pack_features(args.videos, args.out, text_dir=args.text, contract=contract, rows=rows, dtype=args.dtype)
+    names = ("video_key", "text_key", "video_suffix")
+    layout = {name: value for name in names if (value := getattr(args, name)) is not None}
+    store = pack_features(
+        args.videos, args.out, text_dir=args.text, contract=contract, rows=rows, dtype=args.dtype, **layout
+    )
     result = {"out": args.out, "videos": len(store.video_ids), "queries": len(store.query_ids)}
     show(
         args,
@@ -45,12 +49,15 @@ def pack(args: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
+    add_plugins(command)
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--videos", required=True, help="folder of the video files")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
-    encoders = "pixel-grid, or clip:NAME_OR_PATH of a CLIP-like model; several are concatenated"
+    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
+    encoders += "or a plug-in; several stand side by side"
     command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
-    command.add_argument("--text-encoder", required=True, help="hashed-words, or clip:NAME_OR_PATH")
+    text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
+    command.add_argument("--text-encoder", required=True, help=text_encoders)
     command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
     command.add_argument("--workers", type=int, default=0, help="processes that decode and encode (0: this one)")
@@ -64,4 +71,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--clip-length", type=float, default=1.0, help="seconds a clip, without --model (1)")
     command.add_argument("--text-rows", choices=["to_end_of_text", "all"], default="all", help="without --model (all)")
     command.add_argument("--rows", help="JSONL file: copy only what its rows need")
+    command.add_argument("--video-key", help="array to read from files of video features that hold several (features)")
+    command.add_argument("--text-key", help="the same for text features (last_hidden_state)")
+    command.add_argument("--video-suffix", help="what file names of video features have after the video's, as -cam-002")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .common import Bar, Commands, show
+from .common import Bar, Commands, add_plugins, show
 
 ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
 
@@ -49,6 +49,7 @@ def told_presence(answer: Mapping[str, Any], min_presence: float) -> str:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("predict", predict, "find the moments that sentences describe in a video")
+    add_plugins(command)
     command.add_argument("video", help="a video file")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")

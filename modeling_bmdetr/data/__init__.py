@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_names
+from .moved import find_moved_modules
 
 if TYPE_CHECKING:
     from .batches.collator import MomentRetrievalCollator as MomentRetrievalCollator
@@ -58,3 +59,4 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".rows.validation": ["validate_rows"],
     },
 )
+find_moved_modules()

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ..rows.qids import canonical_qid
 from .negatives import normalize_sentence
 
 Strategy = Literal["mined", "mined_only", "same_video", "random_video", "none"]
@@ -168,13 +169,13 @@ class NegativeSampler:
                 "no row has `neg_query_ids`: mine them with `mine_negative_queries` or `bmdetr mine-negatives`, or "
                 "choose another strategy"
             )
-        index_of = {str(row["qid"]): number for number, row in enumerate(rows)}
+        index_of = {canonical_qid(row["qid"]): number for number, row in enumerate(rows)}
         if len(index_of) != len(rows):
             raise ValueError(f"qids must be distinct, received {len(rows)} rows with {len(index_of)} different qids")
         flat: list[int] = []
         ends: list[int] = []
         for number, row in enumerate(rows):
-            qids = [str(qid) for qid in row.get("neg_query_ids") or ()]
+            qids = [canonical_qid(qid) for qid in row.get("neg_query_ids") or ()]
             if len(set(qids)) < len(qids):
                 raise ValueError(f"`neg_query_ids` of query '{row['qid']}' names a query more than once: {qids}")
             for qid in qids:

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..rows.qids import canonical_qid
+from ..rows.validation import require_fields
+
+HASHED_WORDS = "hashed-words"
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_IOU_THRESHOLD = 0.5
 DEFAULT_SIMILARITY_THRESHOLD = 0.75
@@ -115,8 +119,9 @@ def mine_negative_queries(
         similarity_threshold: in (-1, 1]; above 1 only near duplicates are excluded. None weights by similarity in
             place of a threshold: only near duplicates are excluded, and the others count by `neg_query_weights`, one
             minus the cosine.
-        encoder: name or folder of a sentence-transformers model, or an object whose `encode(sentences)` returns
-            one vector a sentence.
+        encoder: name or folder of a sentence-transformers model; `hashed-words` (the mean of the words, hashed: it
+            needs no weights and knows no meaning); or an object whose `encode(sentences)` returns one vector per
+            sentence.
         batch_size, device: for a model that is loaded here by name.
         progress: whether to show progress bars.
 
@@ -133,7 +138,7 @@ def mine_negative_queries(
     if similarity_threshold is not None and not similarity_threshold > -1:
         raise ValueError(f"`similarity_threshold` must be above -1, received {similarity_threshold}")
     started = time.perf_counter()
-    copies = [dict(row) for row in rows]
+    copies = [dict(row) for row in require_fields(rows, ("qid", "vid", "query"))]
     _require_distinct_qids(copies)
     name = str(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
     report = NegativeMiningReport(iou_threshold, similarity_threshold, name, queries=len(copies))
@@ -206,7 +211,9 @@ def _mine_video(members: Sequence[dict[str, Any]], similarity: np.ndarray, repor
     report.all_overlap += int((~apart.any(axis=1)).sum())
     report.all_similar += int((apart.any(axis=1) & ~kept.any(axis=1)).sum())
     for row, negatives in zip(members, kept, strict=True):
-        row["neg_query_ids"] = [str(other["qid"]) for other, is_kept in zip(members, negatives, strict=True) if is_kept]
+        row["neg_query_ids"] = [
+            canonical_qid(other["qid"]) for other, is_kept in zip(members, negatives, strict=True) if is_kept
+        ]
     if threshold is None:
         weights = np.clip(1 - similarity, 0, 1)
         for row, negatives, row_weights in zip(members, kept, weights, strict=True):
@@ -245,6 +252,11 @@ def _encode_function(encoder: Any, batch_size: int, device: str | None) -> Calla
                 f"`encode(sentences)`, received {type(encoder).__name__}"
             )
         return encoder.encode
+    if str(encoder) == HASHED_WORDS:
+        from ...encoders_bmdetr import build_text_encoder
+
+        words = build_text_encoder(HASHED_WORDS)
+        return lambda chunk: np.stack([rows.mean(axis=0) for rows in words.encode_text(chunk)])
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -259,7 +271,7 @@ def _encode_function(encoder: Any, batch_size: int, device: str | None) -> Calla
 def _require_distinct_qids(rows: Sequence[Mapping[str, Any]]) -> None:
     seen: dict[str, int] = {}
     for number, row in enumerate(rows):
-        first = seen.setdefault(str(row["qid"]), number)
+        first = seen.setdefault(canonical_qid(row["qid"]), number)
         if first != number:
             raise ValueError(
                 f"rows {first} and {number} have the same qid '{row['qid']}': negative queries are named by qid, which "

@@ -16,8 +16,17 @@ from tqdm.auto import tqdm
 
 from ...contract_bmdetr import FeatureContract
 from ...encoder_interface_bmdetr import encode_video
-from ...encoders_bmdetr import TextEncoder, VideoEncoder, build_text_encoder, build_video_encoder
-from .file_checks import VIDEO_SUFFIXES, find_video
+from ...encoders_bmdetr import (
+    TextEncoder,
+    VideoEncoder,
+    build_text_encoder,
+    build_video_encoder,
+    import_plugins,
+    imported_plugins,
+)
+from ..rows.qids import canonical_qid
+from ..rows.validation import require_fields
+from .video_files import VideoFiles
 from .writer import FeatureWriter
 
 logger = logging.getLogger(__name__)
@@ -119,7 +128,7 @@ def extract_features(
             or if an encoder is unknown.
     """
     started = time.perf_counter()
-    rows = list(rows)
+    rows = require_fields(rows, ("qid", "vid", "query"))
     folder = Path(video_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"`video_dir` '{folder}' is not a folder")
@@ -166,7 +175,7 @@ def _videos_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 def _sentences_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     sentences: dict[str, str] = {}
     for row in rows:
-        first = sentences.setdefault(str(row["qid"]), row["query"])
+        first = sentences.setdefault(canonical_qid(row["qid"]), row["query"])
         if first != row["query"]:
             raise ValueError(
                 f"qid '{row['qid']}' has two sentences, {first!r} and {row['query']!r}: qids must be distinct"
@@ -249,7 +258,11 @@ class _VideoEncoding:
         self._built = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": None}
+        return {**self.__dict__, "_built": None, "_plugins": imported_plugins()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import_plugins(state.pop("_plugins"))
+        self.__dict__.update(state)
 
 
 def _extract_videos(
@@ -262,14 +275,14 @@ def _extract_videos(
     progress: bool,
 ) -> None:
     todo: list[tuple[str, Path]] = []
+    files = VideoFiles([folder])
     for vid, row in first_rows.items():
         if vid in writer.videos:
             report.videos_present += 1
-        elif (path := find_video(row, [folder])) is not None:
+        elif (path := files.find(row)) is not None:
             todo.append((vid, path))
         else:
-            sought = row.get("video") or f"{vid}{{{','.join(VIDEO_SUFFIXES)}}}"
-            report.failed_videos[vid] = f"there is no file '{sought}' in '{folder}'"
+            report.failed_videos[vid] = files.missing(row)
     results: Iterator[tuple[str, np.ndarray | str]]
     if workers and todo:
         encode.release()

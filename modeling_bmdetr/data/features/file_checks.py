@@ -4,26 +4,21 @@
 sentences than the rows do, which a join by qid alone cannot see.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm.auto import tqdm
-
-from ...video_bmdetr import probe_video
 from ..rows.jsonl import RowFile, parse_rows, read_rows
+from ..rows.qids import canonical_qid
 from ..rows.schema import Problem, ValidationReport
 from ..rows.validation import validate_rows
-from .fit import SAME_FEATURE_TOLERANCE
+from .array_files import SUFFIXES
 from .packed import is_packed
 from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder
+from .sentences import compare_repeated, same_sentence
+from .sources import nearest
 from .store import FeatureStore
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
-DURATION_TOLERANCE_S = 1.0
-"""A video file may be this much shorter or longer than its row says before a warning is due."""
+from .video_files import check_video_files
 
 
 def validate_file(
@@ -88,55 +83,6 @@ def _listed(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-# -------------------------------------------------------------------------------------------------------------- videos
-
-
-def find_video(row: Mapping[str, Any], folders: Iterable[Path]) -> Path | None:
-    """The video file of a row: its `video` path, or `<vid>` with a known suffix, in the first folder that has it."""
-    for folder in folders:
-        names = [row["video"]] if row.get("video") else [row["vid"], *(row["vid"] + end for end in VIDEO_SUFFIXES)]
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    return None
-
-
-def check_video_files(
-    rows: Sequence[Mapping[str, Any]], video_dir: str | Path, *, beside: Path | None = None, progress: bool = True
-) -> list[Problem]:
-    """One problem for each video that is missing, cannot be read, or is not as long as its row says.
-
-    Reads the first frame of every video, which needs PyAV (`pip install "modeling-bmdetr[video]"`).
-    """
-    folders = [_existing_folder(video_dir, "video_dir"), *([beside] if beside is not None else [])]
-    first_rows: dict[str, tuple[Mapping[str, Any], int | None]] = {}
-    for row, line in zip(rows, _lines(rows), strict=True):
-        first_rows.setdefault(row["vid"], (row, line))
-    problems = []
-    for row, line in tqdm(first_rows.values(), desc="videos", unit="video", disable=not progress):
-        path = find_video(row, folders)
-        if path is None:
-            sought = row.get("video") or f"{row['vid']}{{{','.join(VIDEO_SUFFIXES)}}}"
-            problems.append(Problem("error", line, "vid", f"there is no video '{sought}' in '{video_dir}'", row["qid"]))
-            continue
-        message = _compare_duration(path, row.get("duration"))
-        if message:
-            severity, text = message
-            problems.append(Problem(severity, line, "duration", text, row["qid"]))  # type: ignore[arg-type]
-    return problems
-
-
-def _compare_duration(path: Path, duration: Any) -> tuple[str, str] | None:
-    """(severity, message) if the file cannot be read or its length is not `duration`; None if all is well."""
-    try:
-        length_s = probe_video(path).duration_s
-    except ValueError as error:
-        return "error", str(error)
-    if not isinstance(duration, (int, float)) or abs(length_s - duration) <= DURATION_TOLERANCE_S:
-        return None
-    return "warning", f"is {duration} s, but '{path}' is {length_s:.2f} s long"
-
-
 # ------------------------------------------------------------------------------------------------------------ features
 
 
@@ -159,7 +105,7 @@ def check_feature_files(
     root = _existing_folder(feature_dir, "feature_dir")
     folders = [folder for folder in (root, *sorted(root.iterdir())) if folder.is_dir() and _holds_features(folder)]
     if not folders:
-        message = f"'{root}' is no packed store, and it and its folders hold no .npz or .npy feature files"
+        message = f"'{root}' is no packed store, and it and its folders hold no {', '.join(SUFFIXES)} feature files"
         return [Problem("error", None, "", message)], []
     problems: list[Problem] = []
     notes: list[str] = []
@@ -190,13 +136,14 @@ def _check_video_features(rows: Sequence[Mapping[str, Any]], folder: Path) -> tu
     missing = [vid for vid in vids if vid not in features]
     problems = []
     if missing:
-        message = f"'{folder}' lacks {len(missing)} of {len(vids)} videos: {_listed(missing)}"
+        hint = nearest(missing[0], features.names)
+        message = f"'{folder}' lacks {len(missing)} of {len(vids)} videos: {_listed(missing)}{hint}"
         problems.append(Problem("error", None, "vid", message))
     return problems, f"'{folder}': features of {len(vids) - len(missing)} of {len(vids)} videos"
 
 
 def _holds_features(folder: Path) -> bool:
-    return is_packed(folder) or any(next(folder.glob(pattern), None) is not None for pattern in ("*.npz", "*.npy"))
+    return is_packed(folder) or any(next(folder.glob(f"*{suffix}"), None) is not None for suffix in SUFFIXES)
 
 
 def check_text_features(
@@ -214,10 +161,8 @@ def check_text_features(
     1. every row has a file;
     2. with `reference_rows` (the annotation file that the features were made from): the same qid has the same sentence
        in both. This finds every mismatch;
-    3. without them, by the features alone: rows with one sentence must have one feature, and rows with different
-       sentences different features. A shuffled or shifted join fails this wherever sentences repeat (1,152 sentences
-       do in Charades-STA's training split, 31 in QVHighlights'). Where none repeats it shows nothing, and the note
-       says so. A wrong join among sentences that do not repeat is not seen.
+    3. without them, by the features alone, as `sentences.py` describes. Where no sentence repeats it shows nothing,
+       and the note says so. A wrong join among sentences that do not repeat is not seen.
 
     Returns:
         The problems, and a note that says what was checked.
@@ -233,59 +178,36 @@ def check_text_features(
     if reference_rows is not None:
         found = _compare_with_reference(present, reference_rows)
         return problems + found, f"{note}; sentences compared with {len(reference_rows)} reference rows"
-    found, compared = _compare_features(present, folder, max_comparisons, progress)
+    line_of = {row["qid"]: line for row, line in present}
+    disagreements, compared = compare_repeated(
+        {row["qid"]: row["query"] for row, _ in present}, folder.read, max_comparisons, progress=progress
+    )
+    for found_in in disagreements:
+        message = (
+            f"repeats the sentence of qid {found_in.other}, but the two text features differ: the features in "
+            f"{folder.where} were made from other sentences"
+            if found_in.repeats
+            else f"has the same text feature as qid {found_in.other}, which is another sentence"
+        )
+        problems.append(Problem("error", line_of[found_in.qid], "qid", message, found_in.qid))
     if compared:
-        return problems + found, f"{note}; {compared} repeated sentences compared by their features"
-    return problems + found, f"{note}; no sentence repeats, so that they belong to these sentences was not checked"
-
-
-def _reduced(query: str) -> str:
-    return " ".join(query.split())
+        return problems, f"{note}; {compared} repeated sentences compared by their features"
+    return problems, f"{note}; no sentence repeats, so that they belong to these sentences was not checked"
 
 
 def _compare_with_reference(
     rows: Sequence[tuple[Mapping[str, Any], int | None]], reference_rows: Sequence[Mapping[str, Any]]
 ) -> list[Problem]:
     """One problem for each row whose qid has another sentence, or none, in the reference."""
-    sentences = {str(row["qid"]): row["query"] for row in reference_rows}
+    sentences = {canonical_qid(row["qid"]): row["query"] for row in reference_rows}
     problems = []
     for row, line in rows:
         expected = sentences.get(row["qid"])
         if expected is None:
             message = "is not in the reference that the text features were made from"
-        elif _reduced(expected) != _reduced(row["query"]):
+        elif not same_sentence(expected, row["query"]):
             message = f"the text feature was made from {expected!r}, the row says {row['query']!r}"
         else:
             continue
         problems.append(Problem("error", line, "qid", message, row["qid"]))
     return problems
-
-
-def _compare_features(
-    rows: Sequence[tuple[Mapping[str, Any], int | None]], folder: FeatureFolder, max_comparisons: int, progress: bool
-) -> tuple[list[Problem], int]:
-    """Problems found by comparing the features of repeated and of different sentences, and how many were repeated."""
-    by_sentence: defaultdict[str, list[tuple[Mapping[str, Any], int | None]]] = defaultdict(list)
-    for entry in rows:
-        by_sentence[_reduced(entry[0]["query"])].append(entry)
-    repeated = [group for group in by_sentence.values() if len(group) > 1][:max_comparisons]
-    problems = []
-    previous: tuple[np.ndarray, str] | None = None
-    for group in tqdm(repeated, desc="text features", unit="sentence", disable=not progress):
-        (first, _), (second, line) = group[0], group[-1]
-        feature, other = folder.read(first["qid"]), folder.read(second["qid"])
-        if not _same_feature(feature, other):
-            message = f"repeats the sentence of qid {first['qid']}, but the two text features differ: the features in"
-            text = f"{message} {folder.where} were made from other sentences"
-            problems.append(Problem("error", line, "qid", text, second["qid"]))
-        if previous is not None and _same_feature(feature, previous[0]):
-            text = f"has the same text feature as qid {previous[1]}, which is another sentence"
-            problems.append(Problem("error", group[0][1], "qid", text, first["qid"]))
-        previous = feature, first["qid"]
-    return problems, len(repeated)
-
-
-def _same_feature(left: np.ndarray, right: np.ndarray) -> bool:
-    if left.shape != right.shape:
-        return False
-    return bool(np.abs(left - right).max(initial=0.0) <= SAME_FEATURE_TOLERANCE * np.abs(left).max(initial=1e-6))

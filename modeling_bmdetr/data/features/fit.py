@@ -7,12 +7,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
+from ..rows.qids import canonical_qid
+from ..rows.validation import require_fields
+from .sentences import compare_repeated, same_sentence, spread
+from .sources import ArraySource, nearest
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
-SAME_FEATURE_TOLERANCE = 0.02
-"""Two encodings of one sentence differ by less than this share of their largest value (half precision, padding)."""
 COVERAGE_RANGE = (0.75, 1.33)
 """Clips times clip length over the duration; the median over the videos belongs here."""
 LENGTH_RATIO = 1.5
@@ -20,35 +22,32 @@ LENGTH_RATIO = 1.5
 
 
 class Store(Protocol):
-    """The parts of a [`FeatureStore`] that are held against rows."""
+    """What is asked of a feature store here."""
 
     contract: FeatureContract
     failures: dict[str, str]
 
-    def where(self, modality: Literal["video", "text"]) -> str: ...
-
-    def source(self, modality: Literal["video", "text"]) -> Any: ...
-
+    @property
+    def video_ids(self) -> list[str]: ...
+    @property
+    def query_ids(self) -> list[str]: ...
     def has_video(self, vid: str) -> bool: ...
-
     def has_text(self, qid: str) -> bool: ...
-
     def num_clips(self, vid: str) -> int: ...
-
     def video(self, vid: str) -> np.ndarray: ...
-
     def text(self, qid: str) -> np.ndarray: ...
-
     def sentence(self, qid: str) -> str | None: ...
+    def where(self, modality: Literal["video", "text"]) -> str: ...
+    def source(self, modality: Literal["video", "text"]) -> ArraySource: ...
 
 
 def find_problems(
     store: Store, rows: Iterable[Mapping[str, Any]], *, check_values: bool, samples: int
 ) -> tuple[list[str], list[str]]:
     """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
-    rows = list(rows)
+    rows = require_fields(rows, ("qid", "vid"))
     durations_s = {row["vid"]: row.get("duration") for row in rows}
-    sentences = {str(row["qid"]): row.get("query") for row in rows}
+    sentences = {canonical_qid(row["qid"]): row.get("query") for row in rows}
     vids = [vid for vid in durations_s if store.has_video(vid)]
     qids = [qid for qid in sentences if store.has_text(qid)]
     missing = [
@@ -56,13 +55,13 @@ def find_problems(
         *_missing(store, "query", [qid for qid in sentences if not store.has_text(qid)], len(sentences)),
     ]
     unfit = [
-        *_grouped(vids if check_values else _spread(vids, samples), lambda vid: _video_fault(store, vid, check_values)),
-        *_grouped(qids if check_values else _spread(qids, samples), lambda qid: _text_fault(store, qid, check_values)),
+        *_grouped(vids if check_values else spread(vids, samples), lambda vid: _video_fault(store, vid, check_values)),
+        *_grouped(qids if check_values else spread(qids, samples), lambda qid: _text_fault(store, qid, check_values)),
     ]
     if not unfit:
         unfit = _sentence_faults(store, qids, sentences, samples)
     if not unfit:
-        _warn_of_clip_length(store, {vid: durations_s[vid] for vid in _spread(vids, samples)})
+        _warn_of_clip_length(store, {vid: durations_s[vid] for vid in spread(vids, samples)})
     return missing, unfit
 
 
@@ -74,6 +73,8 @@ def _missing(store: Store, kind: str, names: Sequence[str], total: int) -> list[
     line = f"  {len(names)} of {total} {plural} are missing from {where}: {_examples(names)}"
     if failed := [f"{name} ({store.failures[name]})" for name in names if kind == "video" and name in store.failures]:
         line += f"; {len(failed)} could not be encoded when the store was written: {_examples(failed)}"
+    elif hint := nearest(names[0], store.video_ids if kind == "video" else store.query_ids):
+        line += f" ({names[0]!r}{hint})"
     return [line]
 
 
@@ -120,24 +121,24 @@ def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> lis
 def _sentence_faults(store: Store, qids: Sequence[str], sentences: Mapping[str, str | None], samples: int) -> list[str]:
     """Text features of other sentences: by the sentences recorded, else by rows that repeat a sentence."""
     recorded = {qid: store.sentence(qid) for qid in qids}
+    known = {qid: sentence for qid in qids if (sentence := sentences[qid])}
     other = [
-        qid for qid in qids if recorded[qid] and sentences[qid] and _reduced(recorded[qid]) != _reduced(sentences[qid])
+        (qid, stored, sentence)
+        for qid, sentence in known.items()
+        if (stored := recorded[qid]) and not same_sentence(stored, sentence)
     ]
     if other:
-        example = f"{other[0]}: {recorded[other[0]]!r} is stored, the row says {sentences[other[0]]!r}"
+        qid, stored, sentence = other[0]
+        example = f"{qid}: {stored!r} is stored, the row says {sentence!r}"
         return [f"  {len(other)} of {len(qids)} queries have the text features of another sentence ({example})"]
-    repeated: dict[str, list[str]] = {}
-    for qid in qids:
-        if not recorded[qid] and sentences[qid]:
-            repeated.setdefault(_reduced(sentences[qid]), []).append(qid)
-    pairs = [(group[0], group[-1]) for group in repeated.values() if len(group) > 1]
-    pairs = _spread(pairs, samples)
-    different = [pair for pair in pairs if not _same(store.text(pair[0]), store.text(pair[1]))]
+    unrecorded = {qid: sentence for qid, sentence in known.items() if not recorded[qid]}
+    found, compared = compare_repeated(unrecorded, store.text, samples)
+    different = [disagreement for disagreement in found if disagreement.repeats]
     if not different:
         return []
     return [
-        f"  {len(different)} of {len(pairs)} repeated sentences have different text features (as {different[0][0]} and "
-        f"{different[0][1]}): the qids of these rows do not name the files in {store.where('text')}. Use the "
+        f"  {len(different)} of {compared} repeated sentences have different text features (as {different[0].other} "
+        f"and {different[0].qid}): the qids of these rows do not name the files in {store.where('text')}. Use the "
         "annotation file that the features were made from"
     ]
 
@@ -154,23 +155,6 @@ def _warn_of_clip_length(store: Store, durations_s: Mapping[str, Any]) -> None:
             f"the features in {store.where('video')} cover {coverage:.0%} of their videos (median of {len(known)}): "
             f"the contract says {store.contract.clip_length:g} s a clip, the durations {np.median(lengths_s):.2g} s"
         )
-
-
-def _reduced(sentence: str | None) -> str:
-    return " ".join((sentence or "").split())
-
-
-def _same(left: np.ndarray, right: np.ndarray) -> bool:
-    if left.shape != right.shape:
-        return False
-    return bool(np.abs(left - right).max(initial=0.0) <= SAME_FEATURE_TOLERANCE * np.abs(left).max(initial=1e-6))
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spread."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -3,17 +3,22 @@
 A packed folder holds
 
 - `manifest.json`: format version, whether writing has finished, the feature contract, the number type, for each
-  modality the number of arrays, of rows, and the width, and the videos that could not be encoded;
+  modality the number of arrays, of rows, the width, and the length and checksum of the index, and the videos that could
+  not be encoded;
 - `video.bin`, `text.bin`: rows one after another, little-endian float16 or float32, nothing between them;
-- `video.index.jsonl`, `text.index.jsonl`: one line an array, in the order of the rows: its name, its first row, its
-  number of rows, and for a query its sentence.
+- `video.index.jsonl`, `text.index.jsonl`: one line per array, in the order of the rows: its name, its first row, its
+  number of rows, the checksum of its rows, and for a query its sentence.
 
-Rows are as the encoders gave them: not normalised, not cut to a number of clips. `feature_writer.py` writes the form.
+The manifest names what is whole: a reader looks at so many entries and no further, so that a writer may append while
+others read. Checksums are CRC-32; that of an index is compared on opening, that of an array when it is first read.
+Stores of version 0.1.0 have none. Rows are as the encoders gave them: not normalised, not cut to a number of clips.
+`writer.py` writes the form.
 """
 
 import json
 import os
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -21,7 +26,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
-from .published import plain_name
+from .sources import no_features
 
 FORMAT, VERSION = "bmdetr-features", 1
 MANIFEST = "manifest.json"
@@ -51,7 +56,14 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
         if written != (FORMAT, VERSION):
             raise ValueError(f"it says {written}, expected {(FORMAT, VERSION)}")
         contract = FeatureContract.from_dict(manifest["contract"])
-    except (ValueError, KeyError, TypeError) as error:
+        if manifest["dtype"] not in DTYPES or not isinstance(manifest["complete"], bool):
+            raise ValueError(f"it says dtype {manifest['dtype']!r} and complete {manifest['complete']!r}")
+        for modality, dim in (("video", contract.video_dim), ("text", contract.text_dim)):
+            stated = [manifest[modality][name] for name in ("arrays", "rows", "dim")]
+            if not all(type(number) is int and number >= 0 for number in stated) or stated[2] != dim:
+                raise ValueError(f"it says {manifest[modality]!r} of {modality}, the contract has width {dim}")
+        dict(manifest["failed_videos"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a manifest that this version reads: {error}. Pack the features again."
         ) from error
@@ -65,7 +77,8 @@ class PackedArrays:
     the system has no positional reads, the file is memory-mapped. The file is opened on first use and is not pickled.
 
     Raises:
-        ValueError: if the flat file is not as long as the manifest says.
+        ValueError: if the index is not the one that the manifest names, if its entries do not lie one after another, or
+            if the flat file is shorter than they need.
     """
 
     def __init__(
@@ -75,16 +88,15 @@ class PackedArrays:
         self._path = data_path(self.directory, modality)
         self.dim = int(manifest[modality]["dim"])
         self.dtype = DTYPES[manifest["dtype"]]
-        entries = _read_index(index_path(self.directory, modality))
+        entries = _read_index(index_path(self.directory, modality), manifest[modality])
         self._position = {entry["name"]: i for i, entry in enumerate(entries)}
-        # A video is found with and without the suffix of its file, as it is in a folder of files.
-        self._plain = {plain_name(name): i for name, i in self._position.items()} if modality == "video" else {}
         self._rows = np.array([entry["rows"] for entry in entries], dtype=np.int64)
         self._first = np.concatenate(([0], np.cumsum(self._rows)[:-1])) if entries else self._rows
+        self._checksums = [entry.get("crc32") for entry in entries]
         self._sentences = [entry.get("sentence") for entry in entries]
         self._file: BinaryIO | None = None
         self._map: np.ndarray | None = None
-        self._check(manifest[modality])
+        self._require_rows(manifest[modality])
 
     @property
     def where(self) -> str:
@@ -95,7 +107,7 @@ class PackedArrays:
         return sorted(self._position)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._position or plain_name(name) in self._plain)
+        return name in self._position
 
     def num_rows(self, name: str) -> int:
         return int(self._rows[self._index(name)])
@@ -107,9 +119,15 @@ class PackedArrays:
     def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
         """An array as float32, `(rows, dim)`, or its first `max_rows` rows."""
         index = self._index(name)
-        rows = int(self._rows[index]) if max_rows is None else min(int(self._rows[index]), max_rows)
+        checksum = self._checksums[index]
+        rows = int(self._rows[index]) if max_rows is None or checksum is not None else min(self._rows[index], max_rows)
         block = np.empty((rows, self.dim), dtype=self.dtype)
         self._read_into(block, int(self._first[index]))
+        if checksum is not None:
+            if zlib.crc32(block.data) != checksum:
+                raise ValueError(f"{self._path} is damaged: it holds other rows of '{name}'. Copy or pack it again.")
+            self._checksums[index] = None  # checked once
+        block = block[:max_rows]
         if self.dtype == np.float16:
             # PyTorch converts several times faster than NumPy, but is not loaded for this alone.
             torch = sys.modules.get("torch")
@@ -132,10 +150,8 @@ class PackedArrays:
     def _index(self, name: str) -> int:
         index = self._position.get(name)
         if index is None:
-            index = self._plain.get(plain_name(name))
-        if index is None:
             kind = "video" if self.modality == "video" else "query"
-            raise FileNotFoundError(f"{self.where} has no features of the {kind} '{name}'.")
+            raise no_features(self.where, name, self._position, f" ({kind})")
         return index
 
     def _read_into(self, block: np.ndarray, first_row: int) -> None:
@@ -154,14 +170,13 @@ class PackedArrays:
                 raise ValueError(f"{self._path} ends early: it was cut off after it was opened. Copy or pack it again.")
             view, offset = view[received:], offset + received
 
-    def _check(self, stated: Mapping[str, int]) -> None:
-        path = self._path
-        expected = int(self._rows.sum()) * self.dim * self.dtype.itemsize
-        received = path.stat().st_size if path.is_file() else 0
-        if received != expected or len(self._rows) != stated["arrays"]:
+    def _require_rows(self, stated: Mapping[str, int]) -> None:
+        expected = stated["rows"] * self.dim * self.dtype.itemsize
+        received = self._path.stat().st_size if self._path.is_file() else 0
+        if received < expected or int(self._rows.sum()) != stated["rows"]:
             raise ValueError(
-                f"{path} is damaged: its index names {len(self._rows)} arrays and {expected} bytes, the manifest "
-                f"{stated['arrays']} arrays, and the file holds {received} bytes. Copy or pack it again."
+                f"{self._path} is damaged: the manifest names {stated['rows']} rows and {expected} bytes, the index "
+                f"{int(self._rows.sum())} rows, and the file holds {received} bytes. Copy or pack it again."
             )
 
 
@@ -199,7 +214,7 @@ class JoinedArrays:
         for part in self.parts:
             if name in part:
                 return part
-        raise FileNotFoundError(f"{self.where} have no features of '{name}'.")
+        raise no_features(self.where, name, self.names)
 
 
 def join_arrays(parts: Sequence[PackedArrays]) -> PackedArrays | JoinedArrays | None:
@@ -242,20 +257,33 @@ def parse_entry(line: bytes) -> dict[str, Any] | None:
     """An entry of the index, or None where a line is not whole."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    fields = {"name": str, "first": int, "rows": int}
-    whole = isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    whole = type(entry.get("first")) is int and type(entry.get("rows")) is int and entry["rows"] > 0
     return entry if whole else None
 
 
-def _read_index(path: Path) -> Sequence[dict[str, Any]]:
+def _read_index(path: Path, stated: Mapping[str, int]) -> Sequence[dict[str, Any]]:
+    """The entries that the manifest names."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: copy the folder whole, or pack it again.")
-    entries = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    lines = path.read_bytes().splitlines(keepends=True)[: stated["arrays"]]
+    checksum = stated.get("index_crc32")
+    if len(lines) < stated["arrays"] or (checksum is not None and zlib.crc32(b"".join(lines)) != checksum):
+        raise ValueError(
+            f"{path} is damaged: it is not the index of {stated['arrays']} arrays that the manifest names. Copy or "
+            "pack the store again."
+        )
+    entries: list[dict[str, Any]] = []
+    names: set[str] = set()
+    first = 0
+    for number, line in enumerate(lines, 1):
         entry = parse_entry(line)
-        if entry is None:
+        if entry is None or entry["first"] != first or entry["name"] in names:
             raise ValueError(f"{path} is damaged in line {number}: copy or pack the store again.")
         entries.append(entry)
+        names.add(entry["name"])
+        first += entry["rows"]
     return entries

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from ...contract_bmdetr import FeatureContract
+from ..rows.qids import canonical_qid
+from ..rows.validation import require_fields
 from .store import FeatureStore, PathOrPaths
 from .writer import FeatureWriter
 
@@ -21,6 +23,7 @@ def pack_features(
     rows: Iterable[Mapping[str, Any]] | None = None,
     dtype: Literal["float16", "float32"] = "float32",
     progress: bool = True,
+    **layout: str,
 ) -> FeatureStore:
     """Copies features into a packed folder, and opens it. Killed and run again, it goes on where it stopped.
 
@@ -30,22 +33,23 @@ def pack_features(
         rows: canonical rows, to copy only what they need and to record their sentences; otherwise all is copied.
         dtype: number type of the copy.
         progress: whether to show progress bars.
+        layout: `video_key`, `text_key` and `video_suffix` of `FeatureStore.from_files`.
 
     Raises:
         FileNotFoundError, ValueError: see `FeatureStore.open` and `FeatureStore.require`.
         ValueError: if files are damaged; all are listed, the others are copied, and the folder stays unfinished.
     """
     if not isinstance(source, FeatureStore):
-        source = FeatureStore.open(source, text_dir=text_dir, contract=contract, token_counts=token_counts)
+        source = FeatureStore.open(source, text_dir=text_dir, contract=contract, token_counts=token_counts, **layout)
     sentences: dict[str, str | None] = {}
     if rows is None:
         vids, qids = source.video_ids, source.query_ids
         sentences = {qid: source.sentence(qid) for qid in qids}
     else:
-        rows = list(rows)
+        rows = require_fields(rows, ("qid", "vid", "query"))
         source.require(rows)
         vids = list(dict.fromkeys(row["vid"] for row in rows))
-        sentences = {str(row["qid"]): row["query"] for row in rows}
+        sentences = {canonical_qid(row["qid"]): row["query"] for row in rows}
         qids = list(sentences)
     unreadable: list[str] = []
     with FeatureWriter(out_dir, source.contract, dtype=dtype) as writer:

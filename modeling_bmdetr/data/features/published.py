@@ -1,55 +1,59 @@
-"""Features as they are published: one `.npz` or `.npy` file for each video and each query.
+"""Features as they are published: one file for each video and each query.
 
-Names that occur, and that are found here without being told which (all suffixes may occur in one folder):
+- video: `<vid>.npz` with the array `features` (SlowFast, CLIP), `<vid>.npy` (C3D, I3D, VGG), `<vid>.pt` (a tensor, or a
+  dict of tensors); `(clips, dim)`. A file may be named after the video file, `<vid>.avi.npy` (TACoS).
+- text: `qid<qid>.npz` with the array `last_hidden_state`, or `<qid>.npz`, or the same as `.npy` or `.pt`;
+  `(tokens, dim)`.
 
-- video: `<vid>.npz` with the array `features` (SlowFast, CLIP), `<vid>.npy` (C3D, I3D, VGG), `<vid>.avi.npy` and
-  `<vid>-cam-002.npz` (TACoS); `(clips, dim)`;
-- text: `qid<qid>.npz` with the array `last_hidden_state`, or `<qid>.npz`, or the same as `.npy`; `(tokens, dim)`.
-
-[`FeatureStore`] joins such folders; a folder is listed once, on first use, and a file is opened when it is read.
+Other endings are named once for a folder (`video_suffix="-cam-002"` for `<vid>-cam-002.npz`). The files that macOS puts
+beside others (`._v.npy`) are not looked at. [`FeatureStore`] joins such folders; a folder is listed once, on first use,
+and a file is opened when it is read.
 """
 
 import os
-import re
-import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import splitext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...contract_bmdetr import join_rows
+from ..rows.qids import canonical_qid
+from ..rows.schema import VIDEO_SUFFIXES
+from ..rows.validation import require_fields
+from .array_files import SUFFIXES, read_arrays, read_shape
+from .sources import no_features
 
 VIDEO_KEY = "features"
 TEXT_KEY = "last_hidden_state"
 CLIP_CONTEXT_LENGTH = 77
 """Rows that CLIP's text encoder gives for any sentence, padding included; a file with so many may be padded."""
 
-_VIDEO_SUFFIX = re.compile(r"\.(avi|mp4|mkv|webm|mov|m4v)$", re.IGNORECASE)
-_CAMERA_SUFFIX = re.compile(r"-cam-\d+$")
 # Two encodings of one token differ by less than this share of their largest value (half precision).
 _SAME_ROW_TOLERANCE = 2e-3
 
 
 class FeatureFolder:
-    """A folder that holds one array a file, found by the name of the video or query.
+    """A folder that holds one array per file, found by the name of the video or query.
 
     Args:
         directory: the folder.
-        key: the array to read from an `.npz` file.
+        key: the array to read from a file that holds several.
         prefix: what the file names have before the name, such as `qid`; a file without it is found as well.
+        suffix: what the file names have after the name and before the file type, such as `-cam-002`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
     """
 
-    def __init__(self, directory: str | os.PathLike, key: str, prefix: str = "") -> None:
+    def __init__(self, directory: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
         self.directory = Path(directory)
         if not self.directory.is_dir():
             raise FileNotFoundError(f"the feature folder '{self.directory}' does not exist.")
-        self.key, self.prefix = key, prefix
+        self.key, self.prefix, self.suffix = key, prefix, suffix
         self._file_names: dict[str, str] | None = None
-        self._plain_names: dict[str, list[str]] = {}
 
     @property
     def where(self) -> str:
@@ -58,11 +62,13 @@ class FeatureFolder:
 
     @property
     def names(self) -> list[str]:
-        """Names of all arrays, sorted, without video and camera suffixes where one is enough. Lists the folder once."""
-        self._list()
-        return sorted(
-            name for plain, stems in self._plain_names.items() for name in (stems if len(stems) > 1 else [plain])
-        )
+        """Names of all arrays, sorted; without the suffix of the video file where that leaves them distinct."""
+        stems = self._list()
+        if self.prefix:
+            return sorted(stems)
+        plain = {stem: root if end in VIDEO_SUFFIXES else stem for stem in stems for root, end in [splitext(stem)]}
+        times = Counter(plain.values())
+        return sorted(name if times[name] == 1 else stem for stem, name in plain.items())
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) is not None
@@ -72,85 +78,61 @@ class FeatureFolder:
 
         Raises:
             FileNotFoundError: if the folder has none.
-            ValueError: if it has several, such as two cameras of one recording.
+            ValueError: if it has several, of video files with different suffixes.
         """
         found = self._find(name)
         if found is None:
-            wanted = f"{self.prefix}{name}.npz, .npy"
-            raise FileNotFoundError(f"{self.where} has no features of '{name}' (looked for {wanted} and the like).")
+            wanted = f"{self.prefix}{name}{self.suffix}.npz, .npy and the like"
+            raise no_features(self.where, name, self._list(), f" (looked for {wanted})")
         return self.directory / found
 
     def shape(self, name: str) -> tuple[int, int]:
-        """`(rows, dim)` of an array, read from the header of its file."""
-        path = self.path(name)
-        with _readable(path):
-            if path.suffix == ".npy":
-                with open(path, "rb") as file:
-                    shape = _header_shape(file)
-            else:
-                with zipfile.ZipFile(path) as archive:
-                    arrays = [entry.removesuffix(".npy") for entry in archive.namelist()]
-                    self._check_key(path, arrays)
-                    with archive.open(f"{self.key}.npy") as file:
-                        shape = _header_shape(file)
-        return _checked_shape(path, shape)
+        """`(rows, dim)` of an array, read from the header of its file.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `read`.
+        """
+        return read_shape(self.path(name), self.key)
 
     def read(self, name: str) -> np.ndarray:
-        """An array as float32, `(rows, dim)`."""
+        """An array as float32, `(rows, dim)`.
+
+        Raises:
+            FileNotFoundError: if the folder has no file of that name.
+            ValueError: if the file is damaged, too large, or holds no such array.
+        """
         return self.read_with_extras(name, ())[0]
 
     def read_with_extras(self, name: str, extras: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """An array, and those of the arrays named `extras` that lie in the same file."""
-        path = self.path(name)
-        found: dict[str, np.ndarray] = {}
-        with _readable(path):
-            if path.suffix == ".npy":
-                array = np.load(path, allow_pickle=False)
-            else:
-                with np.load(path, allow_pickle=False) as archive:
-                    self._check_key(path, archive.files)
-                    array = archive[self.key]
-                    found = {extra: archive[extra] for extra in extras if extra in archive.files}
-        _checked_shape(path, array.shape)
-        return array.astype(np.float32, copy=False), found
+        return read_arrays(self.path(name), self.key, extras)
 
     def _list(self) -> dict[str, str]:
-        if self._file_names is not None:
-            return self._file_names
-        file_names: dict[str, str] = {}
-        for file_name in sorted(entry.name for entry in os.scandir(self.directory)):
-            if not file_name.endswith((".npz", ".npy")):
-                continue
-            stem = file_name[:-4].removeprefix(self.prefix)
-            if stem in file_names:
-                raise ValueError(
-                    f"{self.where} holds both {file_names[stem]} and {file_name}: keep one of them, or move one away."
-                )
-            file_names[stem] = file_name
-        for stem in file_names:
-            self._plain_names.setdefault(plain_name(stem), []).append(stem)
-        self._file_names = file_names
-        return file_names
+        """File names by what they say: the name of the video or query, perhaps with the suffix of the video file."""
+        if self._file_names is None:
+            file_names: dict[str, str] = {}
+            for file_name in sorted(entry.name for entry in os.scandir(self.directory)):
+                stem, file_type = splitext(file_name)
+                if file_type not in SUFFIXES or file_name.startswith("._") or not stem.endswith(self.suffix):
+                    continue
+                stem = stem.removeprefix(self.prefix).removesuffix(self.suffix)
+                if stem in file_names:
+                    raise ValueError(f"{self.where} holds both {file_names[stem]} and {file_name}: keep one of them.")
+                file_names[stem] = file_name
+            self._file_names = file_names
+        return self._file_names
 
     def _find(self, name: str) -> str | None:
-        """The file with exactly this name, else the one that differs only by a video or camera suffix."""
+        """The file with exactly this name, else the one named after the video file `<name>.avi` or the like."""
         file_names = self._list()
-        if name in file_names:
-            return file_names[name]
-        stems = self._plain_names.get(plain_name(name), [])
-        if len(stems) > 1:
-            files = ", ".join(file_names[stem] for stem in stems)
+        if name in file_names or self.prefix:
+            return file_names.get(name)
+        found = [file_names[name + end] for end in VIDEO_SUFFIXES if name + end in file_names]
+        if len(found) > 1:
             raise ValueError(
-                f"{self.where} holds several files for '{name}': {files}. Keep the one that was annotated."
+                f"{self.where} holds several files for '{name}': {', '.join(found)}. Keep the one that was annotated."
             )
-        return file_names[stems[0]] if stems else None
-
-    def _check_key(self, path: Path, arrays: Iterable[str]) -> None:
-        if self.key not in arrays:
-            raise ValueError(
-                f"{path} has no array '{self.key}', only {', '.join(arrays) or 'none'}. "
-                "Name the array to read (`video_key`, `text_key`)."
-            )
+        return found[0] if found else None
 
 
 class FolderVideos:
@@ -266,38 +248,6 @@ def count_tokens(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> dict[str,
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
-    rows = list(rows)
+    rows = require_fields(rows, ("qid", "query"))
     input_ids = tokenizer([row["query"] for row in rows])["input_ids"] if rows else []
-    return {str(row["qid"]): len(ids) for row, ids in zip(rows, input_ids, strict=True)}
-
-
-def plain_name(name: str) -> str:
-    """A video's name without the suffixes of its file and of its camera: `s13-d21-cam-002.avi` is `s13-d21`."""
-    return _CAMERA_SUFFIX.sub("", _VIDEO_SUFFIX.sub("", name))
-
-
-def _header_shape(file: Any) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read_header(file)[0]
-
-
-def _checked_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"{path} must hold an array (rows, dim), neither of them 0; it holds one of shape {shape}.")
-    return shape[0], shape[1]
-
-
-class _readable:
-    """Turns the errors of a damaged file into one that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        damaged = isinstance(error, zipfile.BadZipFile | EOFError | OSError | KeyError)
-        if damaged or (isinstance(error, ValueError) and str(self.path) not in str(error)):
-            raise ValueError(f"{self.path} cannot be read as features ({error}): fetch or extract it again.") from error
+    return {canonical_qid(row["qid"]): len(ids) for row, ids in zip(rows, input_ids, strict=True)}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,24 +20,9 @@ from ...contract_bmdetr import FeatureContract
 from .fit import find_problems
 from .packed import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
 from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos
+from .sources import ArraySource, check_rows
 
 PathOrPaths = str | os.PathLike | Sequence[str | os.PathLike]
-
-
-class ArraySource(Protocol):
-    """Arrays of one modality by name: files, a packed folder, or several packed folders."""
-
-    @property
-    def where(self) -> str: ...
-
-    @property
-    def names(self) -> list[str]: ...
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def num_rows(self, name: str) -> int: ...
-
-    def read(self, name: str, max_rows: int | None = None) -> np.ndarray: ...
 
 
 class FeatureStore:
@@ -71,18 +56,18 @@ class FeatureStore:
         text_dir: str | os.PathLike | None = None,
         contract: FeatureContract | None = None,
         token_counts: Mapping[str, int] | None = None,
+        **layout: str,
     ) -> "FeatureStore":
         """Opens packed folders as `from_packed` does, any other folders as `from_files` does with `path` as videos.
 
         Several packed folders make one store that has the arrays of all; several folders of files are concatenated.
+        `layout` are `video_key`, `text_key` and `video_suffix` of `from_files`.
         """
         paths = _as_paths(path)
         packed = [is_packed(item) for item in paths]
         if all(packed):
-            if text_dir is not None or token_counts is not None:
-                raise ValueError(
-                    f"`text_dir` and `token_counts` do not go with {path}, a packed store with its own text"
-                )
+            if text_dir is not None or token_counts is not None or layout:
+                raise ValueError(f"`text_dir`, `token_counts`, keys and suffixes do not go with {path}, a packed store")
             return cls.from_packed(paths, contract)
         if any(packed):
             raise ValueError(
@@ -93,7 +78,7 @@ class FeatureStore:
                 f"{[str(item) for item in paths]} holds plain feature files, which do not say what they are: pass "
                 "`contract`, such as `config.feature_contract`"
             )
-        return cls.from_files(paths, text_dir, contract=contract, token_counts=token_counts)
+        return cls.from_files(paths, text_dir, contract=contract, token_counts=token_counts, **layout)
 
     @classmethod
     def from_packed(cls, directory: PathOrPaths, contract: FeatureContract | None = None) -> "FeatureStore":
@@ -140,8 +125,9 @@ class FeatureStore:
         token_counts: Mapping[str, int] | None = None,
         video_key: str = VIDEO_KEY,
         text_key: str = TEXT_KEY,
+        video_suffix: str = "",
     ) -> "FeatureStore":
-        """Opens features in the layouts in which they are published; `feature_files.py` lists them.
+        """Opens features in the layouts in which they are published; `published.py` lists them.
 
         Args:
             video_dirs: one folder a video encoder, in the order of the contract; their rows are concatenated after
@@ -151,13 +137,15 @@ class FeatureStore:
                 an encoder named after it.
             token_counts: tokens of each query, by `qid`, for text features padded to 77 rows (`count_tokens`). Used
                 when `contract.text_rows` is `to_end_of_text`.
-            video_key, text_key: arrays to read from `.npz` files.
+            video_key, text_key: arrays to read from files that hold several.
+            video_suffix: what file names of video features have between the `vid` and the file type, such as
+                `-cam-002`.
 
         Raises:
             FileNotFoundError: if a folder does not exist.
             ValueError: if a folder holds no features, or its first file is not as wide as the contract says.
         """
-        folders = [FeatureFolder(item, video_key) for item in _as_paths(video_dirs)]
+        folders = [FeatureFolder(item, video_key, suffix=video_suffix) for item in _as_paths(video_dirs)]
         text_folder = None if text_dir is None else FeatureFolder(text_dir, text_key, prefix="qid")
         found = replace(
             contract,
@@ -198,9 +186,7 @@ class FeatureStore:
             ValueError: if its file is damaged or not as wide as the contract says.
         """
         rows = self.source("video").read(vid)
-        if rows.shape[1] != self.contract.video_dim:
-            raise _wrong_width(rows, self.contract.video_dim, f"video '{vid}' in {self.where('video')}")
-        return rows
+        return check_rows(rows, self.contract.video_dim, f"video '{vid}' in {self.where('video')}")
 
     def text(self, qid: str) -> np.ndarray:
         """Rows of a query: `(tokens, dim)` float32, not normalised, at most `contract.max_tokens`.
@@ -213,9 +199,7 @@ class FeatureStore:
                 sentence ends.
         """
         rows = self.source("text").read(qid, self.contract.max_tokens)
-        if rows.shape[1] != self.contract.text_dim:
-            raise _wrong_width(rows, self.contract.text_dim, f"query '{qid}' in {self.where('text')}")
-        return rows
+        return check_rows(rows, self.contract.text_dim, f"query '{qid}' in {self.where('text')}")
 
     def sentence(self, qid: str) -> str | None:
         """The sentence whose features are stored, where the store recorded it."""
@@ -278,7 +262,7 @@ def _as_paths(path: PathOrPaths) -> list[Path]:
 def _as_encoder(folder: FeatureFolder) -> dict[str, Any]:
     """The folder as an encoder: its name, and the width of its first file."""
     if not folder.names:
-        raise ValueError(f"{folder.where} holds no .npz or .npy files: is this the folder that was extracted?")
+        raise ValueError(f"{folder.where} holds no .npz, .npy or .pt files: is this the folder that was extracted?")
     return {"name": folder.directory.name, "dim": folder.shape(folder.names[0])[1]}
 
 
@@ -324,7 +308,3 @@ def _require_widths(contract: FeatureContract, found: FeatureContract) -> None:
 
 def _listed(widths: Sequence[tuple[str, int]]) -> str:
     return " + ".join(f"{name} ({dim} wide)" for name, dim in widths)
-
-
-def _wrong_width(rows: np.ndarray, dim: int, what: str) -> ValueError:
-    return ValueError(f"{what} is {rows.shape[1]} wide, the contract says {dim}: it was made by another encoder")

@@ -1,17 +1,18 @@
 """Writes the packed form of a feature store, which `packed.py` describes, safely against being killed.
 
-Rows are made durable before the index names them, and the manifest says `"complete": true` only after
-`FeatureWriter.finish`. A writer that opens a folder which another left drops what the index does not name, and goes on
-from there.
+Rows are made durable before the index names them, and the manifest names them only after `FeatureWriter.finish`. A
+writer that opens a folder which another left drops what the index does not name, and goes on from there; a store that
+was complete stays readable as it was until the writer has finished.
 """
 
 import json
 import logging
 import os
 import time
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from .packed import (
     parse_entry,
     read_manifest,
 )
+from .sources import check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +77,16 @@ class FeatureWriter:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._streams: dict[str, _Stream] = {}
         self._failures: dict[str, str] = {}
-        if is_packed(self.directory):
-            self._require_same(read_manifest(self.directory))
+        manifest = read_manifest(self.directory) if is_packed(self.directory) else None
+        if manifest is not None:
+            self._require_same(manifest)
         try:
             for modality, dim in (("video", contract.video_dim), ("text", contract.text_dim)):
                 self._streams[modality] = _Stream(self.directory, modality, dim, DTYPES[dtype])
-            self._write_manifest(complete=False)
+            if manifest is None or not all(
+                stream.holds(manifest[modality]) for modality, stream in self._streams.items()
+            ):
+                self._write_manifest(complete=False)
         except BaseException:
             self._close_streams()
             raise
@@ -124,10 +130,12 @@ class FeatureWriter:
         self._write_manifest(complete=True)
 
     def close(self) -> None:
-        """Commits and closes the files. Without `finish` before it, the store stays unfinished."""
-        if self._streams:
-            self.commit()
-        self._close_streams()
+        """Commits and closes the files. Without `finish` before it, the store stays as it was, or unfinished."""
+        try:
+            if self._streams:
+                self.commit()
+        finally:
+            self._close_streams()
 
     def __enter__(self) -> "FeatureWriter":
         return self
@@ -173,21 +181,23 @@ class FeatureWriter:
             "failed_videos": dict(sorted(self._failures.items())),
         }
         with replacing_file(self.directory / MANIFEST) as file:
-            json.dump(manifest, file, indent=2, ensure_ascii=False)
+            json.dump(manifest, file, indent=2)
             file.write("\n")
 
 
 class _Stream:
-    """One flat file and its index, open for appending."""
+    """One flat file and its index, open for appending. Every array goes to the place that its entry names."""
 
     def __init__(self, directory: Path, modality: str, dim: int, dtype: np.dtype) -> None:
         self.modality, self.dim, self.dtype = modality, dim, dtype
-        self._index = open(index_path(directory, modality), "a+b")  # noqa: SIM115  (closed by `close`)
+        self._index = _open(index_path(directory, modality))
         _lock(self._index, directory)
-        self._data = open(data_path(directory, modality), "a+b")  # noqa: SIM115
+        self._data = _open(data_path(directory, modality))
         entries = self._recover(directory)
         self.sentences: dict[str, str | None] = {entry["name"]: entry.get("sentence") for entry in entries}
         self._rows = sum(entry["rows"] for entry in entries)
+        lines = index_path(directory, modality).read_bytes()
+        self._index_bytes, self._index_crc32 = len(lines), zlib.crc32(lines)
         self._waiting: list[bytes] = []
         self.waiting_bytes = 0
 
@@ -195,19 +205,16 @@ class _Stream:
         kind = "video" if self.modality == "video" else "query"
         if name in self.sentences:
             raise ValueError(f"the {kind} '{name}' is in the store already")
-        if features.ndim != 2 or not len(features) or features.shape[1] != self.dim:
-            raise ValueError(
-                f"the features of {kind} '{name}' must have the shape (rows >= 1, {self.dim}) that the contract says, "
-                f"received {features.shape}"
-            )
+        check_rows(features, self.dim, f"the features of {kind} '{name}'")
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(features, dtype=self.dtype)
         if not np.isfinite(stored).all():
             cause = f"too large for {self.dtype.name}" if np.isfinite(features).all() else "not finite"
             raise ValueError(f"the features of {kind} '{name}' hold values that are {cause}")
-        self._data.write(stored.tobytes())
-        entry = {"name": name, "first": self._rows, "rows": len(stored), **extra}
-        self._waiting.append(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        entry = {"name": name, "first": self._rows, "rows": len(stored), "crc32": zlib.crc32(stored.data), **extra}
+        line = json.dumps(entry).encode() + b"\n"
+        _write_all(self._data, stored.data.cast("B"), self._rows * self.dim * self.dtype.itemsize)
+        self._waiting.append(line)
         self._rows += len(stored)
         self.sentences[name] = extra.get("sentence")
         self.waiting_bytes += stored.nbytes
@@ -215,9 +222,12 @@ class _Stream:
     def commit(self) -> None:
         if not self._waiting:
             return
-        _flush(self._data)
-        self._index.write(b"".join(self._waiting))
-        _flush(self._index)
+        os.fsync(self._data.fileno())
+        lines = b"".join(self._waiting)
+        _write_all(self._index, memoryview(lines), self._index_bytes)
+        os.fsync(self._index.fileno())
+        self._index_bytes += len(lines)
+        self._index_crc32 = zlib.crc32(lines, self._index_crc32)
         self._waiting, self.waiting_bytes = [], 0
 
     def close(self) -> None:
@@ -225,7 +235,12 @@ class _Stream:
         self._index.close()
 
     def summary(self) -> dict[str, int]:
-        return {"arrays": len(self.sentences), "rows": self._rows, "dim": self.dim}
+        sizes = {"arrays": len(self.sentences), "rows": self._rows, "dim": self.dim}
+        return {**sizes, "index_bytes": self._index_bytes, "index_crc32": self._index_crc32}
+
+    def holds(self, stated: Mapping[str, int]) -> bool:
+        """Whether what a manifest names is there, so that it may stand."""
+        return len(self.sentences) >= stated["arrays"] and self._rows >= stated["rows"]
 
     def _recover(self, directory: Path) -> list[dict[str, Any]]:
         """Entries of what was written before; what a killed writer left half done is cut off both files."""
@@ -237,7 +252,7 @@ class _Stream:
         for line in path.read_bytes().splitlines(keepends=True):
             entry = parse_entry(line)
             if entry is None or entry["first"] != rows or (rows + entry["rows"]) * row_bytes > data_bytes:
-                break
+                break  # the rest is dropped
             entries.append(entry)
             kept_bytes, rows = kept_bytes + len(line), rows + entry["rows"]
         dropped = path.stat().st_size - kept_bytes, data_bytes - rows * row_bytes
@@ -250,9 +265,16 @@ class _Stream:
         return entries
 
 
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _open(path: Path) -> BinaryIO:
+    """A file to read and to write at any place, made if need be, without a buffer."""
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+
+
+def _write_all(file: BinaryIO, content: memoryview, offset: int) -> None:
+    """Writes at a place; after a failure nothing else lies elsewhere than it should."""
+    file.seek(offset)
+    while len(content):
+        content = content[file.write(content) :]
 
 
 def _lock(file: Any, directory: Path) -> None:

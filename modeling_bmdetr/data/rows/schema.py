@@ -13,6 +13,13 @@ TIME_TOLERANCE_S = 1e-3
 """Times that differ by less than this many seconds are the same time: decimal fractions are not exact in binary."""
 
 
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"),
+    *(".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp", ".gif"),
+)
+"""Suffixes of the video files that a `vid` alone finds, in capitals too; the first of several wins."""
+
+
 class CanonicalRow(TypedDict):
     """One query about one video.
 

@@ -70,6 +70,27 @@ def validate_rows(
     return report
 
 
+def require_fields(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The rows as a list, if each has the fields that a task reads, `qid`, `vid` or `query`, and they can be read.
+
+    Raises:
+        ValueError: a row lacks one of them, or it is not what the schema says; the first few are listed.
+    """
+    records = list(rows)
+    report = ValidationReport(rows=len(records))
+    numbers = rows.line_numbers if isinstance(rows, RowFile) else range(1, len(records) + 1)
+    for line, row in zip(numbers, records, strict=True):
+        if not isinstance(row, Mapping):
+            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
+            continue
+        found = [finding for finding in _check_fields(row) if finding[0] == "error" and finding[1] in names]
+        found = [finding for finding in found if finding[1:] != ("query", "is empty")]  # the encoder says so
+        report.problems += [Problem("error", line, name, text, _qid_or_none(row)) for _, name, text in found]
+    report.source = rows.source if isinstance(rows, RowFile) else report.source
+    report.raise_for_errors()
+    return records
+
+
 def _qid_or_none(row: Mapping[str, Any]) -> str | None:
     try:
         return canonical_qid(row.get("qid"))

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from ....video_bmdetr import VideoInfo, probe_video
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+from ..schema import VIDEO_SUFFIXES
 
 
 class VideoFolder:

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import modeling_bmdetr.data.features.packed as packed_layout
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, FeatureWriter, pack_features
 
 
@@ -290,7 +290,7 @@ class TestWriter:
 
             import numpy as np
             import modeling_bmdetr.data.features.writer as feature_writer
-            from modeling_bmdetr.configuration_bmdetr import FeatureContract
+            from modeling_bmdetr.contract_bmdetr import FeatureContract
 
             feature_writer._COMMIT_SECONDS = 0.05
             contract = FeatureContract(video_encoders=({"name": "e", "dim": 64},))

@@ -6,8 +6,7 @@ import torch
 from factories import CONTRACT, NO_DROPOUT, make_model, make_row, make_rows, make_store
 from torch.utils.data import DataLoader
 
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
-from modeling_bmdetr.contract_bmdetr import l2_normalize
+from modeling_bmdetr.contract_bmdetr import FeatureContract, l2_normalize
 from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator
 from modeling_bmdetr.data.batches.examples import MomentRetrievalDataset
 from modeling_bmdetr.data.batches.negative_sampling import NegativeSampler

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, extract_features
 from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
 
@@ -157,7 +157,7 @@ def test_videos_that_do_not_decode_are_listed_and_the_rest_is_encoded(videos, tm
     rows = make_rows(["good", "empty", "text", "cut", "absent"])
     report = extract(rows, folder, tmp_path / "out", workers=workers)
     assert sorted(report.failed_videos) == ["absent", "cut", "empty", "text"]
-    assert "there is no file 'absent{.mp4," in report.failed_videos["absent"]
+    assert "there is no video 'absent{.mp4," in report.failed_videos["absent"]
     assert not report.complete
     assert str(report).count("\n  video ") == 4
     store = FeatureStore.from_packed(tmp_path / "out")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore
 
 SLOWFAST, CLIP, TEXT = 6, 4, 5

@@ -1,11 +1,14 @@
 """Feature stores: published layouts, the end of a sentence, and what `require` finds."""
 
+import re
+
 import numpy as np
 import pytest
+import torch
 import transformers
 from feature_cases import CLIP, CONTRACT, SLOWFAST, TEXT, VIDS, make_rows, open_files, values, write_folders
 
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, FeatureWriter, count_tokens, pack_features
 
 
@@ -34,35 +37,65 @@ class TestPublishedFiles:
         np.testing.assert_array_equal(open_files(folders, contract).text("1"), values(4, TEXT)[:3])
 
     @pytest.mark.parametrize(
-        ("file", "asked"),
+        ("file", "suffix", "asked"),
         [
-            ("s13-d21.avi.npy", "s13-d21"),
-            ("s13-d21.avi.npy", "s13-d21.avi"),
-            ("s13-d21-cam-002.npz", "s13-d21"),
-            ("s13-d21-cam-002.npz", "s13-d21.avi"),
-            ("s13-d21.npz", "s13-d21.avi"),
-            ("s13-d21-cam-002.avi.npy", "s13-d21"),
+            ("s13-d21.avi.npy", "", "s13-d21"),
+            ("s13-d21.avi.npy", ".avi", "s13-d21"),
+            ("s13-d21-cam-002.npz", "-cam-002", "s13-d21"),
+            ("s13-d21-cam-002.avi.npy", "-cam-002.avi", "s13-d21"),
+            ("s13-d21-cam-002.avi.npy", "", "s13-d21-cam-002"),
         ],
     )
-    def test_tacos_names(self, tmp_path, file, asked):
+    def test_files_named_after_video_files_and_cameras(self, tmp_path, file, suffix, asked):
         if file.endswith(".npz"):
             np.savez(tmp_path / file, features=values(3, 2))
         else:
             np.save(tmp_path / file, values(3, 2))
-        store = FeatureStore.from_files(tmp_path, contract=FeatureContract())
+        store = FeatureStore.from_files(tmp_path, contract=FeatureContract(), video_suffix=suffix)
         np.testing.assert_array_equal(store.video(asked), values(3, 2))
-        assert store.video_ids == ["s13-d21"]
+        assert store.video_ids == [asked]
         packed = pack_features(store, tmp_path / "packed", progress=False)
         np.testing.assert_array_equal(packed.video(asked), values(3, 2))
         assert packed.has_video(asked)
 
-    def test_two_cameras_are_ambiguous_only_when_neither_is_named(self, tmp_path):
-        for camera in (1, 2):
-            np.save(tmp_path / f"s1-cam-00{camera}.npy", values(camera, 2))
+    @pytest.mark.parametrize(
+        "asked", ["kitchen-cam-2", "kitchen", "intro.mov", "intro", "INTRO.mp4", "kitchen-cam-1.mp4", "../intro.mp4"]
+    )
+    def test_no_name_gets_the_features_of_another(self, tmp_path, asked):
+        for name in ("kitchen-cam-1", "intro.mp4", "outro.avi", "outro.mp4"):
+            np.save(tmp_path / f"{name}.npy", values(3, 2))
+        files = FeatureStore.from_files(tmp_path, contract=FeatureContract())
+        assert files.video_ids == ["intro", "kitchen-cam-1", "outro.avi", "outro.mp4"]
+        packed = pack_features(files, tmp_path / "packed", progress=False)
+        for store in (files, packed):
+            if asked == "intro":  # the video whose file is intro.mp4
+                assert store.has_video(asked)
+                continue
+            assert not store.has_video(asked)
+            hint = "'(intro|kitchen)" if asked.startswith(("kitchen", "intro")) else ""
+            with pytest.raises(FileNotFoundError, match=rf"no features of '{re.escape(asked)}'.*{hint}"):
+                store.video(asked)
+            with pytest.raises(FileNotFoundError, match=rf"1 of 1 videos are missing.*{re.escape(asked)}.*{hint}"):
+                store.require([{"qid": "0", "vid": asked, "query": "q"}])
+        with pytest.raises(ValueError, match=r"several files for 'outro': outro.mp4.npy, outro.avi.npy"):
+            files.video("outro")
+        assert not packed.has_video("outro")
+
+    def test_what_macos_puts_beside_a_file_is_not_looked_at(self, tmp_path):
+        np.save(tmp_path / "v.npy", values(3, 2))
+        (tmp_path / "._v.npy").write_bytes(b"\x00\x05\x16\x07")
+        assert FeatureStore.from_files(tmp_path, contract=FeatureContract()).video_ids == ["v"]
+
+    def test_tensors_are_read_and_nothing_in_their_files_is_run(self, tmp_path):
+        torch.save(torch.from_numpy(values(3, 2)), tmp_path / "a.pt")
+        torch.save({"features": torch.from_numpy(values(4, 2)).half(), "other": 1}, tmp_path / "b.pt")
+        (tmp_path / "c.pt").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "run").encode() + b"'\ntR.")
         store = FeatureStore.from_files(tmp_path, contract=FeatureContract())
-        assert len(store.video("s1-cam-002")) == 2
-        with pytest.raises(ValueError, match=r"several files for 's1'.*s1-cam-001\.npy, s1-cam-002\.npy"):
-            store.video("s1")
+        np.testing.assert_array_equal(store.video("a"), values(3, 2))
+        assert store.num_clips("b") == 4
+        with pytest.raises(ValueError, match=r"c\.pt cannot be read as features"):
+            store.video("c")
+        assert not (tmp_path / "run").exists()
 
     def test_one_array_in_two_formats_is_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", values(3, 2))
@@ -90,7 +123,7 @@ class TestPublishedFiles:
         with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
             FeatureStore.from_files(folders / "nowhere", contract=CONTRACT)
         (folders / "empty").mkdir()
-        with pytest.raises(ValueError, match=r"empty' holds no \.npz or \.npy files"):
+        with pytest.raises(ValueError, match=r"empty' holds no \.npz, \.npy or \.pt files"):
             FeatureStore.from_files(folders / "empty", contract=CONTRACT)
         store = open_files(folders)
         with pytest.raises(FileNotFoundError, match="slowfast' has no features of 'nobody'"):

@@ -1,0 +1,82 @@
+"""Folders of videos: `index` and `search`."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .common import Commands, show
+
+
+def index(args: argparse.Namespace) -> int:
+    from ..index import VideoIndex
+
+    videos = VideoIndex(args.out, _pipeline(args), _lasting_name(args.model))
+    with _video_bar("indexing") as progress:
+        report = videos.update(args.folder, dtype=args.dtype, progress=progress)
+    show(args, report.to_dict(), f"index '{args.out}': {report}")
+    return 1 if report.failed else 0
+
+
+def search(args: argparse.Namespace) -> int:
+    from ..index import VideoIndex, read_index
+
+    args.model = args.model or read_index(args.index)["model"]
+    videos = VideoIndex(args.index, _pipeline(args), _lasting_name(args.model))
+    with _video_bar("searching") as progress:
+        found = videos.search(args.query, args.top, progress=progress)
+    lines = []
+    for query, hits in zip(args.query, found, strict=True):
+        lines += [query] * (len(args.query) > 1)
+        for hit in hits:
+            presence = "" if hit.presence is None else f"   presence {hit.presence:.3f}"
+            lines.append(f"{hit.start:9.2f} s - {hit.end:9.2f} s   score {hit.score:.3f}{presence}   {hit.video}")
+    answers = [{"query": q, "hits": [vars(hit) for hit in hits]} for q, hits in zip(args.query, found, strict=True)]
+    show(args, {"index": args.index, "answers": answers}, "\n".join(lines))
+    return 0
+
+
+def _pipeline(args: argparse.Namespace) -> Any:
+    from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+
+    model = BMDetrForMomentRetrieval.from_pretrained(args.model)
+    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(args.model), device=args.device)
+
+
+def _lasting_name(model: str) -> str:
+    """A folder's name from wherever a later command is given; a name on the Hub as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+@contextmanager
+def _video_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar over videos, with the one under way beside it."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=what, unit="video") as bar:
+
+        def show_progress(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_postfix_str(name[-40:], refresh=False)
+            bar.update(done - bar.n)
+
+        yield show_progress
+
+
+def add_commands(commands: Commands) -> None:
+    """Declares the commands of this group."""
+    text = "encode the videos of a folder, to be searched; run again, only what changed"
+    command = commands.add("index", index, text)
+    command.add_argument("folder", help="folder of the video files, searched with its subfolders")
+    command.add_argument("--out", required=True, help="the index")
+    command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
+    command.add_argument("--dtype", choices=["float16", "float32"], help="number type of a new index (float16)")
+    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
+
+    command = commands.add("search", search, "find the moments that sentences describe in all videos of an index")
+    command.add_argument("index", help="what `bmdetr index` wrote")
+    command.add_argument("query", nargs="+", help="sentences, each in quotes")
+    command.add_argument("--top", type=int, default=10, help="moments per sentence, one per video at most (10)")
+    command.add_argument("--model", help="checkpoint (the one that the index was made with)")
+    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")

@@ -1,0 +1,138 @@
+"""Reads the files that features are published in. What a file states is checked before memory is taken for it.
+
+A damaged, encrypted, foreign or oversized file is one ValueError that names it, whatever the library beneath says.
+"""
+
+import lzma
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = (".npz", ".npy", ".pt")
+MAX_ARRAY_BYTES = 2**31
+"""An array of features holds at most so many bytes: a day at one clip per second and 4,096 values takes 1.4e9."""
+
+# What NumPy, zipfile and torch raise on damaged files, found by damaging them.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(RuntimeError, NotImplementedError, RecursionError, SyntaxError, tokenize.TokenError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnpicklingError),
+)
+
+
+class _Refused(ValueError):
+    """A fault that is described already."""
+
+
+def read_shape(path: Path, key: str) -> tuple[int, int]:
+    """`(rows, dim)` of the array in a file, from its header where the format has one.
+
+    Raises:
+        ValueError: the file is damaged, too large, or holds no such array.
+    """
+    if path.suffix == ".pt":
+        return read_arrays(path, key)[0].shape
+    with _described(path):
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                return _checked_header(path, file, path.stat().st_size)
+        with zipfile.ZipFile(path) as archive:
+            _require_key(path, key, _array_names(archive))
+            with archive.open(f"{key}.npy") as member:
+                return _checked_header(path, member, archive.getinfo(f"{key}.npy").file_size)
+
+
+def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The array `(rows, dim)` in a file as float32, and those of the arrays named `extras` that lie beside it.
+
+    Raises:
+        ValueError: the file is damaged, too large, or holds no such array.
+    """
+    found: dict[str, np.ndarray] = {}
+    if path.suffix == ".pt":
+        with _described(path):
+            array, found = _read_tensors(path, key, extras)
+    else:
+        read_shape(path, key)
+        with _described(path):
+            if path.suffix == ".npy":
+                with open(path, "rb") as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+            else:
+                with np.load(path, allow_pickle=False) as archive:
+                    array = archive[key]
+                    found = {extra: archive[extra] for extra in extras if extra in archive.files}
+    _checked_shape(path, array.shape)
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and found where values are checked
+        return array.astype(np.float32, copy=False), found
+
+
+def _read_tensors(path: Path, key: str, extras: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The same of a file of torch, which is loaded without running anything in it."""
+    import torch
+
+    if path.stat().st_size > MAX_ARRAY_BYTES:
+        raise _Refused(f"{path} has {path.stat().st_size} bytes; an array of features has at most {MAX_ARRAY_BYTES}.")
+    held = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    tensors = held if isinstance(held, dict) else {key: held}
+    _require_key(path, key, [name for name in tensors if isinstance(name, str)])
+    arrays = {name: tensors[name].detach().float().numpy() for name in (key, *extras) if name in tensors}
+    return arrays.pop(key), arrays
+
+
+def _array_names(archive: zipfile.ZipFile) -> list[str]:
+    return [entry.removesuffix(".npy") for entry in archive.namelist()]
+
+
+def _require_key(path: Path, key: str, arrays: Iterable[str]) -> None:
+    names = list(arrays)
+    if key not in names:
+        raise _Refused(
+            f"{path} has no array '{key}', only {', '.join(names[:5]) or 'none'}. Name the array to read: `video_key` "
+            "or `text_key`, on the command line `--video-key` or `--text-key`."
+        )
+
+
+def _checked_header(path: Path, file: Any, num_bytes: int) -> tuple[int, int]:
+    """The shape that an array's header states, if the file is as long as it says."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.kind not in "fiu":
+        raise _Refused(f"{path} cannot be read as features (it holds values of type {dtype}): expected numbers.")
+    rows, dim = _checked_shape(path, shape)
+    stated = rows * dim * dtype.itemsize
+    if stated > MAX_ARRAY_BYTES or stated > num_bytes:
+        raise _Refused(
+            f"{path} cannot be read as features (it states {rows} rows of {dim} values, {stated} bytes; the file has "
+            f"{num_bytes}, and at most {MAX_ARRAY_BYTES} are read): fetch or extract it again."
+        )
+    return rows, dim
+
+
+def _checked_shape(path: Path, shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 2 or 0 in shape:
+        raise _Refused(
+            f"{path} must hold an array (rows, dim), neither of them 0; it holds one of shape {tuple(shape)}."
+        )
+    return int(shape[0]), int(shape[1])
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """Turns the errors of a damaged file into one that names it."""
+    try:
+        yield
+    except _Refused:
+        raise
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as features ({reason}): fetch or extract it again.") from error

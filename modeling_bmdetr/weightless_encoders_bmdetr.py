@@ -1,0 +1,125 @@
+"""The weightless pair, `pixel-grid` and `hashed-words`: no download and no accelerator.
+
+For tests, teaching and synthetic videos: they see colours and motion, and know words only as words.
+"""
+
+import hashlib
+import math
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from .encoder_interface_bmdetr import TextEncoder, VideoEncoder
+from .pixel_measures_bmdetr import HARMONICS, colour_planes, edge_harmonics, signed_root, spatial_moments
+
+
+class PixelGridVideoEncoder(VideoEncoder):
+    """What can be seen in a clip, and what changes in it, measured on a grid of pixels, without any weights.
+
+    Frames are averaged to `grid x grid` pixels and split into seven colour planes: six hues, weighted by saturation,
+    and brightness without hue. A row holds, for the clip,
+
+    - a raster of `raster x raster` mean colours: what the scene looks like;
+    - the spatial moments of each plane up to second order (how much of the colour there is, where, how spread):
+      their mean, their change from the first to the last frame, and the mean sizes of their steps and of the changes
+      of their steps, which tell sliding, growing, bouncing and blinking apart wherever they happen;
+    - the mean change of the pixels of each plane;
+    - the strength of edges of each plane and of their 2nd to 5th angular harmonics, over the whole frame, around
+      pixels that change, and how they vary: the corners of a shape, and whether it turns.
+
+    Signed square roots keep small changes visible beside large areas.
+
+    Args:
+        grid: pixels a side.
+        frames_per_clip: frames a clip, at least 3.
+        raster: cells a side of the raster of mean colours.
+    """
+
+    name = "pixel-grid"
+    interpolation = "area"
+
+    def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
+        if grid < 8 or raster < 1:
+            raise ValueError(f"grid must be at least 8 and raster at least 1, got {grid} and {raster}.")
+        if frames_per_clip < 3:
+            raise ValueError(f"frames_per_clip must be at least 3 to show how a change changes, got {frames_per_clip}.")
+        self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
+        self.frame_size = (grid, grid)
+        planes, moments, edges = 7, 6, 1 + len(HARMONICS)
+        self.dim = 3 * raster * raster + planes * (4 * moments + 1 + 3 * edges)
+
+    def spec(self) -> dict[str, Any]:
+        options = {"grid": self.grid, "frames_per_clip": self.frames_per_clip, "raster": self.raster}
+        return {"name": self.name, "dim": self.dim, **options}
+
+    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
+        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
+        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
+        change = planes.diff(dim=1).abs()
+        moments = spatial_moments(planes)  # (clips, frames, 7, 6)
+        steps = moments.diff(dim=1)
+        near_change = torch.nn.functional.max_pool2d(change.amax(dim=(1, 2)).unsqueeze(1), 9, 1, 4)  # (clips, 1, ...)
+        edges, moving_edges = edge_harmonics(planes, near_change)  # (clips, frames, 7, 5)
+        raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
+        raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
+        parts = [
+            0.5 * signed_root(moments.mean(dim=1)),
+            2.0 * signed_root(moments[:, -1] - moments[:, 0]),
+            2.0 * signed_root(steps.abs().mean(dim=1)),
+            2.0 * signed_root(steps.diff(dim=1).abs().mean(dim=1)),
+            2.0 * signed_root(change.mean(dim=(1, 3, 4))),
+            0.5 * signed_root(edges.mean(dim=1)),
+            signed_root(edges.diff(dim=1).abs().mean(dim=1)),
+            signed_root(moving_edges.mean(dim=1)),
+        ]
+        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
+
+
+class HashedWordTextEncoder(TextEncoder):
+    """One row a word, drawn from a hash of the word, without any weights.
+
+    The first half of a row is a unit vector drawn from the word, the second the mean of unit vectors drawn from its
+    letter trigrams, so that `slides` and `sliding` are near each other while every word keeps a direction of its own.
+    Case and punctuation are ignored. The rows are the same on every machine and in every process.
+
+    Args:
+        dim: values a row, even.
+    """
+
+    name = "hashed-words"
+
+    def __init__(self, dim: int = 256) -> None:
+        if dim < 2 or dim % 2:
+            raise ValueError(f"dim must be a positive even number, got {dim}.")
+        self.dim = dim
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "dim": self.dim}
+
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        rows = []
+        for index, sentence in enumerate(sentences):
+            words = re.findall(r"\w+", sentence.lower())
+            if not words:
+                raise ValueError(f"sentences[{index}] holds no word, got {sentence!r}; describe the moment in words.")
+            rows.append(np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]))
+        return rows
+
+
+@lru_cache(maxsize=65536)
+def _word_row(word: str, dim: int) -> np.ndarray:
+    padded = f"^{word}$"
+    trigrams = [padded[i : i + 3] for i in range(max(1, len(padded) - 2))]
+    spelling = np.mean([_hashed_unit_vector("trigram " + trigram, dim // 2) for trigram in trigrams], axis=0)
+    return np.concatenate([_hashed_unit_vector("word " + word, dim // 2), spelling]).astype(np.float32)
+
+
+def _hashed_unit_vector(key: str, dim: int) -> np.ndarray:
+    """A direction that depends on `key` alone: signs taken from the bits of its hash, the same on every machine."""
+    bits = hashlib.shake_128(key.encode("utf-8")).digest(math.ceil(dim / 8))
+    signs = np.unpackbits(np.frombuffer(bits, np.uint8))[:dim].astype(np.float64) * 2.0 - 1.0
+    return signs / math.sqrt(dim)
