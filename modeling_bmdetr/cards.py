@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from .calibration_bmdetr import as_calibration, calibration_lines
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
 from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
+from .files_bmdetr import replacing_file
 from .saving_bmdetr import CARD_FILE, TASK
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -56,7 +57,8 @@ def write_model_card(
     card = render_model_card(cast(BMDetrConfig, model.config), results, parameters=model.num_parameters(), **options)
     path = Path(folder) / CARD_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    card.save(path)
+    with replacing_file(path) as file:
+        file.write(str(card))
     return path
 
 

@@ -160,6 +160,31 @@ class Container:
                     end = max(end, packet.pts + length)
                 yield packet
 
+    @property
+    def audio(self) -> Any | None:
+        """PyAV's first sound stream, if there is one that can be decoded."""
+        streams = [stream for stream in self._container.streams.audio if stream.codec_context is not None]
+        return streams[0] if streams else None
+
+    def demux_all(self) -> Iterator[Any]:
+        """Packets of the pictures and of the sound, as they lie in the file."""
+        self._untouched = False
+        with self.errors():
+            yield from self._container.demux([stream for stream in (self.stream, self.audio) if stream is not None])
+
+    def decode_audio(self) -> Iterator[Any]:
+        """Frames of sound from the start of the file; packets that do not decode are skipped."""
+        self.rewind()
+        self._untouched = False
+        broken = import_av().error.InvalidDataError
+        with self.errors():
+            for packet in self._container.demux(self.audio):
+                try:
+                    frames = packet.decode()
+                except broken:
+                    continue
+                yield from frames
+
     def decode(self) -> Iterator[Any]:
         """Frames in the order of showing. Packets that do not decode are skipped and counted."""
         broken = import_av().error.InvalidDataError

@@ -26,6 +26,16 @@ def check_model_inputs(
     negative_weights: Tensor | None = None,
 ) -> None:
     """Raises `ValueError` unless the inputs can be what [`BMDetrModel.forward`] documents."""
+    check_dense(
+        video_features,
+        video_mask=video_mask,
+        text_features=text_features,
+        text_mask=text_mask,
+        negative_text_features=negative_text_features,
+        negative_text_mask=negative_text_mask,
+        shifted_frame_order=shifted_frame_order,
+        negative_weights=negative_weights,
+    )
     check_features("video_features", video_features, 3, config.video_dim, lambda: width_hint(config, video_features))
     check_features("text_features", text_features, 3, config.text_dim)
     check_mask("video_mask", video_mask, video_features)
@@ -51,6 +61,20 @@ def check_model_inputs(
         check_negative_weights(negative_weights, negative_text_mask)
     if shifted_frame_order is not None:
         check_frame_order(shifted_frame_order, video_mask)
+
+
+def check_dense(video_features: Tensor, **others: Tensor | None) -> None:
+    """Tensors are dense, of real numbers and on the device of the video; anything else is left to other checks."""
+    for name, value in {"video_features": video_features, **others}.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.layout != torch.strided or value.is_complex():
+            raise ValueError(f"`{name}` must be a dense tensor of real numbers, received {value.layout} {value.dtype}")
+        if isinstance(video_features, Tensor) and value.device != video_features.device:
+            raise ValueError(
+                f"`{name}` must be on the device of `video_features`, {video_features.device}, received one on "
+                f"{value.device}: move all inputs to one device"
+            )
 
 
 def check_negative_weights(weights: Tensor, negative_text_mask: Tensor | None) -> None:
@@ -91,12 +115,15 @@ def check_features(name: str, features: Tensor, dims: int, width: int, hint: Cal
         raise ValueError(f"`{name}` is empty, received {describe(features)}; expected {axes} with length at least 1")
     if features.shape[-1] != width:
         raise ValueError(f"`{name}` must be {width} values wide, received {describe(features)}{hint()}")
-    # The sum is quicker to look at; one that overflows although every value is finite is no error.
-    if reads_values(features) and not features.sum().isfinite() and not features.isfinite().all():
-        rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    # One norm is quicker to look at than every value; it overflows where the squares of normalisation would.
+    if reads_values(features) and not torch.linalg.vector_norm(features.float()).isfinite():
+        norms = torch.linalg.vector_norm(features.float().flatten(1), dim=1)
+        if not (rows := (~norms.isfinite()).nonzero().flatten().tolist()):
+            return
+        what = "values too large to square" if features.isfinite().all() else "NaN or infinite values"
         raise ValueError(
-            f"`{name}` holds NaN or infinite values in batch rows {rows}; the feature files of those rows are damaged "
-            "or were extracted with an overflow: extract them again"
+            f"`{name}` holds {what} in batch rows {rows}; the feature files of those rows are damaged or were "
+            "extracted with an overflow: extract them again"
         )
 
 
@@ -164,6 +191,13 @@ def check_labels(
 ) -> None:
     """Raises `ValueError` unless the labels can be what [`BMDetrForMomentRetrieval.forward`] documents."""
     batch, video_len = video_mask.shape
+    check_dense(
+        video_mask,
+        labels=labels,
+        shifted_labels=shifted_labels,
+        negative_labels=negative_labels,
+        saliency_labels=saliency_labels,
+    )
     check_spans("labels", labels, (batch,))
     if (shifted_frame_order is None) != (shifted_labels is None):
         raise ValueError("`shifted_frame_order` and `shifted_labels` belong together: pass both or neither")
@@ -194,6 +228,8 @@ def check_spans(name: str, labels_cxw: Tensor, leading: tuple[int, ...]) -> None
             f"`{name}` must have shape ({axes}, moments, 2), (centre, width) in [0, 1] and -100 where a row holds no "
             f"moment, received {describe(labels_cxw)}"
         )
+    if not labels_cxw.is_floating_point():
+        raise ValueError(f"`{name}` must be a float tensor, received {describe(labels_cxw)}")
     if not reads_values(labels_cxw):
         return
     spans = labels_cxw[~(labels_cxw == IGNORE).all(dim=-1)]

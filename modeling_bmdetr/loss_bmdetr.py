@@ -471,12 +471,15 @@ class LossTerm(NamedTuple):
         compute: The term of a view; None where there is nothing to compute it from.
         needs: The output without which there is no such term.
         of_spans: Whether it compares spans, of which every layer of the decoder may have its own.
+        per: What the term is a mean over, one of `COUNTS`; "batch" where it depends on the other rows of a batch, so
+            that the loss of an evaluation leaves it out.
     """
 
     weight: str | float
     compute: Callable[[LossInputs], Tensor | None]
     needs: str = "logits"
     of_spans: bool = False
+    per: str = "rows"
 
 
 LOSS_TERMS: dict[str, LossTerm] = {
@@ -491,11 +494,13 @@ LOSS_TERMS: dict[str, LossTerm] = {
         "l1_loss_weight",
         lambda x: l1_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
         of_spans=True,
+        per="moments",
     ),
     "loss_iou": LossTerm(  # Eq. 14, second term
         "giou_loss_weight",
         lambda x: giou_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
         of_spans=True,
+        per="moments",
     ),
     "loss_margin": LossTerm(  # Eq. 15
         "margin_loss_weight",
@@ -507,8 +512,11 @@ LOSS_TERMS: dict[str, LossTerm] = {
             x.counts.get("present"),
         ),
         needs="saliency_scores",
+        per="present",
     ),
-    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds"),  # Eq. 17
+    "loss_semantic": LossTerm(  # Eq. 17
+        "alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds", per="batch"
+    ),
     "loss_prob": LossTerm(  # Eq. 16 on the joint probability
         "probability_loss_weight", lambda x: x.probability_loss("frame_probabilities"), needs="frame_probabilities"
     ),
@@ -518,7 +526,10 @@ LOSS_TERMS: dict[str, LossTerm] = {
         needs="positive_probabilities",
     ),
     "loss_prob_negative": LossTerm(
-        "negative_probability_loss_weight", LossInputs.negative_probability_loss, needs="negative_probabilities"
+        "negative_probability_loss_weight",
+        LossInputs.negative_probability_loss,
+        needs="negative_probabilities",
+        per="negatives",
     ),
     "loss_fit": LossTerm(
         "fit_loss_weight",
@@ -534,6 +545,7 @@ LOSS_TERMS: dict[str, LossTerm] = {
             if x.config.fit_loss_weight
             else None
         ),
+        per="present",
         of_spans=True,
     ),
     "loss_quality": LossTerm(

@@ -1,20 +1,34 @@
 """Pictures of answers: frames, ground truth, predicted moments and what the model attends to (the paper's Figure 4)."""
 
+import math
 import os
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files_bmdetr import replacing_path
 from .video_bmdetr import iter_frames, probe_video
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     from .evaluation.reliability import ReliabilityBins
 
 TRUTH, FOUND, PROBABILITY = "#2a9d4f", "#2f6fdb", "#d1495b"
+LEAST_SCORE = 0.005  # what would be written as 0.00 is not drawn
+TITLE_LETTERS = 105  # per line
+TITLE_LINES = 40
+FRAME_HEIGHT_IN = 0.9
+# Seconds between ticks on a time line; from `MINUTES_FROM_S` on they are written as m:ss.
+TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+MINUTES_FROM_S = 120
+# Fonts for letters that matplotlib's own lacks, where the machine has them.
+MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Devanagari", "Noto Sans", "Arial Unicode MS", "SimHei")
 
 
 def plot_moments(
@@ -30,20 +44,22 @@ def plot_moments(
     """Draws answers of [`MomentRetrievalPipeline`] about one video on a common time line.
 
     From top to bottom: frames of the video; for each query its ground truth and the best moments with their scores,
-    then p (Eq. 6, a line) and o (Eq. 7, a heat strip). The softmax of Eq. 7 over probabilities varies at most e-fold,
-    so the strip is scaled to its own range and p stands beside it.
+    then p (Eq. 6, a line) over o (Eq. 7, a strip). The strip shows o times the number of clips, always on the scale
+    from 0 to e: Eq. 7 is a softmax over probabilities, so that is the most it can reach, and where p is flat the strip
+    is even.
 
     Args:
         answers: One answer, or a list of them.
         video: Path of the video, for the frames.
         ground_truth: For each answer the described moments, [[start s, end s], ...].
-        path: Where to save the picture; its suffix says in which format.
-        num_frames: Frames shown.
-        max_moments: Moments shown of each answer.
+        path: Where to save the picture; its suffix says in which format. The file is written whole or not at all.
+        num_frames: At most so many frames are shown, and as many as fit beside each other.
+        max_moments: Moments shown of each answer; those that score less than 0.005 are left out.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no answers, or not one list of moments for each.
+        ValueError: no answers, or not one list of moments for each; matplotlib does not know the suffix.
+        OSError: the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -56,24 +72,35 @@ def plot_moments(
     if ground_truth is not None and len(ground_truth) != len(several):
         raise ValueError(f"{len(ground_truth)} lists of moments for {len(several)} answers; pass one for each")
     duration_s = float(several[0]["duration"])
-    strip = [1.0] if video is not None else []
-    figure = Figure(figsize=(11, 0.6 + 1.1 * len(strip) + 2.2 * len(several)), layout="constrained")
-    axes = figure.subplots(
-        len(strip) + 2 * len(several), 1, height_ratios=strip + [1.1, 0.9] * len(several), sharex=True
-    )
-    axes = np.atleast_1d(axes)
-    if video is not None:
-        _draw_frames(axes[0], video, num_frames)
+    titles = [_wrapped(f"“{answer['query']}”{_presence(answer)}") for answer in several]
+    heights: list[float] = [FRAME_HEIGHT_IN] if video is not None else []
+    for answer in several:
+        bars = len(_moments(answer, max_moments)) + (ground_truth is not None)
+        heights += [0.25 * max(bars, 1) + 0.1, 0.75]
+    lines = sum(text.count("\n") + 1 for text in titles) + (title or "").count("\n")
+    figure = Figure(figsize=(11, 1.1 + sum(heights) + 0.2 * lines + 0.12 * len(heights)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights, sharex=True))
+    first = 1 if video is not None else 0
     for i, answer in enumerate(several):
-        bars, attention = axes[len(strip) + 2 * i], axes[len(strip) + 2 * i + 1]
-        _draw_bars(bars, answer, ground_truth[i] if ground_truth is not None else None, max_moments)
-        _draw_attention(attention, answer)
+        bars_axis, attention_axis = axes[first + 2 * i], axes[first + 2 * i + 1]
+        _draw_bars(bars_axis, answer, ground_truth[i] if ground_truth is not None else None, max_moments)
+        _draw_attention(attention_axis, answer)
+        bars_axis.set_title(titles[i], fontsize=10, loc="left")
     axes[-1].set_xlim(0, duration_s)
-    axes[-1].set_xlabel("seconds")
+    _label_times(axes[-1], duration_s)
+    _explain(figure, several, ground_truth is not None)
     if title:
-        figure.suptitle(title, fontsize=11)
-    if path is not None:
-        figure.savefig(path, dpi=120)
+        _plain(figure.suptitle(_wrapped(title), fontsize=11))
+    for axis in axes:
+        _plain(axis.set_title(axis.get_title(loc="left"), fontsize=10, loc="left"))
+    with warnings.catch_warnings():
+        # A letter that no installed font has shows as a box with its number.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        if video is not None:
+            _draw_frames(figure, axes[0], video, num_frames)
+        if path is not None:
+            with replacing_path(path) as aside:
+                figure.savefig(aside, dpi=120)
     return figure
 
 
@@ -114,72 +141,140 @@ def plot_reliability(
     if title:
         figure.suptitle(title, fontsize=11)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        with replacing_path(path) as aside:
+            figure.savefig(aside, dpi=120)
     return figure
 
 
-def _draw_frames(axis: "Axes", video: str | os.PathLike, num_frames: int) -> None:
-    """Evenly spaced frames, each drawn over the share of time it stands for."""
-    info = probe_video(video)
-    edges = np.linspace(0, info.duration_s, num_frames + 1)
-    times = 0.5 * (edges[:-1] + edges[1:])
-    for (_, frame), left, right in zip(iter_frames(video, times), edges[:-1], edges[1:], strict=True):
-        axis.imshow(frame, extent=(left, right, 0, 1), aspect="auto")
-    axis.set_ylim(0, 1)
-    axis.set_yticks([])
-    axis.set_ylabel("video", rotation=0, ha="right", va="center")
+def _presence(answer: Mapping[str, Any]) -> str:
+    presence = answer.get("presence")
+    return "" if presence is None else f"   presence {presence:.2f}"
+
+
+def _moments(answer: Mapping[str, Any], max_moments: int) -> list[Mapping[str, float]]:
+    return [moment for moment in answer["moments"][:max_moments] if moment["score"] >= LEAST_SCORE]
 
 
 def _draw_bars(
     axis: "Axes", answer: Mapping[str, Any], truth: Sequence[Sequence[float]] | None, max_moments: int
 ) -> None:
-    """Ground truth and the best moments, each a row."""
-    rows: list[tuple[str, list[tuple[float, float, str, float]], str]] = []
+    """Ground truth and the best moments, each a row; what the row is stands left of it, where nothing overlaps it."""
+    rows: list[tuple[str, list[tuple[float, float, float]], str]] = []
     if truth is not None:
-        rows.append(("truth", [(start, end, f"{start:.1f}-{end:.1f} s", 1.0) for start, end in truth], TRUTH))
-    for rank, moment in enumerate(answer["moments"][:max_moments], start=1):
-        label = f"{moment['start']:.1f}-{moment['end']:.1f} s, score {moment['score']:.2f}"
-        bar = (moment["start"], moment["end"], label, 0.25 + 0.75 * moment["score"])
-        rows.append((f"#{rank}", [bar], FOUND))
+        spans = [_span(start, end) for start, end in truth[:2]] + [f"{len(truth) - 2} more"] * (len(truth) > 2)
+        described = f"described  {', '.join(spans)}" if spans else "described  nowhere"
+        rows.append((described, [(start, end, 1.0) for start, end in truth], TRUTH))
+    for rank, moment in enumerate(_moments(answer, max_moments), start=1):
+        start, end, score = moment["start"], moment["end"], moment["score"]
+        rows.append((f"{rank}.  {_span(start, end)}  score {score:.2f}", [(start, end, 0.25 + 0.75 * score)], FOUND))
+    if len(rows) == (truth is not None):
+        rows.append(("no moment found", [], FOUND))
     for height, (_, bars, colour) in enumerate(rows):
-        for start, end, label, alpha in bars:
-            axis.barh(height, max(end - start, 0.01), left=start, height=0.7, color=colour, alpha=alpha)
-            late = end > 0.7 * answer["duration"]
-            axis.annotate(
-                label,
-                (start if late else end, height),
-                xytext=(-4 if late else 4, 0),
-                textcoords="offset points",
-                ha="right" if late else "left",
-                va="center",
-                fontsize=8,
+        for start, end, alpha in bars:
+            width = max(end - start, 0.003 * answer["duration"])  # a short moment of a long video can be seen
+            axis.barh(
+                height,
+                width,
+                left=min(start, answer["duration"] - width),
+                height=0.7,
+                color=colour,
+                alpha=min(alpha, 1.0),
             )
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+    axis.tick_params(axis="x", labelbottom=False)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    presence = answer.get("presence")
-    said = "" if presence is None else f"   presence {presence:.2f}"
-    axis.set_title(f"“{answer['query']}”{said}", fontsize=10, loc="left")
 
 
 def _draw_attention(axis: "Axes", answer: Mapping[str, Any]) -> None:
-    """p as a line over o as a heat strip; saliency where the model has neither."""
-    clip_s = answer["clip_length"]
-    values = answer.get("frame_probabilities", answer["saliency"])
-    edges = np.minimum(np.arange(len(values) + 1) * clip_s, answer["duration"])
-    heat = np.asarray(answer.get("frame_attention", answer["saliency"]))[None]
-    spread = heat.max() - heat.min() + 1e-9  # half of the colour map, so that the line stays readable on it
-    axis.pcolormesh(
-        edges,
-        [0, 1],
-        heat,
-        cmap="Blues",
-        vmin=heat.min(),
-        vmax=heat.max() + spread,
-        transform=axis.get_xaxis_transform(),
-    )
-    axis.stairs(values, edges, color=PROBABILITY, linewidth=1.6, baseline=None)
-    if "frame_probabilities" in answer:
+    """p as a line over o as a strip; saliency where the model has neither."""
+    has_p = "frame_probabilities" in answer
+    values = np.asarray(answer["frame_probabilities"] if has_p else answer["saliency"], dtype=float)
+    edges = np.minimum(np.arange(len(values) + 1) * answer["clip_length"], answer["duration"])
+    if has_p:
+        attention = np.asarray(answer["frame_attention"], dtype=float)[None] * len(values)
+        across = axis.get_xaxis_transform()
+        axis.pcolormesh(edges, [0, 1], attention, cmap="Blues", vmin=0.0, vmax=math.e, alpha=0.7, transform=across)
         axis.set_ylim(0, 1)
-        axis.set_ylabel("p (line)\no (strip)", rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_yticks([0, 1], ["0", "1"], fontsize=8)
+    axis.stairs(values, edges, color=PROBABILITY, linewidth=1.6, baseline=None)
+    axis.set_ylabel("frame\nprobability" if has_p else "saliency", rotation=0, ha="right", va="center", fontsize=8)
+
+
+def _explain(figure: "Figure", answers: Sequence[Mapping[str, Any]], has_truth: bool) -> None:
+    """A legend in words, below the time line."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Patch(color=TRUTH, label="described moment")] if has_truth else []
+    handles.append(Patch(color=FOUND, label="found moment (stronger: better score)"))
+    if any("frame_probabilities" in answer for answer in answers):
+        handles.append(Line2D([], [], color=PROBABILITY, label="probability that a frame belongs to the moment"))
+        handles.append(Patch(color="#9ecae1", label="attention to a frame (even where it singles out none)"))
     else:
-        axis.set_ylabel("saliency", rotation=0, ha="right", va="center", fontsize=8)
+        handles.append(Line2D([], [], color=PROBABILITY, label="saliency"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+
+
+def _draw_frames(figure: "Figure", axis: "Axes", video: str | os.PathLike, num_frames: int) -> None:
+    """Evenly spaced frames with the video's aspect ratio, as many as fit, each centred on the time that it shows."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    info = probe_video(video)
+    axis.set_ylim(0, 1)
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(axis="x", bottom=False, labelbottom=False)
+    axis.set_ylabel("video", rotation=0, ha="right", va="center", fontsize=8)
+    figure.draw_without_rendering()  # lays everything out, so that the room for the frames is known
+    box = axis.get_window_extent()
+    width_in, height_in = box.width / figure.dpi, box.height / figure.dpi
+    aspect = info.width / info.height
+    frame_height_in = min(height_in, width_in / aspect)
+    shown = max(1, min(num_frames, int(width_in / (frame_height_in * aspect))))
+    height_px = max(1, round(frame_height_in * 120))
+    size = (max(1, round(height_px * aspect)), height_px)
+    times = (np.arange(shown) + 0.5) * info.duration_s / shown
+    for time_s, frame in iter_frames(video, times, size=size):
+        image = OffsetImage(frame, zoom=frame_height_in * 72 / frame.shape[0], dpi_cor=True)
+        axis.add_artist(AnnotationBbox(image, (time_s, 0.5), frameon=False, pad=0, box_alignment=(0.5, 0.5)))
+
+
+def _label_times(axis: "Axes", duration_s: float) -> None:
+    """Ticks at round times; as m:ss on a long axis."""
+    step = next((step for step in TICK_STEPS_S if duration_s / step <= 10), TICK_STEPS_S[-1])
+    if duration_s < 2:
+        axis.set_xlabel("seconds")
+        return
+    ticks = np.arange(0, duration_s + 1e-6, step)
+    in_minutes = duration_s >= MINUTES_FROM_S
+    axis.set_xticks(ticks, [_clock(tick) if in_minutes else f"{tick:g}" for tick in ticks])
+    axis.set_xlabel(("time (h:mm:ss)" if duration_s >= 3600 else "time (m:ss)") if in_minutes else "seconds")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _span(start: float, end: float) -> str:
+    """A span for people: seconds with a tenth, from two minutes on m:ss."""
+    if end >= MINUTES_FROM_S:
+        return f"{_clock(start)} - {_clock(end)}"
+    return f"{start:.1f} - {end:.1f} s"
+
+
+def _wrapped(text: str) -> str:
+    """The text in lines of a title, with letters that cannot be drawn as escapes."""
+    letters = (letter if letter.isprintable() else " " if letter.isspace() else ascii(letter)[1:-1] for letter in text)
+    lines = textwrap.wrap("".join(letters), TITLE_LETTERS) or [""]
+    return "\n".join(lines if len(lines) <= TITLE_LINES else [*lines[:TITLE_LINES], "…"])
+
+
+def _plain(text: "Text") -> None:
+    """Draws the text as it is (no mathematics between dollar signs), with fonts for as many scripts as there are."""
+    from matplotlib import font_manager, rcParams
+
+    text.set_parse_math(False)
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    text.set_fontfamily([*rcParams["font.family"], *(font for font in MORE_FONTS if font in installed)])

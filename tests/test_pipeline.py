@@ -1,4 +1,4 @@
-"""The pipeline, the pictures and the command line on a real video file and a real (untrained) checkpoint."""
+"""The pipeline and the command line on a real video file and a real (untrained) checkpoint."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ from modeling_bmdetr.cli import main
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
 from modeling_bmdetr.pipeline_bmdetr import mean_over_windows, window_starts
 from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
-from modeling_bmdetr.visualization import plot_moments
 
 QUERIES = ["the red star slides to the left", "a blue box spins"]
 
@@ -136,32 +135,6 @@ def test_windows_overlap_by_half_and_end_with_the_video():
 def test_overlapping_windows_are_averaged():
     mean = mean_over_windows([torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0])], [0, 1])
     assert mean.tolist() == [1.0, 3.0, 6.0]
-
-
-class TestPicture:
-    def test_bars_lines_and_frames(self, pipe, world, tmp_path):
-        answers = pipe(world[1], QUERIES, long_video="window")
-        figure = plot_moments(answers, world[1], [[[2.0, 6.0]], [[1.0, 3.0], [9.0, 12.0]]], tmp_path / "a.png")
-        assert (tmp_path / "a.png").stat().st_size > 10_000
-        strip, bars, attention = figure.axes[:3]
-        assert len(strip.images) == 12
-        widths = [patch.get_width() for patch in bars.patches]
-        best = answers[0]["moments"][0]
-        assert widths[0] == pytest.approx(4.0)
-        assert widths[1] == pytest.approx(best["end"] - best["start"], abs=1e-6)
-        assert QUERIES[0] in bars.get_title(loc="left")
-        line = attention.patches[0].get_data().values
-        np.testing.assert_allclose(line, answers[0]["frame_probabilities"])
-
-    def test_one_answer_without_a_video(self, pipe, world, tmp_path):
-        plot_moments(pipe(world[1], QUERIES[0]), path=tmp_path / "b.svg")
-        assert (tmp_path / "b.svg").read_text().startswith("<?xml")
-
-    def test_wrong_arguments(self, pipe, world):
-        with pytest.raises(ValueError, match="empty"):
-            plot_moments([])
-        with pytest.raises(ValueError, match="1 lists of moments for 2 answers"):
-            plot_moments(pipe(world[1], QUERIES), ground_truth=[[]])
 
 
 class TestCommandLine:

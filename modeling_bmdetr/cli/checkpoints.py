@@ -3,10 +3,14 @@
 import argparse
 from typing import Any
 
-from .common import Commands, show
+from .common import Commands, check_model, check_output, model_errors, show
 
 
 def convert(args: argparse.Namespace) -> int:
+    if args.to_released:
+        check_model(args.checkpoint)
+        check_output(args.out)
+
     from ..released import convert_to_folder, export_released
 
     if args.to_released:
@@ -33,12 +37,15 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
+    check_model(args.checkpoint)
+
     from ..calibration_bmdetr import as_calibration, calibration_lines
     from ..configuration_bmdetr import BMDetrConfig
     from ..modeling_bmdetr import BMDetrForMomentRetrieval
 
-    config = BMDetrConfig.from_pretrained(args.checkpoint, revision=args.revision)
-    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    with model_errors(args.checkpoint):
+        config = BMDetrConfig.from_pretrained(args.checkpoint, revision=args.revision)
+        model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
     contract = config.feature_contract
     forms = ["background_aware", "learnable_spans", "decoder_memory", "frame_attention_scale"]
     forms += ["alignment_pooling", "alignment_denominator"]
@@ -66,11 +73,14 @@ def info(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
+    check_model(args.checkpoint)
+
     from .. import BMDetrForMomentRetrieval, BMDetrProcessor
     from ..export import export_model
 
-    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
-    processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
+    with model_errors(args.checkpoint):
+        model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+        processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
     result = export_model(model, args.out, args.format, int8=args.int8, processor=processor)
     files = " and ".join(result[name] for name in ("file", "int8_file") if name in result)
     text = f"{files} written to '{args.out}'; {result['file']} differs from the model by at most "

@@ -1,22 +1,41 @@
-"""What the commands share: how one is declared, how results are shown, a progress bar."""
+"""What the commands share: how one is declared, the checks that come before anything slow, how results are shown."""
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|xla|meta)(:\d+)?")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, as that of every other fault."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {printable(message)} (see `{self.prog} --help`)\n")
 
 
 class Commands:
-    """The subcommands of a parser; each has `--json` and a function from its arguments to the exit code."""
+    """The subcommands of a parser; each has `--json`, `--quiet` and a function from its arguments to the exit code."""
 
     def __init__(self, parser: argparse.ArgumentParser):
-        self.subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        self.subparsers = parser.add_subparsers(
+            dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
+        )
 
     def add(self, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         """Adds a subcommand and returns its parser; `text` says in one line what the command does."""
         command = self.subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(function=function)
         command.add_argument("--json", action="store_true", help="print the result as JSON")
+        command.add_argument("--quiet", action="store_true", help="no progress bars and no warnings")
         return command
 
 
@@ -26,18 +45,139 @@ def add_plugins(command: argparse.ArgumentParser) -> None:
     command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
 
 
+# ------------------------------------------------------------------------------------------------- values of arguments
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, received {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, received {text}")
+    return value
+
+
+def count_or_none(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, received {text}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, received {text}")
+    return value
+
+
+def device(text: str) -> str:
+    """A device by PyTorch's name; whether this machine has it is found out by `check_device`."""
+    if not DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be a device such as cpu, cuda or cuda:0, received {text!r}")
+    return text
+
+
+# ------------------------------------------------------------------------------------------ checks before anything slow
+
+
+def check_model(name: str) -> None:
+    """Refuses a name of a checkpoint that can be neither a folder with one nor a repository on the Hub."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"the folder '{name}' is no checkpoint: it holds no config.json")
+    elif folder.exists():
+        raise NotADirectoryError(f"'{name}' is a file; a checkpoint is the folder that it lies in")
+    elif not REPOSITORY.fullmatch(name) or name.startswith("."):
+        raise FileNotFoundError(f"there is no model folder '{name}'")
+
+
+def check_folder(name: str) -> None:
+    """Refuses a name that is no folder."""
+    if not Path(name).is_dir():
+        what = "is a file, not a folder" if Path(name).exists() else "does not exist"
+        raise FileNotFoundError(f"the folder '{name}' {what}")
+
+
+def check_device(name: str | None) -> None:
+    """Refuses a device that this machine does not have."""
+    if name is None or name == "cpu":
+        return
+    import torch
+
+    kind, _, index = name.partition(":")
+    backend = getattr(torch, kind, None)
+    found = backend.device_count() if backend is not None and hasattr(backend, "device_count") else 0
+    if found <= int(index or 0):
+        raise ValueError(f"there is no device '{name}' on this machine (found {found} of the kind '{kind}'); try cpu")
+
+
+def check_output(path: str | None, suffixes: tuple[str, ...] = ()) -> None:
+    """Refuses a file that cannot be written, or whose suffix names no format that is known."""
+    if path is None:
+        return
+    file = Path(path)
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise ValueError(f"'{path}' must end with one of {', '.join(suffixes)}, which says what kind of file it is")
+    if file.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder '{file.parent}' to write '{file.name}' to")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"'{path}' cannot be written; choose another place or change its permissions")
+
+
+@contextmanager
+def model_errors(name: str) -> Iterator[None]:
+    """Says of a name that is no folder here that the Hub was asked for it, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if Path(name).is_dir() or isinstance(error, ConnectionError):
+            raise
+        reason = printable(str(error)).split(". ")[0]
+        raise OSError(f"there is no folder '{name}', and the Hub gave no checkpoint of that name: {reason}") from error
+
+
+def checked_rows(path: str, fields: tuple[str, ...]) -> Any:
+    """The rows of a JSONL file, refused where one of the fields that the command reads is missing or wrong."""
+    from ..data import read_rows, validate_rows
+
+    rows = read_rows(path)
+    report = validate_rows(rows, require_windows=False)
+    report.problems = [problem for problem in report.problems if problem.field in fields or not problem.field]
+    if not report.ok:
+        first = "; ".join(str(problem).removeprefix("error: ") for problem in report.errors[:3])
+        more = f"; and {len(report.errors) - 3} more" if len(report.errors) > 3 else ""
+        raise ValueError(f"'{path}' has {len(report.errors)} errors: {first}{more}. `bmdetr validate` lists all")
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- showing
+
+
 class Bar:
     """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
 
-    def __init__(self, unit: str):
-        self.unit = unit
+    def __init__(self, text: str, unit: str = "clips"):
+        self.text, self.unit = text, unit
         self.bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         from tqdm.auto import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(total=total, unit=self.unit, desc="encoding the video")
+            self.bar = tqdm(total=total, unit=self.unit, desc=self.text)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
@@ -45,6 +185,27 @@ class Bar:
             self.bar.close()
 
 
+def printable(text: str) -> str:
+    """The text on one line, with characters that would steer the terminal, or cannot be encoded, as escapes."""
+    words = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+
+
 def show(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
     """Prints a result: as JSON if the command was asked to, else as text."""
     print(json.dumps(result, indent=2, default=str) if args.json else text)
+
+
+def complain(args: argparse.Namespace, message: str) -> None:
+    """Prints one line about a fault on standard error."""
+    print(f"bmdetr {args.command}: {printable(message)}", file=sys.stderr)
+
+
+def version() -> str:
+    """The version of the installed package."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("modeling-bmdetr")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

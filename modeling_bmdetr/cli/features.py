@@ -2,14 +2,29 @@
 
 import argparse
 
-from .common import Commands, add_plugins, show
+from .common import (
+    Commands,
+    add_plugins,
+    check_device,
+    check_folder,
+    check_model,
+    checked_rows,
+    count_or_none,
+    device,
+    seconds,
+    show,
+)
 
 
 def extract(args: argparse.Namespace) -> int:
-    from ..data import extract_features, read_rows
+    rows = checked_rows(args.rows, ("qid", "vid", "query", "video", "duration"))
+    check_folder(args.videos)
+    check_device(args.device)
+
+    from ..data import extract_features
 
     report = extract_features(
-        read_rows(args.rows),
+        rows,
         args.videos,
         args.out,
         args.video_encoder,
@@ -28,6 +43,7 @@ def pack(args: argparse.Namespace) -> int:
     from ..data import pack_features, read_rows
 
     if args.model:
+        check_model(args.model)
         contract = BMDetrConfig.from_pretrained(args.model).feature_contract
     else:
         contract = FeatureContract(clip_length=args.clip_length, text_rows=args.text_rows)
@@ -58,17 +74,19 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
     text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
     command.add_argument("--text-encoder", required=True, help=text_encoders)
-    command.add_argument("--clip-length", type=float, required=True, help="seconds a clip")
+    command.add_argument("--clip-length", type=seconds, required=True, help="seconds per clip")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
-    command.add_argument("--workers", type=int, default=0, help="processes that decode and encode (0: this one)")
-    command.add_argument("--device", help="for encoders with weights, such as cuda:0")
+    command.add_argument(
+        "--workers", type=count_or_none, default=0, help="processes that decode and encode (0: this one)"
+    )
+    command.add_argument("--device", type=device, help="for encoders with weights, such as cuda:0")
 
     command = commands.add("pack", pack, "copy published feature files into a packed feature store")
     command.add_argument("videos", nargs="+", help="folders of video features, concatenated in this order")
     command.add_argument("--text", help="folder of text features (qid<qid>.npz)")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
     command.add_argument("--model", help="checkpoint whose feature contract the features must keep")
-    command.add_argument("--clip-length", type=float, default=1.0, help="seconds a clip, without --model (1)")
+    command.add_argument("--clip-length", type=seconds, default=1.0, help="seconds per clip, without --model (1)")
     command.add_argument("--text-rows", choices=["to_end_of_text", "all"], default="all", help="without --model (all)")
     command.add_argument("--rows", help="JSONL file: copy only what its rows need")
     command.add_argument("--video-key", help="array to read from files of video features that hold several (features)")

@@ -2,62 +2,169 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from .common import Bar, Commands, add_plugins, show
+from . import answers as forms
+from .common import (
+    Bar,
+    Commands,
+    add_plugins,
+    check_device,
+    check_model,
+    check_output,
+    complain,
+    count,
+    device,
+    model_errors,
+    printable,
+    share,
+)
+from .faults import is_expected, message_of
 
-ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+CLIP_SUFFIXES = (".mp4", ".mkv", ".mov")
+SCORE_THRESHOLD = 0.05
 
 
 def predict(args: argparse.Namespace) -> int:
+    videos, queries = videos_and_queries(args)
+    check_model(args.model)
+    plots = _numbered(args.plot, len(videos), PICTURE_SUFFIXES, ".png")
+    clips = _numbered(args.clip, len(videos) * len(queries), CLIP_SUFFIXES, ".mp4")
+    check_output(args.out)
+    if plots:
+        import matplotlib  # noqa: F401  (found missing before the video is encoded)
+    check_device(args.device)
+
     from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 
-    model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
-    processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
+    with model_errors(args.model):
+        model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
+        processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
     pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
-    bar = Bar("clips")
-    video = pipe.encode_video(args.video, progress=bar)
-    bar.close()
-    names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
-    options = {name: getattr(args, name) for name in names}
-    answers = pipe(video, args.query, long_video=args.long_video, **options)
-    if args.plot:
-        from ..visualization import plot_moments
-
-        plot_moments(answers, args.video, path=args.plot)
-        print(f"picture: {args.plot}", file=sys.stderr)
-    lines = []
-    for answer in answers:
-        lines.append(answer["query"] + told_presence(answer, args.min_presence))
-        lines += [f"  {m['start']:8.2f} s - {m['end']:8.2f} s   score {m['score']:.3f}" for m in answer["moments"]]
-        lines += ["  no moment above the thresholds"] * (not answer["moments"])
     if not pipe.is_calibrated:
         print("scores are not calibrated: they rank, but are no probabilities (bmdetr calibrate)", file=sys.stderr)
-    show(args, {"video": args.video, "answers": answers}, "\n".join(lines))
-    return 0
+    names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
+    options = {name: getattr(args, name) for name in names}
+    results, failed = [], 0
+    form = forms.form_of(args)
+    for i, video in enumerate(videos):
+        bar = Bar("encoding the video" if len(videos) == 1 else f"encoding video {i + 1} of {len(videos)}")
+        try:
+            encoded = pipe.encode_video(video, progress=bar)
+            answers = pipe(encoded, queries, long_video=args.long_video, **options)
+        except Exception as error:
+            if len(videos) == 1 or not is_expected(error):
+                raise
+            complain(args, message_of(error))
+            failed += 1
+            continue
+        finally:
+            bar.close()
+        results.append({"video": video, "answers": answers})
+        if form == "text" and not args.out:
+            print(forms.as_text(results[-1], args.score_threshold, named=len(videos) > 1), flush=True)
+    if form != "text" or args.out:
+        forms.write(results, form, args.out, single=len(videos) == 1, threshold=args.score_threshold)
+    if plots or clips:
+        _draw_and_cut(results, videos, queries, plots, clips)
+    return 1 if failed else 0
 
 
-def told_presence(answer: Mapping[str, Any], min_presence: float) -> str:
-    """What the head of an answer says of presence: nothing where the model does not tell."""
-    presence = answer.get("presence")
-    if presence is None:
-        return ""
-    return f" ({'not in this video, ' if presence < max(min_presence, ABSENT_BELOW) else ''}presence {presence:.2f})"
+def videos_and_queries(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Tells videos from sentences: the first is a video, and so are files and names of video files that follow it.
+
+    Raises:
+        FileNotFoundError: a video does not exist.
+        ValueError: there is no sentence.
+    """
+    videos, rest = args.video_or_query[:1], args.video_or_query[1:]
+    while rest and (Path(rest[0]).suffix.lower() in VIDEO_SUFFIXES or _is_file(rest[0])):
+        videos.append(rest.pop(0))
+    queries = [*rest, *(read_queries(args.queries) if args.queries else [])]
+    for video in videos:
+        if not _is_file(video):
+            raise FileNotFoundError(f"there is no video file '{video}'")
+    if not queries:
+        raise ValueError(
+            'there is no sentence: give one or more in quotes after the video ("she opens the door"), or '
+            "a file with one per line by --queries"
+        )
+    if blank := [i for i, query in enumerate(queries, start=1) if not query.strip()]:
+        raise ValueError(f"sentence {blank[0]} is empty: say what to look for")
+    return videos, queries
+
+
+def read_queries(name: str) -> list[str]:
+    """The sentences of a text file, one per line; "-" reads standard input."""
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{name}' is not UTF-8 text: save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or a letter that no file name has
+        return False
+
+
+def _numbered(name: str | None, files: int, suffixes: tuple[str, ...], default: str) -> list[str]:
+    """The name of the file to write; with several, each has a number before the suffix. All of them can be written."""
+    if name is None:
+        return []
+    path = Path(name if Path(name).suffix else f"{name}{default}")
+    names = [str(path)] if files == 1 else [str(path.with_stem(f"{path.stem}-{i}")) for i in range(1, files + 1)]
+    for each in names:
+        check_output(each, suffixes)
+    return names
+
+
+def _draw_and_cut(
+    results: list[dict[str, Any]], videos: list[str], queries: list[str], plots: list[str], clips: list[str]
+) -> None:
+    """Pictures of the answers, and the best moment of each as a video; the answers have been shown before."""
+    for result in results:
+        i = videos.index(result["video"])
+        if plots:
+            from ..visualization import plot_moments
+
+            plot_moments(result["answers"], result["video"], path=plots[i])
+            print(f"picture: {printable(plots[i])}", file=sys.stderr)
+        for j, answer in enumerate(result["answers"] if clips else ()):
+            if not answer["moments"]:
+                print(f"no clip of “{printable(answer['query'])}”: no moment was found", file=sys.stderr)
+                continue
+            from ..cutting import cut_clip
+
+            best, out = answer["moments"][0], clips[i * len(queries) + j]
+            cut_clip(result["video"], best["start"], best["end"], out)
+            print(f"clip: {printable(out)}", file=sys.stderr)
 
 
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
-    command = commands.add("predict", predict, "find the moments that sentences describe in a video")
+    command = commands.add("predict", predict, "find the moments that sentences describe in videos")
     add_plugins(command)
-    command.add_argument("video", help="a video file")
-    command.add_argument("query", nargs="+", help="sentences, each in quotes")
+    wanted = "one or more video files, then one or more sentences, each in quotes"
+    command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)
+    command.add_argument("--queries", metavar="FILE", help="text file with one sentence per line (-: standard input)")
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
     command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print a table: one line per moment")
+    form.add_argument("--vtt", action="store_true", help="print WebVTT, which players show as chapters; one video")
+    command.add_argument("--out", metavar="FILE", help="write the result here; .json, .csv and .vtt say in which form")
     command.add_argument("--plot", metavar="FILE", help="draw the answers to a picture (.png, .pdf, .svg)")
-    command.add_argument("--top-k", type=int, default=3, help="moments an answer (3)")
-    command.add_argument("--score-threshold", type=float, default=0.0, help="leave out moments that score less (0)")
-    command.add_argument("--min-presence", type=float, default=0.0, help="no moments where presence is lower (0)")
-    command.add_argument("--nms-threshold", type=float, help="leave out moments that overlap a better one by more")
+    command.add_argument("--clip", metavar="FILE", help="cut the best moment of each answer out of its video (.mp4)")
+    command.add_argument("--top-k", type=count, default=3, help="at most so many moments per answer (3)")
+    least = f"leave out moments that score less ({SCORE_THRESHOLD})"
+    command.add_argument("--score-threshold", type=share, default=SCORE_THRESHOLD, help=least)
+    command.add_argument("--min-presence", type=share, default=0.0, help="no moments where presence is lower (0)")
+    command.add_argument("--nms-threshold", type=share, help="leave out moments that overlap a better one by more")
     command.add_argument("--long-video", choices=["window", "truncate", "resample"], help="for a long video (contract)")
-    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
+    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")

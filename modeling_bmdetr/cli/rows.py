@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import Commands, show
+from .common import Commands, check_device, check_output, checked_rows, count_or_none, device, seconds, share, show
 
 
 def import_rows(args: argparse.Namespace) -> int:
@@ -28,9 +28,12 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def mine_negatives(args: argparse.Namespace) -> int:
-    from ..data import mine_negative_queries, read_rows, write_rows
+    rows = checked_rows(args.rows, ("qid", "vid", "query", "duration", "relevant_windows"))
+    check_output(args.out)
+    check_device(args.device)
 
-    rows = read_rows(args.rows)
+    from ..data import mine_negative_queries, write_rows
+
     mined, report = mine_negative_queries(
         rows,
         args.iou_threshold,
@@ -55,8 +58,8 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--features", help="packed store or folder of features")
     command.add_argument("--reference", help="JSONL file that the text features were made from")
     command.add_argument("--unlabelled", action="store_true", help="rows without moments are fine")
-    command.add_argument("--clip-length", type=float, help="seconds a clip, to check clip indices with")
-    command.add_argument("--limit", type=int, default=100, help="problems shown (100)")
+    command.add_argument("--clip-length", type=seconds, help="seconds per clip, to check clip indices with")
+    command.add_argument("--limit", type=count_or_none, default=100, help="problems shown (100)")
 
     command = commands.add(
         "mine-negatives", mine_negatives, "find the negative queries of each row (Principles 1 and 2)"
@@ -65,10 +68,10 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out", required=True, help="JSONL file to write, with neg_query_ids")
     encoder = "sentence-transformers/all-MiniLM-L6-v2"
     command.add_argument("--encoder", default=encoder, help=f"sentence-transformers model, by name or path ({encoder})")
-    command.add_argument("--iou-threshold", type=float, default=0.5, help="negatives overlap the moments by less (0.5)")
+    command.add_argument("--iou-threshold", type=share, default=0.5, help="negatives overlap the moments by less (0.5)")
     similarity = command.add_mutually_exclusive_group()
     below = "and their sentences have a cosine below (0.75)"
-    similarity.add_argument("--similarity-threshold", type=float, default=0.75, help=below)
+    similarity.add_argument("--similarity-threshold", type=share, default=0.75, help=below)
     weigh = "instead, let each count by one minus its cosine (neg_query_weights)"
     similarity.add_argument("--weight-by-similarity", action="store_true", help=weigh)
-    command.add_argument("--device", help="for the encoder, such as cuda:0")
+    command.add_argument("--device", type=device, help="for the encoder, such as cuda:0")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .common import Commands, show
+from .common import Commands, check_device, check_model, count, device, model_errors, printable, show
 
 
 def index(args: argparse.Namespace) -> int:
@@ -28,20 +28,27 @@ def search(args: argparse.Namespace) -> int:
         found = videos.search(args.query, args.top, progress=progress)
     lines = []
     for query, hits in zip(args.query, found, strict=True):
-        lines += [query] * (len(args.query) > 1)
+        lines += [printable(query)] * (len(args.query) > 1)
         for hit in hits:
             presence = "" if hit.presence is None else f"   presence {hit.presence:.3f}"
-            lines.append(f"{hit.start:9.2f} s - {hit.end:9.2f} s   score {hit.score:.3f}{presence}   {hit.video}")
+            lines.append(
+                f"{hit.start:9.2f} s - {hit.end:9.2f} s   score {hit.score:.3f}{presence}   {printable(hit.video)}"
+            )
     answers = [{"query": q, "hits": [vars(hit) for hit in hits]} for q, hits in zip(args.query, found, strict=True)]
     show(args, {"index": args.index, "answers": answers}, "\n".join(lines))
     return 0
 
 
 def _pipeline(args: argparse.Namespace) -> Any:
+    check_model(args.model)
+    check_device(args.device)
+
     from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 
-    model = BMDetrForMomentRetrieval.from_pretrained(args.model)
-    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(args.model), device=args.device)
+    with model_errors(args.model):
+        model = BMDetrForMomentRetrieval.from_pretrained(args.model)
+        processor = BMDetrProcessor.from_pretrained(args.model)
+    return MomentRetrievalPipeline(model, processor=processor, device=args.device)
 
 
 def _lasting_name(model: str) -> str:
@@ -72,11 +79,11 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out", required=True, help="the index")
     command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
     command.add_argument("--dtype", choices=["float16", "float32"], help="number type of a new index (float16)")
-    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
+    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")
 
     command = commands.add("search", search, "find the moments that sentences describe in all videos of an index")
     command.add_argument("index", help="what `bmdetr index` wrote")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
-    command.add_argument("--top", type=int, default=10, help="moments per sentence, one per video at most (10)")
+    command.add_argument("--top", type=count, default=10, help="moments per sentence, one per video at most (10)")
     command.add_argument("--model", help="checkpoint (the one that the index was made with)")
-    command.add_argument("--device", help="such as cuda:0 (the first accelerator, else the CPU)")
+    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")

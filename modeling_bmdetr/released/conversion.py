@@ -6,6 +6,7 @@ The released code is github.com/minjoong507/BM-DETR; `docs/paper_and_release.md`
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from ..cards import write_model_card
 from ..configuration_bmdetr import WITHOUT_RANKING
+from ..files_bmdetr import replacing_file, replacing_folder, replacing_path
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor, PredictionFormat
 from .checkpoint import ReleasedCheckpoint, read_released_checkpoint, released_config, released_options
@@ -117,16 +119,17 @@ def convert_to_folder(
     """
     out_dir = Path(out_dir)
     model, report = _convert(read_released_checkpoint(source), strict, config_options)
-    out_dir.mkdir(parents=True, exist_ok=True)
     origin = {
         "from": Path(report.origin).name,
         "parameters": len(report.converted),
         "dropped": len(report.dropped),
     }
-    # What is in the folder already stays when the model is saved, so card and processor come first.
-    write_model_card(model, out_dir, {"converted": origin})
-    BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(out_dir)
-    model.save_pretrained(out_dir)
+    is_used = out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir()))
+    with nullcontext(out_dir) if is_used else replacing_folder(out_dir) as folder:
+        # What is in the folder already stays when the model is saved, so card and processor come first.
+        write_model_card(model, folder, {"converted": origin})
+        BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(folder)
+        model.save_pretrained(folder)
     return report
 
 
@@ -173,15 +176,18 @@ def export_released(model_dir: str | os.PathLike, out_file: str | os.PathLike) -
     state_dict, options = to_released_state_dict(model), released_options(model.config)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     if out_file.suffix == ".safetensors":
-        save_file(state_dict, out_file)
+        with replacing_path(out_file) as aside:
+            save_file(state_dict, aside)
         return out_file
     # Plain containers only, so that weights-only loading, the default since PyTorch 2.6, accepts the file.
-    torch.save({"model": state_dict, "epoch": 0, "opt": options}, out_file)
+    with replacing_path(out_file) as aside:
+        torch.save({"model": state_dict, "epoch": 0, "opt": options}, aside)
     options_file = out_file.with_name("opt.json")
     if options_file.exists():
         logger.warning(f"{options_file} is already there and was left as it is; it may belong to another checkpoint")
     else:
-        options_file.write_text(json.dumps(options, indent=4) + "\n", encoding="utf-8")
+        with replacing_file(options_file) as file:
+            file.write(json.dumps(options, indent=4) + "\n")
     return out_file
 
 

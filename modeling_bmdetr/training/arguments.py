@@ -36,6 +36,8 @@ class BMDetrTrainingArguments(TrainingArguments):
             that are compared with other methods.
         gather_alignment: With several processes, semantic alignment (Eq. 17) compares a video with the queries of all
             of them, as one process with the whole batch would.
+        skip_nonfinite: Leave out updates whose loss or gradient is not finite, and count them in the log, instead of
+            stopping with the batch's qids.
     """
 
     learning_rate: float = field(default=2e-4)
@@ -54,6 +56,7 @@ class BMDetrTrainingArguments(TrainingArguments):
     logging_strategy: IntervalStrategy | str = field(default="epoch")
     remove_unused_columns: bool = field(default=False)
     report_to: str | list[str] = field(default="none")
+    logging_nan_inf_filter: bool = field(default=False)  # a loss that is not finite is logged as what it is
     # Every parameter has a gradient in every step, whatever the losses' weights and the rows of a batch are.
     ddp_find_unused_parameters: bool | None = field(default=False)
 
@@ -66,6 +69,7 @@ class BMDetrTrainingArguments(TrainingArguments):
     shifting_limit_s: float = field(default=60.0)
     evaluate_with_negatives: bool = field(default=False)
     gather_alignment: bool = field(default=True)
+    skip_nonfinite: bool = field(default=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: everything but the access token, since `training_args.bin` is pushed with the model."""

@@ -122,6 +122,8 @@ class CheckpointingTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"'{self.args.output_dir}' holds no whole checkpoint to go on from")
+        if self.args.should_save:
+            shutil.rmtree(unfinished_dir(str(self.args.output_dir)), ignore_errors=True)  # left by a process that died
         # Of the whole model: wrapped for several processes it may show this one's share.
         self._shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}  # type: ignore[union-attr]
         return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -22,14 +22,18 @@ from ..data.batches.examples import MomentRetrievalDataset
 from ..data.batches.negative_sampling import NegativeSampler
 from ..data.batches.sampler import UniqueVideoBatchSampler
 from ..data.features.store import FeatureStore
+from ..data.rows.checked import checked_rows
 from ..evaluation import evaluate_submission
-from ..loss_bmdetr import MomentTargets
+from ..loss_bmdetr import BMDetrLoss, MomentTargets
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from .arguments import BMDetrTrainingArguments
 from .distributed import gather_texts, mean_counts
+from .evaluation_loss import EvaluationLoss
+from .finite import FiniteGuard
 from .publishing import PublishingTrainer
+from .workers import end_with_parent
 
 Rows = Sequence[Mapping[str, Any]]
 Criterion = Callable[[Any, MomentTargets, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
@@ -85,19 +89,22 @@ class BMDetrTrainer(PublishingTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        eval_rows = dict(eval_rows) if isinstance(eval_rows, Mapping) else eval_rows
-        for rows in (train_rows, *(eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows])):
+        contract = store.contract if model is None else model.config.feature_contract
+        if train_rows is not None:
+            mined = args.negative_sampling.startswith("mined")
+            train_rows = checked_rows(train_rows, "train_rows", contract, training=True, reads_negatives=mined)
+            store.require(train_rows)
+        if isinstance(eval_rows, Mapping):
+            eval_rows = {name: checked_rows(rows, f"eval_rows['{name}']", contract) for name, rows in eval_rows.items()}
+        elif eval_rows is not None:
+            eval_rows = checked_rows(eval_rows, "eval_rows", contract)
+        for rows in eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows]:
             if rows is not None:
                 store.require(rows)
-        if unlabelled := [row["qid"] for row in train_rows or () if row.get("relevant_windows") is None]:
-            raise ValueError(
-                f"{len(unlabelled)} of {len(train_rows or ())} training rows have no `relevant_windows`, such as qid "
-                f"{unlabelled[:3]}: leave rows without labels out of `train_rows`; an empty list says that the video "
-                "does not show what the query says"
-            )
         self.store, self.criterion, self.users_metrics = store, criterion, compute_metrics
         self._term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._term_steps = 0
+        self._term_steps = self._skipped_steps = 0
+        self._evaluation_loss: EvaluationLoss | None = None
         if args.n_gpu > 1:
             logger.warning(
                 f"one of {args.n_gpu} accelerators is used: start one process on each with `accelerate launch`"
@@ -116,6 +123,8 @@ class BMDetrTrainer(PublishingTrainer):
             compute_metrics=self.moment_metrics,
             **kwargs,
         )
+        self.guard = FiniteGuard([row["qid"] for row in train_rows or ()], args.skip_nonfinite, not args.fp16)
+        self.add_callback(self.guard)
         # Not the Trainer's `processing_class`, which must have a tokenizer.
         self.processor = processor or BMDetrProcessor(self.contract)
         # The Trainer sets this switch of language models; saved, it would be an unknown field of our configuration.
@@ -136,6 +145,7 @@ class BMDetrTrainer(PublishingTrainer):
     def dataset(self, rows: Rows, training: bool) -> MomentRetrievalDataset:
         """The examples of rows: with negatives and shifted views in training, with neither in evaluation."""
         args, config = self.args, self.config
+        rows = checked_rows(rows, "rows", config.feature_contract, training=training)
         negatives = None
         if (training or args.evaluate_with_negatives) and config.background_aware:
             strategy = args.negative_sampling
@@ -201,6 +211,7 @@ class BMDetrTrainer(PublishingTrainer):
             dataset,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=end_with_parent,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -218,6 +229,11 @@ class BMDetrTrainer(PublishingTrainer):
         """The model's outputs for a batch, without a loss."""
         return model(**{name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS})
 
+    @property
+    def criterion_in_use(self) -> Criterion:
+        """The loss: the trainer's, or else the model's."""
+        return self.criterion or self.accelerator.unwrap_model(self.model).criterion
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -231,22 +247,37 @@ class BMDetrTrainer(PublishingTrainer):
         counts = num_items_in_batch if model.training and isinstance(num_items_in_batch, Tensor) else None
         if counts is not None and self.args.gather_alignment and self.config.alignment_loss_weight:
             gather_texts(outputs, targets)
-        criterion = self.criterion or self.accelerator.unwrap_model(self.model).criterion
-        loss, terms = criterion(outputs, targets, counts)
+        loss, terms = self.criterion_in_use(outputs, targets, counts)
+        outputs["loss_dict"] = terms
         if model.training:
-            for name, term in terms.items():
-                self._term_sums[name] = self._term_sums[name].to(term.device) + term
-            self._term_steps += 1
+            self.guard.saw(loss, inputs["row_index"])
+            if self.args.skip_nonfinite and not bool(loss.isfinite()):
+                self._skipped_steps += 1
+            else:
+                for name, term in terms.items():
+                    self._term_sums[name] = self._term_sums[name].to(term.device) + term
+                self._term_steps += 1
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As [`Trainer.training_step`]; a loss that is not finite adds nothing to the log where it is skipped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return loss.nan_to_num(0, 0, 0) if self.args.skip_nonfinite else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss term since the last log to the training loss."""
+        if "loss" in logs and self._skipped_steps:  # the mean of the batches that were trained on, if any
+            steps = self._term_steps + self._skipped_steps
+            logs["loss"] = logs["loss"] * steps / self._term_steps if self._term_steps else math.nan
+            self._skipped_steps = 0
         if "loss" in logs and self._term_steps:
             sums = torch.stack([self._term_sums[name].float() for name in sorted(self._term_sums)])
             means = self.accelerator.reduce(sums / self._term_steps, reduction="mean").tolist()
             logs.update({name: round(mean, 5) for name, mean in zip(sorted(self._term_sums), means, strict=True)})
             self._term_sums.clear()
             self._term_steps = 0
+        if "loss" in logs and self.args.skip_nonfinite:
+            logs["skipped_updates"] = self.guard.skipped
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -284,7 +315,14 @@ class BMDetrTrainer(PublishingTrainer):
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
         self._rows_under_evaluation = dataloader.dataset.rows  # type: ignore[attr-defined]
-        return super().evaluation_loop(dataloader, *args, **kwargs)
+        criterion = self.criterion_in_use
+        self._evaluation_loss = EvaluationLoss(criterion) if isinstance(criterion, BMDetrLoss) else None
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if self._evaluation_loss is not None and self._evaluation_loss.sums:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            total = self._evaluation_loss.value(lambda sums: self.accelerator.reduce(sums.to(self.args.device)).cpu())
+            return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": total})
+        return output
 
     def prediction_step(
         self,
@@ -298,6 +336,8 @@ class BMDetrTrainer(PublishingTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             if "labels" in inputs:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                if self._evaluation_loss is not None:
+                    self._evaluation_loss.add(outputs["loss_dict"], inputs, self.config.num_queries)
             else:
                 loss, outputs = None, self.forward(model, inputs)
         if prediction_loss_only:
@@ -351,6 +391,7 @@ class BMDetrTrainer(PublishingTrainer):
     def predict_rows(self, rows: Rows) -> list[dict[str, Any]]:
         """Predictions for rows, in their order: `qid`, `query`, `vid`, `pred_relevant_windows` ([start s, end s,
         score] best first), `pred_saliency_scores` (one per clip) and, where the model tells, `pred_exist_score`."""
+        rows = checked_rows(rows, "rows", self.contract)
         self.store.require(rows)
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_store
 
-from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm
+from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm, MomentTargets
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 1}
@@ -158,3 +158,28 @@ def test_a_run_selects_by_a_metric_of_one_s_own(tmp_path):
     )  # fmt: skip
     trainer.train()
     assert trainer.state.best_metric == 1.0
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tmp_path, negatives):
+    rows = make_rows(6, seed=4)
+    model = make_model()
+    losses = {}
+    for size in (1, 3, 5, len(rows)):
+        trainer = BMDetrTrainer(
+            model,
+            BMDetrTrainingArguments(
+                str(tmp_path), per_device_eval_batch_size=size, use_cpu=True, disable_tqdm=True,
+                evaluate_with_negatives=negatives, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
+            ),
+            store=make_store(rows),
+            eval_rows=rows,
+        )  # fmt: skip
+        losses[size] = trainer.evaluate()["eval_loss"]
+        batch = trainer.data_collator([trainer.dataset(rows, False)[index] for index in range(len(rows))])
+    assert list(losses.values()) == pytest.approx([losses[1]] * 4, rel=1e-5)
+    # It is the loss of all rows as one batch, but for Eq. 17, which contrasts the rows of a batch.
+    model.eval()
+    terms = trainer.criterion_in_use(trainer.forward(model, batch), MomentTargets.from_inputs(model.config, batch))[1]
+    terms["loss_semantic"] = torch.zeros(())
+    assert losses[1] == pytest.approx(model.criterion.weighted_sum(terms).item(), rel=1e-5)

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from ...contract_bmdetr import FeatureContract, prepare_text_features, prepare_video_features, time_axis_s
 from ...spans_bmdetr import IGNORE
 from ..features.store import FeatureStore
+from ..rows.checked import checked_rows
 from .negative_sampling import NegativeSampler
 from .shifting import shift_moment
 
@@ -37,7 +38,7 @@ class MomentRetrievalDataset(Dataset):
         (moments, 2)` and, where negatives are weighted, `negative_weights`.
 
     Args:
-        rows: Canonical rows.
+        rows: Canonical rows; those of Parquet, pandas and NumPy are turned into plain values.
         store: Features of their videos and queries.
         contract: The model's feature contract; the store must fit it.
         negatives: Where negative queries are drawn from; None gives none, as in evaluation.
@@ -49,7 +50,8 @@ class MomentRetrievalDataset(Dataset):
         with_labels: False leaves labels out, for rows without moments.
 
     Raises:
-        ValueError: the store does not fit the contract, or `negatives` was made from other rows.
+        ValueError: rows with errors, by qid; the store does not fit the contract, or `negatives` was made from other
+            rows.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class MomentRetrievalDataset(Dataset):
             raise ValueError(
                 f"`negatives` was made for {len(negatives)} rows, but there are {len(rows)}: make it from the same rows"
             )
+        reads_negatives = negatives is not None and negatives.strategy.startswith("mined")
+        rows = checked_rows(rows, "rows", contract, reads_negatives=reads_negatives)
         self.rows, self.store, self.contract = rows, store, contract
         draws_negatives = negatives is not None and negatives.strategy != "none" and num_negatives > 0
         self.negatives, self.num_negatives = negatives if draws_negatives else None, num_negatives
@@ -118,7 +122,7 @@ class MomentRetrievalDataset(Dataset):
         Windows are clipped to the axis; those wholly past it, as after truncation, are left out. Of more moments than
         the model predicts, a sample is drawn.
         """
-        windows = np.asarray(row["relevant_windows"], dtype=np.float64).reshape(-1, 2)
+        windows = np.asarray(row.get("relevant_windows") or [], dtype=np.float64).reshape(-1, 2)
         windows = np.clip(windows / axis_s, 0, 1)
         windows = windows[windows[:, 1] > windows[:, 0]]
         if len(windows) > self.max_moments:
@@ -127,7 +131,7 @@ class MomentRetrievalDataset(Dataset):
 
     def can_shift(self, row: Mapping[str, Any]) -> bool:
         """Whether a row may have a shifted view: one moment, and a video short enough."""
-        return len(row["relevant_windows"]) == 1 and row["duration"] < self.shifting_limit_s
+        return len(row.get("relevant_windows") or ()) == 1 and row["duration"] < self.shifting_limit_s
 
     def saliency(self, row: Mapping[str, Any], num_clips: int) -> np.ndarray:
         """Summed ratings of the annotated clips, `(clips,)`; -100 where there is none."""

@@ -76,11 +76,10 @@ def test_rows_without_moments():
     [
         ([[3.0, 7.0]], [[0.15, 0.35]]),
         ([[18.0, 23.5]], [[0.9, 1.0]]),
-        ([[-1.0, 5.0]], [[0.0, 0.25]]),
         ([[20.0, 24.0]], []),
         ([[1.0, 2.0], [21.0, 22.0], [10.0, 12.0]], [[0.05, 0.1], [0.5, 0.6]]),
     ],
-    ids=["inside", "ends late", "begins early", "wholly past the end", "several"],
+    ids=["inside", "ends late", "wholly past the end", "several"],
 )
 def test_windows_on_the_time_axis(windows, expected):
     labels = one_row(relevant_windows=windows)["labels"][0]
@@ -98,7 +97,7 @@ def test_of_too_many_moments_a_sample_is_drawn_anew_each_epoch():
 
 
 def test_saliency_is_the_sum_of_the_ratings():
-    fields = {"relevant_clip_ids": [2, 3, 11], "saliency_scores": [[1, 2, 0], [4, 4, 4], [1, 1, 1]]}
+    fields = {"relevant_clip_ids": [2, 3], "saliency_scores": [[1, 2, 0], [4, 4, 4]]}
     labels = one_row(**fields)["saliency_labels"]
     expected = torch.full((1, 10), IGNORE)
     expected[0, 2], expected[0, 3] = 3, 12
@@ -280,3 +279,60 @@ def test_a_collator_made_from_rows_still_works_and_says_what_to_use():
     with pytest.warns(FutureWarning, match="MomentRetrievalDataset"):
         collate = MomentRetrievalCollator(ROWS, STORE, CONTRACT)
     torch.testing.assert_close(collate([(0, 1), (0, 4)]), make_collator()([(0, 1), (0, 4)]))
+
+
+def test_rows_of_numpy_pandas_and_parquet_are_taken():
+    fields = {"relevant_clip_ids": [2, 3], "saliency_scores": [[1, 2, 0], [4, 4, 4]], "neg_query_ids": ["7"]}
+    rows = [row(qid="1", **fields), row(qid="7", query="another")]
+    as_arrays = [
+        {
+            **rows[0],
+            "qid": np.float64(1.0),
+            "duration": np.float32(20),
+            "relevant_windows": np.array([np.array([3.0, 7.0])], dtype=object),
+            "relevant_clip_ids": np.array([2.0, 3.0]),
+            "saliency_scores": np.array(fields["saliency_scores"]),
+            "neg_query_ids": np.array([7.0]),
+            "video": float("nan"),
+        },
+        {**rows[1], "qid": np.int64(7), **dict.fromkeys(fields, float("nan"))},
+    ]
+    store = make_store(rows)
+    batches = []
+    for given in (rows, as_arrays):
+        dataset = MomentRetrievalDataset(given, store, CONTRACT)
+        assert dataset.rows[0]["neg_query_ids"] == ["7"]
+        assert dataset.rows[1].get("neg_query_ids") is None
+        batches.append(MomentRetrievalCollator()([dataset[0], dataset[1]]))
+    torch.testing.assert_close(batches[1], batches[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"relevant_windows": [[7.0, 3.0]]}, "reversed"),
+        ({"relevant_windows": [[-1.0, 5.0]]}, "begins before 0"),
+        ({"relevant_windows": [[float("nan"), 5.0]]}, "expected .start, end. in seconds"),
+        ({"relevant_clip_ids": [-1], "saliency_scores": [[3.0]]}, "expected integers from 0"),
+        ({"relevant_clip_ids": [10], "saliency_scores": [[3.0]]}, "clip 10 is past the end"),
+        ({"relevant_clip_ids": [1, 2], "saliency_scores": [[3.0], [1.0, 2.0]]}, "as many annotators for every clip"),
+        ({"relevant_clip_ids": [1], "saliency_scores": [[float("nan")]]}, "finite numbers only"),
+        ({"duration": float("nan")}, "expected a number of seconds"),
+        ({"qid": 1.5}, "expected a string or an integer"),
+    ],
+)
+def test_rows_with_errors_are_refused_by_qid(fields, message):
+    rows = [row(qid="fine"), row(**fields)]
+    with pytest.raises(ValueError, match=message) as error:
+        make_dataset(rows, make_store([rows[0]]))
+    assert "`rows` has 1 error" in str(error.value)
+    assert "qid" in fields or "'q1'" in str(error.value)
+
+
+def test_rows_of_the_wrong_kind_are_refused():
+    class Frame(list):
+        iloc = None
+
+    for wrong, message in ((Frame(), "to_dict"), ("rows.jsonl", "received str"), ([["a"]], "row 0 of `rows`")):
+        with pytest.raises(TypeError, match=message):
+            make_dataset(wrong)

@@ -1,0 +1,101 @@
+"""Answers of the pipeline as text, JSON, CSV and WebVTT."""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import printable
+
+ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
+CSV_COLUMNS = ("video", "query", "rank", "start", "end", "score", "presence")
+
+
+def form_of(args: argparse.Namespace) -> str:
+    """`text`, `json`, `csv` or `vtt`, from the options and the name of the file to write."""
+    for form in ("json", "csv", "vtt"):
+        if getattr(args, form):
+            return form
+    suffix = Path(args.out).suffix.lower().removeprefix(".") if args.out else ""
+    return suffix if suffix in ("json", "csv", "vtt") else "text"
+
+
+def write(results: Sequence[Mapping[str, Any]], form: str, out: str | None, *, single: bool, threshold: float) -> None:
+    """Prints results in a form, or writes them whole to a file."""
+    if form == "json":
+        text = json.dumps(results[0] if single else {"results": list(results)}, indent=2)
+    elif form == "csv":
+        text = as_csv(results)
+    elif form == "vtt":
+        text = as_vtt(results)
+    else:
+        text = "\n".join(as_text(result, threshold, named=not single) for result in results)
+    if out is None:
+        print(text)
+        return
+    from ..files_bmdetr import replacing_file
+
+    with replacing_file(out, binary=True) as file:
+        file.write((text + "\n").encode("utf-8", errors="backslashreplace"))
+
+
+def as_text(result: Mapping[str, Any], threshold: float, *, named: bool) -> str:
+    """Sentences with their moments, for people; `named` puts the video above them."""
+    lines = [printable(str(result["video"]))] if named else []
+    for answer in result["answers"]:
+        presence = answer.get("presence")
+        is_absent = presence is not None and presence < ABSENT_BELOW
+        shown = "" if presence is None else f"   ({'not in this video, ' if is_absent else ''}presence {presence:.2f})"
+        lines.append(printable(answer["query"]) + shown)
+        for moment in answer["moments"]:
+            span = f"{moment['start']:8.2f} s - {moment['end']:8.2f} s"
+            lines.append(f"  {span}   score {moment['score']:.3f}")
+        if not answer["moments"]:
+            lines.append(f"  no moment scores {threshold:g} or more (--score-threshold 0 lists all)")
+    return "\n".join(lines)
+
+
+def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
+    """A table with one line per moment, best first, or one for an answer without moments; times in seconds."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for result in results:
+        for answer in result["answers"]:
+            presence = answer.get("presence", "")
+            for rank, moment in enumerate(answer["moments"], start=1):
+                times = [f"{moment[name]:.3f}" for name in ("start", "end")]
+                writer.writerow([result["video"], answer["query"], rank, *times, f"{moment['score']:.4f}", presence])
+            if not answer["moments"]:
+                writer.writerow([result["video"], answer["query"], "", "", "", "", presence])
+    return buffer.getvalue().rstrip("\n")
+
+
+def as_vtt(results: Sequence[Mapping[str, Any]]) -> str:
+    """WebVTT with one cue per moment in the order of time, which players show as chapters or subtitles.
+
+    Raises:
+        ValueError: several videos; a WebVTT file belongs to one.
+    """
+    if len(results) > 1:
+        raise ValueError("WebVTT belongs to one video: ask about one at a time, or use --csv or --json")
+    moments = [
+        (moment["start"], moment["end"], moment["score"], answer["query"])
+        for answer in (results[0]["answers"] if results else ())
+        for moment in answer["moments"]
+    ]
+    cues = ["WEBVTT"]
+    for start, end, score, query in sorted(moments, key=lambda moment: moment[:2]):
+        words = printable(query).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        cues.append(f"{_vtt_time(start)} --> {_vtt_time(max(end, start + 0.001))}\n{words} ({score:.2f})")
+    return "\n\n".join(cues)
+
+
+def _vtt_time(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}.{rest % 1000:03}"
