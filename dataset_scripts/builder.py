@@ -200,7 +200,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         known = self.all_splits()
         unknown = [split for split in splits or () if split not in known]
         if unknown or splits == ():
-            raise ValueError(f"{self.TITLE} has the splits {', '.join(known)}; got splits={splits!r}.")
+            raise ValueError(f"{self.TITLE} has the splits {', '.join(known)}; received splits={splits!r}.")
         needed = [file for file in self.FILES if file.split is None or splits is None or file.split in splits]
         missing = [file.name for file in needed if not (folder / file.name).is_file()]
         if missing:

@@ -73,7 +73,7 @@ class CharadesSTA(BenchmarkBuilder):
             with path.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
                 if not {"id", "length"} <= set(reader.fieldnames or ()):
-                    raise ValueError(f"'{path}': expected the columns id and length, got {reader.fieldnames}.")
+                    raise ValueError(f"'{path}': expected the columns id and length, received {reader.fieldnames}.")
                 lengths_s.update(_video_length(record, path) for record in reader)
         return lengths_s
 
@@ -87,7 +87,7 @@ def _parse_line(line: str, place: str) -> tuple[str, list[float], str]:
     except ValueError:
         marks = ""
     if not marks:
-        raise ValueError(f"{place}: expected 'VID start end##sentence', got {line!r}.")
+        raise ValueError(f"{place}: expected 'VID start end##sentence', received {line!r}.")
     return vid, window, sentence
 
 
@@ -96,5 +96,5 @@ def _video_length(record: dict[str, str], path: Path) -> tuple[str, float]:
     try:
         return record["id"], float(record["length"])
     except (TypeError, ValueError):
-        message = f"video {record['id']}: expected a length in seconds, got {record['length']!r}"
+        message = f"video {record['id']}: expected a length in seconds, received {record['length']!r}"
         raise ValueError(f"'{path}', {message}.") from None

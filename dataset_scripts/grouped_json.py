@@ -36,7 +36,7 @@ def grouped_rows(
     except json.JSONDecodeError as error:
         raise ValueError(f"'{path}' is not JSON: {error}.") from error
     if not isinstance(records, dict):
-        raise ValueError(f"'{path}': expected an object with one record for each video, got {type(records).__name__}.")
+        raise ValueError(f"'{path}': expected an object with one record per video, received {type(records).__name__}.")
     rows: list[CanonicalRow] = []
     for name, record in records.items():
         try:

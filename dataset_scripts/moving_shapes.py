@@ -82,11 +82,11 @@ def render_moving_shapes(
     """
     counts = dict(NUM_VIDEOS if num_videos is None else num_videos)
     if unknown := sorted(set(counts) - set(NUM_VIDEOS)):
-        raise ValueError(f"num_videos must name some of {', '.join(NUM_VIDEOS)}, got {', '.join(unknown)}.")
+        raise ValueError(f"num_videos must name some of {', '.join(NUM_VIDEOS)}, received {', '.join(unknown)}.")
     if negative := {split: count for split, count in counts.items() if count < 0}:
-        raise ValueError(f"num_videos must be at least 0 for every split, got {negative}.")
+        raise ValueError(f"num_videos must be at least 0 for every split, received {negative}.")
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
+        raise ValueError(f"workers must be at least 1, received {workers}.")
     out = Path(out_dir)
     _prepare_folder(out, {"version": VERSION, "seed": seed, "fps": FPS, "num_videos": counts}, overwrite)
 

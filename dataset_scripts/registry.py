@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 
+# Module in this package -> class in it. `moving_shapes` renders its videos into the folder that the others read.
 BENCHMARKS: dict[str, str] = {
     "charades_sta": "CharadesSTA",
     "charades_cd": "CharadesCD",
@@ -14,7 +15,6 @@ BENCHMARKS: dict[str, str] = {
     "qvhighlights": "QVHighlights",
     "moving_shapes": "MovingShapes",
 }
-"""Module in this package -> class in it. `moving_shapes` renders its videos into the folder that the others read."""
 
 
 def builder_class(name: str) -> type[datasets.DatasetBuilder]:

@@ -60,7 +60,7 @@ def adopt_released_qids(rows: Sequence[CanonicalRow], folder: str | Path) -> tup
 def _key(row: CanonicalRow, stops: bool) -> Key:
     windows = row.get("relevant_windows") or []
     if len(windows) != 1:
-        raise ValueError(f"qid {row['qid']}: expected one window in a row to join on, got {windows}.")
+        raise ValueError(f"qid {row['qid']}: expected one window in a row to join on, received {windows}.")
     query = row["query"] if stops else row["query"].replace(".", "")
     start_s, end_s = sorted(float(time_s) for time_s in windows[0])
     return row["vid"], " ".join(query.split()), start_s, end_s

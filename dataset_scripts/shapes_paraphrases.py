@@ -50,8 +50,8 @@ TEMPLATES = (
     "Show me {subject} {verbing}.",
     "At this point {subject} begins {verbing}.",
 )
+# The only words that paraphrases share with the sentences of the data set.
 SHARED_WORDS = frozenset({"a", "the", "left", "right", "up", "down"})
-"""The only words that paraphrases share with the sentences of the data set."""
 
 
 def paraphrase(rng: np.random.Generator, told: Description) -> str:

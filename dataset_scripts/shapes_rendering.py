@@ -36,7 +36,7 @@ def shape_outline(shape: str) -> np.ndarray:
         quarter = [(-b, -a), (b, -a), (b, -b)]
         quarter_turn = np.array([[0, 1], [-1, 0]])
         return np.concatenate([quarter @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
-    raise ValueError(f"shape must be circle, square, triangle, star or cross, got {shape!r}.")
+    raise ValueError(f"shape must be circle, square, triangle, star or cross, received {shape!r}.")
 
 
 def render_scene(path: str | os.PathLike, scene: Scene, seed: Sequence[int], fps: int) -> None:

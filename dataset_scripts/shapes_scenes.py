@@ -194,7 +194,7 @@ def _amount(
         return float(rng.uniform(1.0, 1.6))
     if action == "bounce":
         return float(rng.uniform(0.9, 1.3)) if y_px - edge > HOP_PX - MARGIN_PX else None
-    raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}.")
+    raise ValueError(f"action must be one of {', '.join(ACTIONS)}, received {action!r}.")
 
 
 def trajectories(scene: Scene, times_s: np.ndarray) -> np.ndarray:

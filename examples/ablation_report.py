@@ -27,7 +27,7 @@ DECISIVE = "MR-full-R1@0.7"
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a variant, in the order of the results: seeds, and mean and standard deviation of every metric.
+    """One entry per variant, in the order of the results: seeds, and mean and standard deviation of every metric.
 
     `spread` is the standard deviation over seeds (n - 1 in the divisor; not a number with one seed). `difference` is
     the mean minus that of the table's reference, over the seeds that both have; `within_spread` says that it is not
@@ -146,7 +146,7 @@ def _difference(entry: Mapping[str, Any]) -> str:
 
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """One line a run, with every metric."""
+    """One line per run, with every metric."""
     metrics = sorted({name for result in results for name in result["metrics"]})
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

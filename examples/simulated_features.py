@@ -8,7 +8,7 @@ THE FRAMES ARE SIMULATED: no video is read. Figures measured on them compare var
 say nothing about a benchmark, and must never stand beside published ones. The store says so wherever it goes: its video
 encoder is called `simulated-frames`, which every checkpoint trained on it carries in its feature contract.
 
-The annotations (sentences, moments, durations) and the text features are real: one row a token, the last hidden layer
+The annotations (sentences, moments, durations) and the text features are real: one row per token, the last hidden layer
 of a sentence encoder. A clip's feature is the sum of
 
 - the content of each query that is active in it: the sentence's embedding by a fixed random projection, of length about
@@ -337,11 +337,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", metavar="FILE", help="canonical rows in JSONL files, one a split")
+    parser.add_argument("--rows", nargs="+", metavar="FILE", help="canonical rows in JSONL files, one per split")
     parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), help="a benchmark whose original files you have")
     parser.add_argument("--data-dir", help="folder of the benchmark's original files")
     parser.add_argument("--splits", nargs="+", metavar="NAME", help="splits of the benchmark (default: all)")
-    parser.add_argument("--limit", nargs="+", type=int, default=[0], metavar="N", help="queries a split, whole videos")
+    limit = "queries per split, whole videos"
+    parser.add_argument("--limit", nargs="+", type=int, default=[0], metavar="N", help=limit)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the feature store")
     parser.add_argument("--encoder", help="name or folder of a sentence-transformers model (default: all-MiniLM-L6-v2)")
     parser.add_argument("--no-negatives", action="store_true", help="do not mine negative queries")

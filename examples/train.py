@@ -132,7 +132,7 @@ def train_by_recipe(
 
 @dataclass
 class Progress:
-    """How far a run got before: its result if it is done, else the checkpoint to go on from, if there is one; and which
+    """How far a run came before: its result if it is done, else the checkpoint to resume from, if any; and which
     of its seeds are not those asked for."""
 
     result: dict[str, Any] | None = None

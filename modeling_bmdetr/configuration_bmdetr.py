@@ -190,12 +190,12 @@ class BMDetrConfig(_ContractConfig):
         if contract.video_encoders and contract.video_dim != self.video_dim:
             raise ValueError(
                 f"`video_dim` is {self.video_dim}, but `video_encoders` ({describe_encoders(contract.video_encoders)}) "
-                f"give {contract.video_dim} values a clip; leave the two endpoint columns out"
+                f"give {contract.video_dim} values per clip; leave the two endpoint columns out"
             )
         if contract.text_encoder and contract.text_dim != self.text_dim:
             raise ValueError(
                 f"`text_dim` is {self.text_dim}, but `text_encoder` ({describe_encoders(contract.text_encoder)}) "
-                f"gives {contract.text_dim} values a token"
+                f"gives {contract.text_dim} values per token"
             )
 
     @property

@@ -176,5 +176,5 @@ def _build(
         raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
     encoder = factory(*arguments, **options)
     if dim is not None and encoder.dim != dim:
-        raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, got {encoder.dim}; it is another model.")
+        raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, received {encoder.dim}: another model.")
     return encoder

@@ -104,7 +104,7 @@ def reads_values(tensor: Tensor) -> bool:
 
 
 def check_features(name: str, features: Tensor, dims: int, width: int, hint: Callable[[], str] = str) -> None:
-    """A float tensor with `dims` dimensions, something in each, `width` values a row, all finite.
+    """A float tensor with `dims` dimensions, something in each, `width` values per row, all finite.
 
     `hint` is called for a wrong width only: looking for what it means would break a compiled graph.
     """

@@ -221,7 +221,7 @@ def match_moments(cost: Tensor, valid: Tensor) -> MatchedMoments:
     if is_scipy_available():  # where code is loaded from the Hub, an import outside such a block is demanded at once
         from scipy.optimize import linear_sum_assignment
     else:
-        raise ImportError("matching several moments a query needs SciPy: pip install scipy")
+        raise ImportError("matching several moments per query needs SciPy: pip install scipy")
 
     costs, valid_rows = cost.cpu().numpy(), valid.cpu().numpy()
     query_index = torch.zeros(valid.shape, dtype=torch.long)

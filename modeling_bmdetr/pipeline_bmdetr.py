@@ -62,7 +62,7 @@ class MomentRetrievalPipeline(Pipeline):
                 `encode_video`. A dict `{"video": ..., "query": ...}` is accepted too.
             query: A sentence, or a list of them.
             fps: Frame rate of decoded frames.
-            top_k: At most so many moments an answer (5).
+            top_k: At most so many moments per answer (5).
             score_threshold: Leaves out moments that score less (0).
             nms_threshold: Temporal IoU above which the weaker of two moments is left out (None: keep all).
             long_video: Overrides the contract for a video of more than `max_clips` clips: `window`, `truncate` or

@@ -68,14 +68,16 @@ def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     """
     across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
     down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
-    gradient = torch.complex(across, down)
-    strength = gradient.abs()
-    direction = gradient / strength.clamp(min=1e-4)
+    strength = (across.square() + down.square()).sqrt()
+    # Complex numbers by their parts, as exported models know them: the direction, and its powers times the strength.
+    unit = strength.clamp(min=1e-4)
+    real, imaginary = across / unit, down / unit
     weight = weights[:, None, :, 1:-1, 1:-1]
     whole, weighted = [strength.mean(dim=(-2, -1))], [(strength * weight).mean(dim=(-2, -1))]
-    wave = strength * direction
+    wave = strength * real, strength * imaginary
     for _ in HARMONICS:
-        wave = wave * direction
-        whole.append(wave.mean(dim=(-2, -1)).abs())
-        weighted.append((wave * weight).mean(dim=(-2, -1)).abs())
+        wave = wave[0] * real - wave[1] * imaginary, wave[0] * imaginary + wave[1] * real
+        for sums, parts in ((whole, wave), (weighted, tuple(part * weight for part in wave))):
+            means = [part.mean(dim=(-2, -1)).square() for part in parts]
+            sums.append((means[0] + means[1]).sqrt())
     return SCALE * torch.stack(whole, dim=-1), SCALE * torch.stack(weighted, dim=-1)

@@ -238,7 +238,7 @@ class BMDetrProcessor(ProcessorMixin):
             video_mask: `(batch, video_len)`, the mask the model was given.
             durations_s: Seconds of each video, to which moments are clipped. Without it they are clipped to the clips'
                 time axis; needed for the released format and for videos that may be resampled.
-            top_k: At most so many moments a row.
+            top_k: At most so many moments per row.
             score_threshold: Drops moments with a lower score.
             nms_threshold: Overrides the processor's.
 

@@ -11,8 +11,8 @@ from .encoder_interface_bmdetr import TextEncoder, require_at_least_one
 from .pretrained_models_bmdetr import load_model, load_or_explain, require_ability
 
 MINILM, MINILM_ON_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
+# Tokens of a sentence where neither tokenizer nor model states a limit.
 LONGEST = 512
-"""Tokens of a sentence where neither tokenizer nor model states a limit."""
 
 
 class TokenEncoder(TextEncoder):

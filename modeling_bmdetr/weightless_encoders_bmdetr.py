@@ -34,8 +34,8 @@ class PixelGridVideoEncoder(VideoEncoder):
 
     Args:
         grid: pixels a side.
-        frames_per_clip: frames a clip, at least 3.
-        raster: cells a side of the raster of mean colours.
+        frames_per_clip: frames per clip, at least 3.
+        raster: cells per side of the raster of mean colours.
     """
 
     name = "pixel-grid"
@@ -43,9 +43,11 @@ class PixelGridVideoEncoder(VideoEncoder):
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
         if grid < 8 or raster < 1:
-            raise ValueError(f"grid must be at least 8 and raster at least 1, got {grid} and {raster}.")
+            raise ValueError(f"grid must be at least 8 and raster at least 1, received {grid} and {raster}.")
         if frames_per_clip < 3:
-            raise ValueError(f"frames_per_clip must be at least 3 to show how a change changes, got {frames_per_clip}.")
+            raise ValueError(
+                f"frames_per_clip must be at least 3 to show how changes change, received {frames_per_clip}."
+            )
         self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
         self.frame_size = (grid, grid)
         planes, moments, edges = 7, 6, 1 + len(HARMONICS)
@@ -56,7 +58,11 @@ class PixelGridVideoEncoder(VideoEncoder):
         return {"name": self.name, "dim": self.dim, **options}
 
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255.0
+        return self.measure(torch.from_numpy(np.stack(frames))).numpy()
+
+    def measure(self, frames: torch.Tensor) -> torch.Tensor:
+        """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
+        pixels = frames.permute(0, 3, 1, 2).float() / 255.0
         pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
         planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
         change = planes.diff(dim=1).abs()
@@ -76,25 +82,25 @@ class PixelGridVideoEncoder(VideoEncoder):
             signed_root(edges.diff(dim=1).abs().mean(dim=1)),
             signed_root(moving_edges.mean(dim=1)),
         ]
-        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1).numpy()
+        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1)
 
 
 class HashedWordTextEncoder(TextEncoder):
-    """One row a word, drawn from a hash of the word, without any weights.
+    """One row per word, drawn from a hash of the word, without any weights.
 
     The first half of a row is a unit vector drawn from the word, the second the mean of unit vectors drawn from its
     letter trigrams, so that `slides` and `sliding` are near each other while every word keeps a direction of its own.
     Case and punctuation are ignored. The rows are the same on every machine and in every process.
 
     Args:
-        dim: values a row, even.
+        dim: values per row, even.
     """
 
     name = "hashed-words"
 
     def __init__(self, dim: int = 256) -> None:
         if dim < 2 or dim % 2:
-            raise ValueError(f"dim must be a positive even number, got {dim}.")
+            raise ValueError(f"dim must be a positive even number, received {dim}.")
         self.dim = dim
 
     def spec(self) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class HashedWordTextEncoder(TextEncoder):
         for index, sentence in enumerate(sentences):
             words = re.findall(r"\w+", sentence.lower())
             if not words:
-                raise ValueError(f"sentences[{index}] holds no word, got {sentence!r}; describe the moment in words.")
+                raise ValueError(f"sentences[{index}] holds no word, received {sentence!r}; describe the moment.")
             rows.append(np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]))
         return rows
 

@@ -209,7 +209,7 @@ def test_video_spec_builds_the_same_encoder(video_encoder, video_file: Path) -> 
     np.testing.assert_allclose(
         again.encode_video(video_file, 1.0).features, video_encoder.encode_video(video_file, 1.0).features, atol=1e-5
     )
-    with pytest.raises(ValueError, match=f"must be 7 wide, got {video_encoder.dim}"):
+    with pytest.raises(ValueError, match=f"must be 7 wide, received {video_encoder.dim}"):
         build_video_encoder({**spec, "dim": 7})
 
 

@@ -79,7 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=512, help="training queries (default %(default)s)")
     parser.add_argument("--videos", type=int, default=200, help="their videos (default %(default)s)")
     parser.add_argument("--eval-queries", type=int, default=256, help="queries to evaluate (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="training queries a batch (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="training queries per batch (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of everything but the epoch (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="runs of the epoch (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side (default %(default)s)")

@@ -12,7 +12,7 @@ from .common import Commands, check_device, check_model, count, device, model_er
 def index(args: argparse.Namespace) -> int:
     from ..index import VideoIndex
 
-    videos = VideoIndex(args.out, _pipeline(args), _lasting_name(args.model))
+    videos = VideoIndex(args.out, load_pipeline(args), _lasting_name(args.model))
     with _video_bar("indexing") as progress:
         report = videos.update(args.folder, dtype=args.dtype, progress=progress)
     show(args, report.to_dict(), f"index '{args.out}': {report}")
@@ -23,7 +23,7 @@ def search(args: argparse.Namespace) -> int:
     from ..index import VideoIndex, read_index
 
     args.model = args.model or read_index(args.index)["model"]
-    videos = VideoIndex(args.index, _pipeline(args), _lasting_name(args.model))
+    videos = VideoIndex(args.index, load_pipeline(args), _lasting_name(args.model))
     with _video_bar("searching") as progress:
         found = videos.search(args.query, args.top, progress=progress)
     lines = []
@@ -39,7 +39,8 @@ def search(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pipeline(args: argparse.Namespace) -> Any:
+def load_pipeline(args: argparse.Namespace) -> Any:
+    """The pipeline of `--model` on `--device`."""
     check_model(args.model)
     check_device(args.device)
 

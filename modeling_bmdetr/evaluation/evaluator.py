@@ -91,8 +91,8 @@ def evaluate_submission(
 
     Args:
         predictions: Rows, or the path of a JSON lines file. A row has `qid` and `pred_relevant_windows`
-            [[start s, end s, score], ...] best first (may be empty), `pred_saliency_scores` (one a clip), or both, and
-            optionally `pred_exist_score`, the probability that the video shows what the query says.
+            [[start s, end s, score], ...] best first (may be empty), `pred_saliency_scores` (one per clip), or
+            both, and optionally `pred_exist_score`, the probability that the video shows what the query says.
         ground_truth: Rows, or the path of a JSON lines file. A row has `qid`, `relevant_windows`
             [[start s, end s], ...] (empty: absent, optionally with `absent_kind`) and, for highlights, `duration` (s),
             `relevant_clip_ids` and `saliency_scores` (clips x annotators). Rows are matched by `qid`, in any order; 7

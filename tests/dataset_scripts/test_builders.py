@@ -178,7 +178,7 @@ def test_only_the_files_of_the_chosen_splits_are_needed(build):
 
 
 def test_wrong_options_are_refused(build):
-    with pytest.raises(ValueError, match="splits train, val_1, val_2; got splits=\\('val',\\)"):
+    with pytest.raises(ValueError, match="splits train, val_1, val_2; received splits=\\('val',\\)"):
         build("activitynet_captions", splits=["val"])
     with pytest.raises(ValueError, match="data_dir is missing"):
         TACoS()
@@ -273,7 +273,7 @@ def test_malformed_charades_lines_are_named(build):
             build("charades_sta").rows("train")
     for content, text in (
         ("name,seconds\nCCCCC,1\n", "expected the columns id and length"),
-        ("id,length\nCCCCC,\n", "video CCCCC: expected a length in seconds, got ''"),
+        ("id,length\nCCCCC,\n", "video CCCCC: expected a length in seconds, received ''"),
     ):
         builder.path("Charades_v1_test.csv").write_text(content)
         with pytest.raises(ValueError, match=text):

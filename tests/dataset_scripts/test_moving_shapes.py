@@ -163,7 +163,7 @@ def test_a_folder_with_other_settings_is_refused_or_replaced(tmp_path: Path, no_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_videos": {"dev": 3}}, "num_videos must name some of train, val, test, got dev"),
+        ({"num_videos": {"dev": 3}}, "num_videos must name some of train, val, test, received dev"),
         ({"num_videos": {"train": -1}}, "at least 0"),
         ({"workers": 0}, "workers must be at least 1"),
     ],

@@ -202,5 +202,5 @@ def test_command_line_with_a_real_sentence_encoder(tmp_path, capsys):
     store.require(rows, check_values=True)
     assert store.contract.text_dim == 384
     assert store.contract.video_encoders[0]["scene"] == 0.5
-    # One row a token: the words, and the encoder's start and end marks.
+    # One row per token: the words, and the encoder's start and end marks.
     assert len(store.text(rows[0]["qid"])) == len(rows[0]["query"].split()) + 2

@@ -218,7 +218,7 @@ def test_options_become_configuration(checkpoint):
             {"v_feat_dirs": ["features/charades_features/c3d_features/"]},
             {"video_encoders": [{"name": "c3d", "dim": 16}]},
         ),
-        # feature folders that cannot explain 16 values a clip are not believed
+        # feature folders that cannot explain 16 values per clip are not believed
         ({}, {"video_encoders": None, "text_encoder": None}),
     ],
 )

@@ -109,7 +109,7 @@ class NegativeSampler:
         return bool(self._video_of[row_index] == self._video_of[negative_index])
 
     def shares(self) -> dict[str, float]:
-        """How an epoch with one negative a row divides: the shares of rows whose negative is mined, is of the same
+        """How an epoch with one negative per row divides: the shares of rows whose negative is mined, is of the same
         video without being mined, is of another video, and of rows that get none. They add up to 1."""
         shares = {"mined": 0.0, "same_video": 0.0, "other_video": 0.0, "none": 0.0}
         if not len(self):

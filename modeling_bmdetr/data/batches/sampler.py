@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 
 class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Every query once an epoch, no two of a batch from one video, nothing read to find out.
+    """Every query once per epoch, at most one per video in a batch; reads no features.
 
     Each batch is filled from the videos with the most queries left, ties in random order, so that no query is left
     over; the batches then come in random order, smaller ones last. There are as few batches as the batch size and the
@@ -99,7 +99,7 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
         return ordered
 
     def _fill_up(self, batches: list[list[int]]) -> None:
-        """Gives every batch at least one row a process, taken from larger batches."""
+        """Gives every batch at least one row per process, taken from larger batches."""
         for batch in [batch for batch in batches if len(batch) < self.num_processes]:
             videos = {self.video_of[row] for row in batch}
             while len(batch) < self.num_processes:

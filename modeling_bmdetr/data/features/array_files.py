@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 SUFFIXES = (".npz", ".npy", ".pt")
+# An array of features holds at most so many bytes: a day at one clip per second and 4,096 values takes 1.4e9.
 MAX_ARRAY_BYTES = 2**31
-"""An array of features holds at most so many bytes: a day at one clip per second and 4,096 values takes 1.4e9."""
 
 # What NumPy, zipfile and torch raise on damaged files, found by damaging them.
 _DAMAGE = (

@@ -109,7 +109,7 @@ def extract_features(
         out_dir: the packed folder.
         video_encoder: name, spec or encoder (see `build_video_encoder`); or several, whose rows are concatenated.
         text_encoder: name, spec or encoder.
-        clip_length: seconds a clip.
+        clip_length: seconds per clip.
         contract: how the features are to be prepared later (its encoders, clip length and text rows are replaced by
             those in use). `max_tokens` is what is stored of a sentence.
         encoder_options: further options of encoders that are built here, such as `{"device": "cuda"}`. An option

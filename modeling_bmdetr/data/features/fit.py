@@ -1,4 +1,4 @@
-"""What a feature store lacks, or holds that cannot be right, for given rows. `FeatureStore.require` raises it."""
+"""Checks a store against rows: missing arrays, widths, lengths, sentences. `FeatureStore.require` raises the result."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from .sources import ArraySource, nearest
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
+# Clips times clip length over the duration; the median over the videos belongs here.
 COVERAGE_RANGE = (0.75, 1.33)
-"""Clips times clip length over the duration; the median over the videos belongs here."""
+# Folders that are concatenated cut a video into numbers of clips that differ by less than this factor.
 LENGTH_RATIO = 1.5
-"""Folders that are concatenated cut a video into numbers of clips that differ by less than this factor."""
 
 
 class Store(Protocol):

@@ -28,8 +28,8 @@ from .sources import no_features
 
 VIDEO_KEY = "features"
 TEXT_KEY = "last_hidden_state"
+# Rows that CLIP's text encoder gives for any sentence, padding included; a file with so many may be padded.
 CLIP_CONTEXT_LENGTH = 77
-"""Rows that CLIP's text encoder gives for any sentence, padding included; a file with so many may be padded."""
 
 # Two encodings of one token differ by less than this share of their largest value (half precision).
 _SAME_ROW_TOLERANCE = 2e-3

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+# Two encodings of one sentence differ by less than this share of their largest value (half precision, padding).
 SAME_FEATURE_TOLERANCE = 0.02
-"""Two encodings of one sentence differ by less than this share of their largest value (half precision, padding)."""
 
 
 @dataclass(frozen=True)

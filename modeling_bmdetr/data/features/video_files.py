@@ -14,8 +14,8 @@ from ..rows.jsonl import RowFile
 from ..rows.schema import VIDEO_SUFFIXES, Problem
 from .sources import nearest
 
+# A video file may be this much shorter or longer than its row says before a warning is due.
 DURATION_TOLERANCE_S = 1.0
-"""A video file may be this much shorter or longer than its row says before a warning is due."""
 
 
 class VideoFiles:

@@ -9,15 +9,15 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
+# Times that differ by less than this many seconds are the same time: decimal fractions are not exact in binary.
 TIME_TOLERANCE_S = 1e-3
-"""Times that differ by less than this many seconds are the same time: decimal fractions are not exact in binary."""
 
 
+# Suffixes of the video files that a `vid` alone finds, in capitals too; the first of several wins.
 VIDEO_SUFFIXES = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"),
     *(".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp", ".gif"),
 )
-"""Suffixes of the video files that a `vid` alone finds, in capitals too; the first of several wins."""
 
 
 class CanonicalRow(TypedDict):

@@ -22,8 +22,8 @@ from .via import is_via, read_via
 from .videos import VideoFolder
 
 FORMATS = ("table", "label-studio", "via", "elan", "captions", "jsonl")
+# A moment that ends after its video by no more than this many seconds is cut to it: tools round durations up.
 CLIPPED_S = 1.0
-"""A moment that ends after its video by no more than this many seconds is cut to it: tools round durations up."""
 _FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".csv", ".tsv", ".txt", *SPREADSHEETS), "table"),
     **dict.fromkeys((".vtt", ".srt"), "captions"),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+# Further places that an error message names after the first.
 LISTED_PLACES = 5
-"""Further places that an error message names after the first."""
 
 
 class AnnotationError(ValueError):
