@@ -243,7 +243,7 @@ class BMDetrProcessor(ProcessorMixin):
         Returns:
             `(batch, queries, 3)` rows (start s, end s, score), best first.
         """
-        if not (logits.isfinite().all() and pred_spans.isfinite().all()):
+        if not (scores.isfinite().all() and pred_spans.isfinite().all()):
             raise ValueError(
                 "the model's outputs are not finite (NaN or infinite): its weights are damaged or its training "
                 "diverged; take another checkpoint"

@@ -222,7 +222,9 @@ class BMDetrTrainer(PublishingTrainer):
     # Loss and schedule
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole."""
+        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+        A calibration that the model has is dropped: it is one of other weights."""
+        self.config.calibration = None
         if self.args.device.type == "cpu":
             keep_freed_memory()
         return super().train(*args, **kwargs)
@@ -295,11 +297,6 @@ class BMDetrTrainer(PublishingTrainer):
             self.lr_scheduler = LambdaLR(optimizer, lambda step: factor ** (step // drop_steps))
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`CheckpointingTrainer.train`]; drops a calibration that the model has, which is one of other weights."""
-        self.config.calibration = None
-        return super().train(*args, **kwargs)
 
     def calibrate(self, rows: Rows) -> Calibration:
         """Fits the calibration of the weights as they are on labelled validation rows, and puts it into the
