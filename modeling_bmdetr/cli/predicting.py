@@ -44,8 +44,6 @@ def predict(args: argparse.Namespace) -> int:
         model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
         processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
     pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
-    if not pipe.is_calibrated:
-        print("scores are not calibrated: they rank, but are no probabilities (bmdetr calibrate)", file=sys.stderr)
     names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
     options = {name: getattr(args, name) for name in names}
     results, failed = [], 0
