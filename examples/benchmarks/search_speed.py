@@ -65,7 +65,7 @@ def main() -> None:
 def load(args: argparse.Namespace) -> MomentRetrievalPipeline:
     folder = args.model or args.quickstart / "model"
     model = BMDetrForMomentRetrieval.from_pretrained(folder)
-    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(folder), device="cpu")
+    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(folder), device=torch.device("cpu"))
 
 
 def scenes(args: argparse.Namespace) -> Iterator[tuple[str, Scene, list[Description]]]:
