@@ -19,15 +19,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmark_rows  # noqa: F401  # the recipes of the benchmarks
 import numpy as np
-from recipes import HELD_OUT, Recipe, RecipeRows, labels_of, load_set, open_store, read_recipe, tests_of
-from train import predict_and_evaluate
 
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
 from modeling_bmdetr.evaluation.metrics import best_iou
+from modeling_bmdetr.recipes import Recipe, RecipeRows, load_set, open_store, predict_and_evaluate, read_recipe
+from modeling_bmdetr.recipes.preparation import labels_of, tests_of
+from modeling_bmdetr.recipes.recipe import HELD_OUT
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 LENGTHS_S = {"0-10 s": (0.0, 10.0), "10-30 s": (10.0, 30.0), "30-150 s": (30.0, 150.0), "over 150 s": (150.0, np.inf)}

@@ -28,5 +28,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".pipeline_bmdetr": ["MomentRetrievalPipeline"],
         ".training": ["BMDetrTrainer", "BMDetrTrainingArguments"],
     },
+    moved={"checks_bmdetr": ".input_checks_bmdetr", "sharing_bmdetr": ".saving_bmdetr"},
 )
 register_with_transformers()

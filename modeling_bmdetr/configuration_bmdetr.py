@@ -126,6 +126,24 @@ class BMDetrConfig(_ContractConfig):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """As in transformers; a checkpoint of another architecture, or without a configuration, is refused.
+
+        Raises:
+            OSError: there is no `config.json`.
+            ValueError: it names another `model_type`.
+        """
+        values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(f"there is no config.json in '{pretrained_model_name_or_path}', so it is no checkpoint")
+        if values.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' is no BM-DETR checkpoint: its config.json has model_type "
+                f"{values.get('model_type')!r}, expected {cls.model_type!r}"
+            )
+        return values, rest
+
     def validate_sizes(self):
         """Every size is positive, and the heads divide the width."""
         for name in (

@@ -108,6 +108,25 @@ class FeatureContract:
             )
         return lines
 
+    def require_equal(self, other: "FeatureContract", own_name: str, other_name: str) -> None:
+        """Raises `ValueError`, naming both sides and the remedy, unless both say the same of preparation and time.
+
+        Encoders are compared where both name them.
+        """
+        lines = []
+        for name in self.__dataclass_fields__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            named = name not in ("video_encoders", "text_encoder") or (mine and theirs)
+            if mine != theirs and named:
+                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        if lines:
+            raise ValueError(
+                f"the feature contracts of {own_name} and {other_name} differ:\n  "
+                + "\n  ".join(lines)
+                + "\nTake the processor that was saved with the model, or make one from its configuration: "
+                "BMDetrProcessor(model.config)."
+            )
+
     def require_match(self, other: "FeatureContract", own_name: str, other_name: str) -> None:
         """Raises `ValueError`, naming both sides and the remedy, unless features of `other` fit this contract."""
         if lines := self.mismatches(other):
@@ -208,11 +227,22 @@ def time_axis_s(num_clips: int, duration_s: float | None, contract: FeatureContr
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:
     """Rows of length one: `(n, dim)` in and out. A row of zeros stays zero."""
+    rows = np.asarray(rows)
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     if not np.isfinite(lengths).all():  # squares of values above 1e19 are too large for float32
         lengths = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
     return (rows / np.maximum(lengths, 1e-5)).astype(rows.dtype, copy=False)
+
+
+def _finite(features: np.ndarray, modality: str) -> np.ndarray:
+    if not np.isfinite(features).all():
+        bad = sorted(set(np.nonzero(~np.isfinite(features))[0].tolist()))
+        raise ValueError(
+            f"{modality} features hold values that are not finite (NaN or infinite) in rows {bad[:5]} of "
+            f"{len(features)}; extract them again"
+        )
+    return features
 
 
 def join_rows(parts: Sequence[np.ndarray], max_rows: int | None = None) -> np.ndarray:
@@ -236,7 +266,7 @@ def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> n
         of an equal share of its clips.
 
     Raises:
-        ValueError: no clips, or not as wide as the encoders of the contract.
+        ValueError: no clips, not as wide as the encoders of the contract, or values that are not finite.
     """
     features = np.asarray(features, dtype=np.float32)
     if features.ndim != 2 or not len(features):
@@ -251,6 +281,7 @@ def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> n
         )
     if len(features) > contract.max_clips and contract.long_video != "resample":
         features = features[: contract.max_clips]
+    features = _finite(features, "video")
     if contract.normalize_video:
         edges = np.cumsum([0, *(encoder["dim"] for encoder in contract.video_encoders)])
         parts = [features[:, a:b] for a, b in itertools.pairwise(edges)] or [features]
@@ -269,7 +300,7 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
     """Raw rows of a sentence as the model takes them: cut to `max_tokens`, normalised. `(tokens, dim)` float32.
 
     Raises:
-        ValueError: no tokens, or not as wide as the encoder of the contract.
+        ValueError: no tokens, not as wide as the encoder of the contract, or values that are not finite.
     """
     features = np.asarray(features, dtype=np.float32)[: contract.max_tokens]
     if features.ndim != 2 or not len(features):
@@ -281,6 +312,7 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
         raise ValueError(
             f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
         )
+    features = _finite(features, "text")
     return l2_normalize(features) if contract.normalize_text else features
 
 

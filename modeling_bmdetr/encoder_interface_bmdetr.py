@@ -4,6 +4,7 @@ An own encoder subclasses `VideoEncoder` or `TextEncoder` and is made known by `
 `register_text_encoder` of `encoders_bmdetr.py`.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,10 @@ import numpy as np
 from .contract_bmdetr import clip_times, join_rows
 from .video_bmdetr import FramePlan, Video, open_video
 
+logger = logging.getLogger(__name__)
+
 Progress: TypeAlias = Callable[[int, int], None]
+Opened: TypeAlias = Callable[[str, float], int | None]
 
 
 @dataclass
@@ -85,7 +89,7 @@ class TextEncoder(ABC):
     dim: int
 
     def encode_text(self, sentences: Sequence[str], max_tokens: int = 32) -> list[np.ndarray]:
-        """Encodes sentences; each keeps its first `max_tokens` rows.
+        """Encodes sentences; each keeps its first `max_tokens` rows, and a warning names those that are longer.
 
         Returns:
             one `(tokens, dim)` float32 array per sentence, in the order given, not normalised; at least one row each.
@@ -103,7 +107,14 @@ class TextEncoder(ABC):
                 raise TypeError(f"sentences[{index}] must be a string, received {type(sentence).__name__}.")
             if not sentence.strip():
                 raise ValueError(f"sentences[{index}] is empty; describe the moment in a few words.")
-        return self._encode_sentences(list(sentences), max_tokens)
+        rows = self._encode_sentences(list(sentences), max_tokens + 1)
+        cut = [sentence for sentence, row in zip(sentences, rows, strict=True) if len(row) > max_tokens]
+        if cut:
+            logger.warning(
+                f"{len(cut)} of {len(sentences)} sentences have more than {max_tokens} tokens; only the first "
+                f"{max_tokens} are read, and what follows changes nothing: {cut[0][:200]!r}"
+            )
+        return [row[:max_tokens] for row in rows]
 
     @abstractmethod
     def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
@@ -127,6 +138,7 @@ def encode_video(
     *,
     fps: float | None = None,
     progress: Progress | None = None,
+    opened: Opened | None = None,
 ) -> EncodedVideo:
     """Encodes a whole video with one or several encoders, in one opening of the file and one pass over its frames.
 
@@ -138,6 +150,8 @@ def encode_video(
         clip_length_s: seconds per clip; `clip_count` in `contract_bmdetr.py` is the rule for the last one.
         fps: frame rate of decoded frames; not for a file, whose frames carry their times.
         progress: called with (clips done, clips in all) after each batch of the slowest encoder.
+        opened: called with the video's name and duration before a frame is decoded; may return a number of clips, after
+            which the video is left alone.
 
     Returns:
         The rows, `(clips, sum of dim)` float32, not normalised, and the duration of the video.
@@ -147,16 +161,22 @@ def encode_video(
             superfluous.
     """
     if all(type(encoder).encode_video is VideoEncoder.encode_video for encoder in encoders):
-        return _encode_in_one_pass(video, encoders, clip_length_s, fps, progress)
+        return _encode_in_one_pass(video, encoders, clip_length_s, fps, progress, opened)
     several = [encoder.encode_video(video, clip_length_s, fps=fps, progress=progress) for encoder in encoders]
     return replace(several[0], features=join_rows([one.features for one in several]))
 
 
 def _encode_in_one_pass(
-    video: Video, encoders: Sequence[VideoEncoder], clip_length_s: float, fps: float | None, progress: Progress | None
+    video: Video,
+    encoders: Sequence[VideoEncoder],
+    clip_length_s: float,
+    fps: float | None,
+    progress: Progress | None,
+    opened: Opened | None = None,
 ) -> EncodedVideo:
     with open_video(video, fps) as source:
-        times_s = [clip_times(source.duration_s, clip_length_s, encoder.frames_per_clip) for encoder in encoders]
+        most = opened(source.name, source.duration_s) if opened is not None else None
+        times_s = [clip_times(source.duration_s, clip_length_s, one.frames_per_clip)[:most] for one in encoders]
         plans = [
             FramePlan(times.ravel(), encoder.frame_size, encoder.interpolation)
             for times, encoder in zip(times_s, encoders, strict=True)

@@ -95,7 +95,7 @@ def build_video_encoder(spec: str | Mapping[str, Any], **options: Any) -> VideoE
     Args:
         spec: `"pixel-grid"`, `"hf:NAME_OR_PATH"` or another registered name; or what `VideoEncoder.spec()` returned, as
             a feature contract holds it.
-        **options: further options of the encoder, such as `device`.
+        **options: further options of the encoder. `device` is where its weights lie; one without any ignores it.
 
     Raises:
         ValueError: if the name is unknown, an option is, or the encoder is not as wide as the spec says.
@@ -169,6 +169,10 @@ def _build(
     arguments = (argument,) if colon else ()
     if dim is not None and not colon and "dim" in inspect.signature(factory).parameters:
         options["dim"] = dim  # the width is the encoder's own choice, not its model's
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(parameter.name == "device" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        options = {**options}
+        options.pop("device", None)  # says where the weights of an encoder lie, and this one has none
     try:
         inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:

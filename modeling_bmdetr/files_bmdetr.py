@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -87,6 +87,51 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
                 _sync(file)
         os.rename(aside, path)
         _sync(path.parent)
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill, whose files take their places in `folder` when the block ends well; others there stay.
+
+    For files that belong together and are useless without `key`: the old `key` goes first and the new one comes last,
+    so that whoever dies between leaves a folder that is refused, never one that mixes old and new.
+
+    Args:
+        key: Name of the file without which the others are not read.
+        stale: Patterns of names that are deleted where the new files do not replace them.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    aside = _aside(folder / "saved")
+    aside.mkdir()
+    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            _lock(lock)
+        yield aside
+        files = sorted((path for path in aside.iterdir() if path.is_file()), key=lambda path: path.name == key)
+        names = {path.name for path in files}
+        for file in files:
+            # Some libraries write for the owner alone; all get the permissions of any file made here.
+            file.chmod((aside.stat().st_mode & 0o666) | 0o600)
+            _sync(file)
+        if key in names:
+            (folder / key).unlink(missing_ok=True)
+        for pattern in stale:
+            for old in folder.glob(pattern):
+                if old.name not in names and old.is_file():
+                    old.unlink()
+        for file in files:
+            os.replace(file, folder / file.name)
+        _sync(folder)
     finally:
         if lock is not None:
             os.close(lock)

@@ -6,6 +6,7 @@ The axis legend is in `modeling_bmdetr.py`.
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,71 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
 
 
+def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
+    """Where a computation is made of single passes over memory, so that fewer of them are faster."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class _Dropout(torch.autograd.Function):
+    """Dropout whose mask is drawn 16 bits a value, four values to a random integer, and kept as one byte a value."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, threshold: int) -> Tensor:
+        integers = torch.empty((values.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        kept = integers.view(torch.int16)[: values.numel()].view(values.shape) >= threshold - 2**15
+        ctx.save_for_backward(kept)
+        ctx.scale = 2**16 / (2**16 - threshold)
+        return kept.to(values.dtype).mul_(ctx.scale).mul_(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return kept.to(gradients[0].dtype).mul_(ctx.scale).mul_(gradients[0]), None
+
+
+def drop_values(values: Tensor, p: float, training: bool) -> Tensor:
+    """`F.dropout`; on the CPU with masks that cost a fraction to draw, for p to the nearest 1/65536."""
+    if not training or p == 0:
+        return values
+    threshold = round(p * 2**16)
+    if threshold >= 2**16 or not runs_eagerly_on_cpu(values):
+        return F.dropout(values, p, training)
+    return _Dropout.apply(values, threshold)
+
+
+class BMDetrDropout(nn.Dropout):
+    """[`drop_values`] as a module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return drop_values(input, self.p, self.training)
+
+
+class _PReLU(torch.autograd.Function):
+    """PReLU with one slope, whose gradient is one product of vectors instead of a tensor that is then summed."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(values, slope)
+        return F.prelu(values, slope)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        values, slope = ctx.saved_tensors
+        slope_gradient = torch.dot(values.clamp(max=0).flatten(), gradients[0].flatten())
+        gradient = torch.ops.aten.leaky_relu_backward(gradients[0], values, float(slope), False)
+        return gradient, slope_gradient.view_as(slope)
+
+
+class BMDetrPReLU(nn.PReLU):
+    """`nn.PReLU` with one slope."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if plain and runs_eagerly_on_cpu(input):
+            return _PReLU.apply(input, self.weight)
+        return super().forward(input)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -65,11 +131,13 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **_,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention on `(batch, heads, length, head_dim)`, with an additive mask."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
+    """Scaled dot-product attention on `(batch, heads, length, head_dim)`, with an additive mask or that of SDPA."""
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        weights = weights.masked_fill_(~attention_mask, torch.finfo(weights.dtype).min)
+    elif attention_mask is not None:
         weights = weights + attention_mask
-    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
+    weights = drop_values(weights.softmax(dim=-1), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
@@ -91,7 +159,7 @@ class BMDetrProjection(nn.Module):
         widths = [input_dim, *[config.hidden_size] * config.projection_layers]
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in widths[:-1]])
         self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
-        self.dropout = nn.Dropout(config.projection_dropout)
+        self.dropout = BMDetrDropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
@@ -119,6 +187,10 @@ class BMDetrAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_dropout if self.training else 0.0
+        if dropout and self.config._attn_implementation == "sdpa" and runs_eagerly_on_cpu(query):
+            interface = (
+                eager_attention_forward  # PyTorch's kernel for the CPU has no dropout, what it does instead is slower
+            )
         scaling = query.shape[-1] ** -0.5
         output, weights = interface(self, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
         return self.o_proj(output.flatten(-2)), weights
@@ -200,8 +272,8 @@ class BMDetrFeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU}[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        self.activation = {"prelu": BMDetrPReLU, "relu": nn.ReLU, "gelu": nn.GELU}[config.activation]()
+        self.dropout = BMDetrDropout(config.dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(hidden_states))))
@@ -216,7 +288,7 @@ class BMDetrEncoderLayer(GradientCheckpointingLayer):
         self.feed_forward = BMDetrFeedForward(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = BMDetrDropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs) -> Tensor:
         attended, _ = self.self_attention(hidden_states, positions, mask, **kwargs)
@@ -235,7 +307,7 @@ class BMDetrDecoderLayer(GradientCheckpointingLayer):
         self.self_attention_norm = nn.LayerNorm(config.hidden_size)
         self.cross_attention_norm = nn.LayerNorm(config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = BMDetrDropout(config.dropout)
 
     def forward(
         self,

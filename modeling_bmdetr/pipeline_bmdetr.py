@@ -1,7 +1,7 @@
 """A video file and sentences in, ranked moments in seconds out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import logging
 
-from .contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features, time_axis_s
+from .contract_bmdetr import clip_count, pad_rows, prepare_text_features, prepare_video_features, time_axis_s
 from .encoder_interface_bmdetr import EncodedVideo, Video
-from .processing_bmdetr import BMDetrProcessor
+from .processing_bmdetr import BMDetrProcessor, check_selection
+from .video_bmdetr import is_one_video
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +36,8 @@ class MomentRetrievalPipeline(Pipeline):
             best first;
         saliency: a value for each clip, higher where the clip matters more to the query; unbounded;
         frame_probabilities, frame_attention: p (Eq. 6) and o (Eq. 7) for each clip, where the model has them;
-        duration, clip_length: seconds.
+        duration, clip_length: seconds;
+        searched: start and end (s) of the part of the video that was searched, all of it unless it was truncated.
     """
 
     _load_processor = True  # type: ignore[assignment]
@@ -44,6 +46,14 @@ class MomentRetrievalPipeline(Pipeline):
     _load_tokenizer = False  # type: ignore[assignment]
 
     processor: BMDetrProcessor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError(
+                "`processor` is missing: pass the one saved with the model, or BMDetrProcessor(model.config)"
+            )
+        self.processor.contract.require_equal(self.model.config.feature_contract, "the processor", "the model")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the processor and the model with all that goes with it; `kwargs` as the model's `save_pretrained`."""
@@ -54,8 +64,10 @@ class MomentRetrievalPipeline(Pipeline):
         """Answers one query with a dict, a list of queries with a list of dicts.
 
         Args:
-            video: Path of a video file, decoded frames `(frames, height, width, 3)` (with `fps`), or the result of
-                `encode_video`. A dict `{"video": ..., "query": ...}` is accepted too.
+            video: Path of a video file, its bytes, an open binary file, decoded frames `(frames, height, width, 3)` as
+                array, tensor or list (with `fps`), or the result of `encode_video`. A dict `{"video": ..., "query":
+                ...}` is accepted too. A list or a generator of any of these gives one answer for each, in a list or a
+                generator.
             query: A sentence, or a list of them.
             fps: Frame rate of decoded frames.
             top_k: At most so many moments per answer (5).
@@ -65,8 +77,16 @@ class MomentRetrievalPipeline(Pipeline):
                 `resample`.
             query_batch_size: Pairs of a window and a query the model sees at once (32).
         """
+        if isinstance(video, Iterator) and not is_one_video(video):
+            return (self(one, query, **kwargs) for one in video)
+        if isinstance(video, Sequence) and not is_one_video(video):
+            if not video:
+                raise ValueError("`video` is an empty list: pass at least one video")
+            return [self(one, query, **kwargs) for one in video]
         if isinstance(video, Mapping):
-            video, query = video["video"], video["query"]
+            if "video" not in video:
+                raise ValueError(f"a dict of inputs has the keys `video` and `query`, received {sorted(video)}")
+            video, query = video["video"], video.get("query", query)
         if query is None:
             raise ValueError("`query` is missing: pass a sentence, or a list of sentences")
         queries = [query] if isinstance(query, str) else list(query)
@@ -80,6 +100,11 @@ class MomentRetrievalPipeline(Pipeline):
         steps = (("fps", "long_video"), ("query_batch_size",), ("top_k", "score_threshold", "nms_threshold"))
         if unknown := sorted(set(kwargs).difference(*steps)):
             raise TypeError(f"unknown arguments {unknown}; expected some of {sorted(sum(steps, ()))}")
+        selection = {name: kwargs[name] for name in steps[2] if kwargs.get(name) is not None}
+        check_selection(**selection)
+        size = kwargs.get("query_batch_size", 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"`query_batch_size` must be a whole number of at least 1, received {size!r}")
         if kwargs.get("long_video") not in (None, "window", "truncate", "resample"):
             raise ValueError(
                 f"`long_video` must be 'window', 'truncate' or 'resample', received {kwargs['long_video']!r}"
@@ -87,9 +112,32 @@ class MomentRetrievalPipeline(Pipeline):
         preprocess, forward, postprocess = ({k: kwargs[k] for k in names if k in kwargs} for names in steps)
         return preprocess, forward, postprocess
 
-    def encode_video(self, video: Video, fps: float | None = None, progress: Any = None) -> EncodedVideo:
-        """Decodes and encodes a video once; the result stands for the video in later calls."""
-        return self.processor.encode_video(video, fps=fps, progress=progress)
+    def encode_video(
+        self, video: Video, fps: float | None = None, progress: Any = None, long_video: str | None = None
+    ) -> EncodedVideo:
+        """Decodes and encodes a video once; the result stands for the video in later calls.
+
+        Where only the beginning of a long video will be searched, a warning says so before it is decoded.
+
+        Args:
+            video, fps: As in a call.
+            progress: Called with (clips done, clips in all).
+            long_video: What later calls will be asked for; with `truncate` no more is encoded than they read.
+        """
+        contract = self.processor.contract
+
+        def opened(name: str, duration_s: float) -> int | None:
+            if (long_video or contract.long_video) != "truncate":
+                return None
+            if clip_count(duration_s, contract.clip_length) > contract.max_clips:
+                logger.warning(
+                    f"{name} lasts {duration_s:.1f} s, and this checkpoint reads {contract.max_clips} clips of "
+                    f"{contract.clip_length:g} s: only the first {contract.max_clips * contract.clip_length:.1f} s are "
+                    'searched. Pass long_video="window" to search all of it.'
+                )
+            return contract.max_clips if long_video == "truncate" else None
+
+        return self.processor.encode_video(video, fps=fps, progress=progress, opened=opened)
 
     def preprocess(  # type: ignore[override]
         self, inputs: dict[str, Any], fps: float | None = None, long_video: str | None = None
@@ -97,16 +145,10 @@ class MomentRetrievalPipeline(Pipeline):
         """Windows of prepared clips and prepared tokens of every query."""
         video = inputs["video"]
         if not isinstance(video, EncodedVideo):
-            video = self.encode_video(video, fps=fps)
+            video = self.encode_video(video, fps=fps, long_video=long_video or self.processor.contract.long_video)
         contract = self.processor.contract
         mode = long_video or contract.long_video
         clips, longest = len(video.features), contract.max_clips
-        if clips > longest and mode == "truncate":
-            logger.warning(
-                f"{video.name} lasts {video.duration_s:.1f} s, and this checkpoint reads {longest} clips of "
-                f"{contract.clip_length:g} s: only the first {longest * contract.clip_length:.1f} s are searched. "
-                'Pass long_video="window" to search all of it.'
-            )
         starts = window_starts(clips, longest) if mode == "window" else [0]
         windows = [video.features[start : start + longest] if mode == "window" else video.features for start in starts]
         prepared = replace(contract, long_video="resample" if mode == "resample" else "truncate")
@@ -119,6 +161,7 @@ class MomentRetrievalPipeline(Pipeline):
             "queries": inputs["queries"],
             "duration_s": video.duration_s,
             "clip_s": clip_s,
+            "searched_s": min(video.duration_s, (starts[-1] + len(windows[-1])) * clip_s),
         }
 
     def _forward(self, model_inputs: dict[str, Any], query_batch_size: int = 32) -> dict[str, Any]:  # type: ignore[override]
@@ -178,6 +221,7 @@ class MomentRetrievalPipeline(Pipeline):
                 "moments": [dict(zip(("start", "end", "score"), row, strict=True)) for row in ranked.tolist()],
                 "saliency": mean_over_windows([result["saliency_scores"] for result in results], starts).tolist(),
                 "duration": duration_s,
+                "searched": [0.0, model_outputs["searched_s"]],
                 "clip_length": clip_s,
             }
             if "frame_probabilities" in results[0]:

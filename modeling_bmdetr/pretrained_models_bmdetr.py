@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -9,7 +10,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
-from transformers.utils import cached_file, is_vision_available
+from transformers.utils import cached_file, is_vision_available, logging
+
+logger = logging.get_logger(__name__)
 
 Ability: TypeAlias = Literal["image-text tower", "video-text tower", "image backbone", "video backbone", "text"]
 Pooling: TypeAlias = Literal["class", "pooled", "mean"]
@@ -80,6 +83,8 @@ def load_or_explain(auto_class: Any, model: str, **options: Any) -> Any:
     Raises:
         OSError: if there is no such folder or repository, or access to it is restricted.
     """
+    if not os.path.isdir(model):
+        logger.info(f"loading the model {model!r} of an encoder, from the Hub if it is not in the local cache")
     try:
         return auto_class.from_pretrained(model, **options)
     except OSError as error:
@@ -87,8 +92,11 @@ def load_or_explain(auto_class: Any, model: str, **options: Any) -> Any:
         if "access a gated repo" in reason:
             hint = "its owner restricts access: accept the terms on its page and log in (hf auth login)"
         else:
-            hint = "there is no such folder or repository, or it cannot be reached from here"
-        raise OSError(f"cannot load the model {model!r}: {hint}. ({reason[:300]})") from error
+            hint = (
+                "there is no such folder or repository, or it cannot be reached from here; if the folder has moved, "
+                "name its new place in the feature contract"
+            )
+        raise OSError(f"cannot load the encoder's model {model!r}: {hint}. ({reason[:300]})") from error
 
 
 def frames_per_clip_of(config: PretrainedConfig) -> int | None:

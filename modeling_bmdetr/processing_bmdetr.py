@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from .contract_bmdetr import (
     prepare_video_features,
     time_axis_s,
 )
-from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
+from .encoder_interface_bmdetr import EncodedVideo, Opened, Progress, TextEncoder, Video, VideoEncoder, encode_video
 from .encoders_bmdetr import build_text_encoder, build_video_encoder
+from .files_bmdetr import replacing_files
 from .spans_bmdetr import spans_cxw_to_se, temporal_nms
+from .video_bmdetr import is_one_video
 
+PROCESSOR_FILE = "processor_config.json"
 PredictionFormat = Literal["seconds", "released"]
 
 
@@ -43,6 +47,17 @@ def decode_moments(logits: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s:
     moments = torch.cat((times, scores), dim=-1)
     order = scores.argsort(dim=1, descending=True, stable=True)
     return moments.gather(1, order.expand_as(moments))
+
+
+def check_selection(
+    top_k: int | None = None, score_threshold: float | None = None, nms_threshold: float | None = None
+) -> None:
+    """Raises `ValueError` unless `top_k` is at least 1 and the thresholds lie in [0, 1]; None is left out."""
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
+        raise ValueError(f"`top_k` must be a whole number of at least 1, received {top_k!r}")
+    for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+        if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
+            raise ValueError(f"`{name}` must be a number in [0, 1], received {value!r}")
 
 
 class BMDetrProcessor(ProcessorMixin):
@@ -68,6 +83,7 @@ class BMDetrProcessor(ProcessorMixin):
         if isinstance(feature_contract, Mapping):
             feature_contract = FeatureContract.from_dict(dict(feature_contract))
         contract = getattr(feature_contract, "feature_contract", feature_contract) or FeatureContract()
+        check_selection(nms_threshold=nms_threshold)
         if prediction_format not in ("seconds", "released"):
             raise ValueError(f"`prediction_format` must be 'seconds' or 'released', received {prediction_format!r}")
         self.contract: FeatureContract = contract
@@ -88,6 +104,14 @@ class BMDetrProcessor(ProcessorMixin):
         names = ("feature_contract", "prediction_format", "nms_threshold")
         extras = {"auto_map": self.auto_map} if hasattr(self, "auto_map") else {}
         return {**{name: getattr(self, name) for name in names}, "processor_class": type(self).__name__, **extras}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As [`ProcessorMixin.save_pretrained`]; the file is there as a whole or as it was before."""
+        if push_to_hub:
+            return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
+        with replacing_files(save_directory, PROCESSOR_FILE) as aside:
+            super().save_pretrained(aside, **kwargs)
+        return [os.path.join(save_directory, PROCESSOR_FILE)]
 
     @cached_property
     def video_encoders(self) -> list[VideoEncoder]:
@@ -110,10 +134,16 @@ class BMDetrProcessor(ProcessorMixin):
         return build_text_encoder(self.contract.text_encoder)
 
     def encode_video(
-        self, video: Video, *, fps: float | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        video: Video,
+        *,
+        fps: float | None = None,
+        progress: Progress | None = None,
+        opened: Opened | None = None,
     ) -> EncodedVideo:
-        """A video file (or decoded frames at `fps`) to the raw rows of all video encoders, and its duration."""
-        return encode_video(video, self.video_encoders, self.contract.clip_length, fps=fps, progress=progress)
+        """A video to the raw rows of all video encoders, and its duration; arguments as in [`encode_video`]."""
+        length_s = self.contract.clip_length
+        return encode_video(video, self.video_encoders, length_s, fps=fps, progress=progress, opened=opened)
 
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each.
@@ -164,7 +194,7 @@ class BMDetrProcessor(ProcessorMixin):
         if text_features is None:
             text_features = self.encode_text([text] if isinstance(text, str) else list(text or ()))
         if video_features is None:
-            several = [videos] if isinstance(videos, (str, os.PathLike, np.ndarray)) else list(videos or ())
+            several: list[Any] = [videos] if is_one_video(videos) else list(cast(Sequence[Any], videos))
             video_features = [self.encode_video(video, fps=fps).features for video in several]
         elif isinstance(video_features, (np.ndarray, Tensor)) and video_features.ndim == 2:
             video_features = [video_features]
@@ -201,6 +231,9 @@ class BMDetrProcessor(ProcessorMixin):
     ) -> Tensor:
         """Every predicted span as a moment in seconds, in the processor's format, on the outputs' device.
 
+        Raises:
+            ValueError: the outputs are not finite, so that they answer nothing.
+
         Args:
             logits, pred_spans: As the model returns them.
             num_clips: `(batch,)`, real clips of each video.
@@ -210,6 +243,11 @@ class BMDetrProcessor(ProcessorMixin):
         Returns:
             `(batch, queries, 3)` rows (start s, end s, score), best first.
         """
+        if not (logits.isfinite().all() and pred_spans.isfinite().all()):
+            raise ValueError(
+                "the model's outputs are not finite (NaN or infinite): its weights are damaged or its training "
+                "diverged; take another checkpoint"
+            )
         contract, durations_s = self.contract, durations_s.to(pred_spans.device)
         if self.prediction_format == "released":
             longest_s = torch.full_like(durations_s, contract.max_clips * contract.clip_length)
@@ -269,7 +307,12 @@ class BMDetrProcessor(ProcessorMixin):
         score_threshold: float = 0.0,
         nms_threshold: float | None = None,
     ) -> Tensor:
-        """The moments to keep of one query: `(n, 3)` rows (start s, end s, score), best first, in and out."""
+        """The moments to keep of one query: `(n, 3)` rows (start s, end s, score), best first, in and out.
+
+        Raises:
+            ValueError: `top_k` is less than 1, or a threshold lies outside [0, 1].
+        """
+        check_selection(top_k, score_threshold, nms_threshold)
         moments = moments[moments[:, 2] >= score_threshold]
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
         return (moments if nms_threshold is None else temporal_nms(moments, nms_threshold))[:top_k]

@@ -7,7 +7,7 @@ reason as well: wherever the model goes, they go.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -15,17 +15,20 @@ from typing import Any, ClassVar
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging
 
 from .configuration_bmdetr import BMDetrConfig
+from .files_bmdetr import replacing_files
 
 logger = logging.get_logger(__name__)
 
 TASK = "temporal-grounding"
-PROCESSOR_FILE, CARD_FILE = "processor_config.json", "README.md"
+CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 # What a checkpoint consists of; optimizer states, logs and pickled arguments of a training run are no part of it.
 CHECKPOINT_FILES = (
-    *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *(CONFIG_FILE, *WEIGHT_FILES),
     *(PROCESSOR_FILE, "*_bmdetr.py", CARD_FILE),
 )
 _UPLOAD_ARGUMENTS = ("repo_id", "revision", "private", "token", "commit_message", "commit_description", "create_pr")
@@ -48,7 +51,9 @@ class SharingMixin:
     ) -> None:
         """Saves weights, configuration, code, declaration of the pipeline, processor and model card.
 
-        A model card, and a processor with this feature contract, that are in the folder already stay as they are.
+        A model card, and a processor with this feature contract, that are in the folder already stay as they are. The
+        files of an earlier model are replaced together: a process that dies between leaves a folder without
+        config.json, never old weights beside a new configuration.
 
         Args:
             save_directory, is_main_process, state_dict, kwargs: As in [`PreTrainedModel.save_pretrained`].
@@ -57,32 +62,61 @@ class SharingMixin:
         """
         folder = Path(save_directory)
         uploads = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
-        if is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_default_processor(self.config, folder)
-            writer = type(self).card_writer
-            if writer is not None and not (folder / CARD_FILE).exists():
-                writer(self, folder, repo_id=uploads.get("repo_id"))
+        if not is_main_process:  # it takes part in gathering the weights
+            super().save_pretrained(folder, False, state_dict, **kwargs)  # type: ignore[misc]
+            return
         declared = self.config.__dict__.get("custom_pipelines")
         self.config.custom_pipelines = pipeline_declaration()
         try:
-            super().save_pretrained(folder, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
+            with replacing_files(folder, CONFIG_FILE, WEIGHT_FILES) as aside:
+                super().save_pretrained(aside, True, state_dict, **kwargs)  # type: ignore[misc]
+                if not has_processor(self.config, folder):
+                    save_default_processor(self.config, aside)
+                self._save_card(aside, folder, uploads.get("repo_id"))
         finally:
             if declared is None:
                 del self.config.custom_pipelines
-        if push_to_hub and is_main_process:
+        if push_to_hub:
             upload_checkpoint(folder, **{"repo_id": folder.name, **uploads})
 
+    def _save_card(self, aside: Path, folder: Path, repo_id: str | None) -> None:
+        """Writes a card unless the folder has one; the beginning of this card, as a dead process leaves it, is none."""
+        writer = type(self).card_writer
+        if writer is None:
+            return
+        writer(self, aside, repo_id=repo_id)
+        card, there = aside / CARD_FILE, folder / CARD_FILE
+        if there.is_file() and not card.read_bytes().startswith(there.read_bytes()):
+            card.unlink()
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """As [`PreTrainedModel.from_pretrained`]; an error about a damaged file says which it is and what to do.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, complete: bool = True, **kwargs: Any
+    ) -> Any:
+        """As [`PreTrainedModel.from_pretrained`], but a checkpoint is loaded completely or refused.
+
+        Args:
+            complete: Refuses weights that are missing, left over or of another shape, since the answers of a model
+                that lacks some are random. False loads what fits, to train the rest; `ignore_mismatched_sizes=True`
+                and `output_loading_info=True` mean the same.
 
         Raises:
+            ValueError: another architecture, weights that do not fit the configuration, or that are not finite.
             OSError: there is no such repository, revision or file, no right to read it, the connection broke
                 (`ConnectionError`), or the weights are damaged.
         """
+        wants_info = kwargs.pop("output_loading_info", False)
+        complete = complete and not wants_info and not kwargs.get("ignore_mismatched_sizes")
+        if complete:
+            kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+            if complete:
+                require_complete(info, pretrained_model_name_or_path)
+            require_finite(model, pretrained_model_name_or_path)
+            return (model, info) if wants_info else model
         except SafetensorError as error:
             raise OSError(
                 f"the weights (*.safetensors) of '{pretrained_model_name_or_path}' are damaged or cut off: {error}. "
@@ -116,6 +150,40 @@ class SharingMixin:
             return upload_checkpoint(folder, repo_id, **kwargs)
 
 
+def require_complete(info: Mapping[str, Any], name: str | os.PathLike) -> None:
+    """Raises `ValueError` unless transformers found every weight of a model, in its shape, and no other.
+
+    Args:
+        info: The loading info of `from_pretrained`.
+        name: The checkpoint, for the message.
+    """
+    faults = []
+    said = {"missing_keys": "missing", "unexpected_keys": "left over", "mismatched_keys": "of another shape"}
+    for key in said:
+        if names := sorted(str(entry if isinstance(entry, str) else entry[0]) for entry in info.get(key) or ()):
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            faults.append(f"{len(names)} {said[key]} ({', '.join(names[:4])}{more})")
+    if faults:
+        raise ValueError(
+            f"the weights of '{name}' are not those of its config.json: {'; '.join(faults)}. Answers would be random. "
+            "Save or download the checkpoint again; to train what is missing, load it with complete=False"
+        )
+
+
+def require_finite(model: nn.Module, name: str | os.PathLike) -> None:
+    """Raises `ValueError` if weights are NaN or infinite."""
+    bad = [
+        key
+        for key, value in model.state_dict().items()
+        if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise ValueError(
+            f"weights of '{name}' are not finite (NaN or infinite): {', '.join(bad[:4])}, {len(bad)} in all. Its "
+            "training diverged or the file is damaged: take an earlier checkpoint"
+        )
+
+
 def pipeline_declaration() -> dict[str, dict[str, Any]]:
     """The entry `custom_pipelines` of `config.json`, by which `transformers.pipeline` finds our class."""
     from .pipeline_bmdetr import MomentRetrievalPipeline as Implementation
@@ -125,16 +193,19 @@ def pipeline_declaration() -> dict[str, dict[str, Any]]:
 
 
 def save_default_processor(config: BMDetrConfig, folder: str | os.PathLike) -> None:
-    """Writes a processor for the configuration's feature contract.
-
-    One that is in the folder already stays if it has this contract: it may carry options of its own.
-    """
+    """Writes a processor for the configuration's feature contract."""
     from .processing_bmdetr import BMDetrProcessor
 
-    processor, path = BMDetrProcessor(config.feature_contract), Path(folder) / PROCESSOR_FILE
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if stored.get("feature_contract") != processor.feature_contract:
-        processor.save_pretrained(folder)
+    BMDetrProcessor(config.feature_contract).save_pretrained(folder)
+
+
+def has_processor(config: BMDetrConfig, folder: str | os.PathLike) -> bool:
+    """Whether a folder has a processor for the configuration's feature contract, maybe with options of its own."""
+    try:
+        stored = json.loads((Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8"))
+        return bool(stored["feature_contract"] == config.feature_contract.to_dict())
+    except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
+        return False
 
 
 def open_repository(

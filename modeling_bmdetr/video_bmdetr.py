@@ -6,15 +6,17 @@ time `t` is the one a player shows at `t`: the last that starts at or before it,
 Decoding streams: two frames are held, however long the video is.
 """
 
+import io
 import itertools
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -32,8 +34,10 @@ END_TOLERANCE_S = 1.0
 END_TOLERANCE_SHARE = 0.02
 # A seek pays for itself when it skips at least this much decoding.
 SEEK_FROM_S = 10.0
-Video: TypeAlias = str | os.PathLike | np.ndarray
+# Path of a file, its bytes, an open file; or frames (frames, height, width, 3) as an array, a tensor or a list.
+Video: TypeAlias = str | os.PathLike | bytes | BinaryIO | np.ndarray | Sequence[Any]
 INTERPOLATIONS = ("fast_bilinear", "bilinear", "bicubic", "area", "point", "lanczos", "spline")
+_OWN_INTERPOLATIONS = ("area", "bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class FramePlan:
         times_s: Non-decreasing, non-negative times in seconds. Where two times fall on one frame, it is taken twice.
         size: None for the size of the video, one number for the shorter side in pixels (the aspect ratio stays), or
             (width, height).
-        interpolation: A scaling method of libswscale, such as `bilinear`, `bicubic` or `area`. All but `point` average
+        interpolation: `area`, `bilinear`, `bicubic`, or another scaling method of libswscale. All but `point` average
             over the pixels they merge.
     """
 
@@ -80,7 +84,7 @@ class VideoFile(AbstractContextManager):
     ```
 
     Args:
-        path: A video file.
+        file: Path of a video file, its bytes, or an open binary file (which stays open).
         decode_threads: Threads of the decoder, 0 for as many as there are cores. Take 1 where several processes decode.
 
     Raises:
@@ -89,20 +93,29 @@ class VideoFile(AbstractContextManager):
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, decode_threads: int = 0) -> None:
-        self.path = existing_file(path)
+    def __init__(self, file: str | os.PathLike | bytes | BinaryIO, decode_threads: int = 0) -> None:
         import_av()
-        self._file = self.path.open("rb")
+        self._owned = isinstance(file, (str, os.PathLike, bytes))
+        if isinstance(file, (str, os.PathLike)):
+            self._file: BinaryIO = existing_file(file).open("rb")
+            name = str(file)
+        else:
+            self._file = io.BytesIO(file) if isinstance(file, bytes) else file
+            name = str(getattr(file, "name", "that was given"))
         try:
-            self._container = Container(self._file, str(path), decode_threads)
+            self._container = Container(self._file, name, decode_threads)
         except BaseException:
-            self._file.close()
+            self._close_file()
             raise
         self._last_start_s: float | None = None  # of the last frame, where the container finds it by seeking
 
     def __exit__(self, *error: object) -> None:
         self._container.close()
-        self._file.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._owned:
+            self._file.close()
 
     @property
     def name(self) -> str:
@@ -290,29 +303,52 @@ class FrameArray(AbstractContextManager):
         """Nothing is open."""
 
     def frames(self, plans: Sequence[FramePlan]) -> Iterator[tuple[int, float, np.ndarray]]:
-        """As [`VideoFile.frames`]; resized by the same means."""
+        """As [`VideoFile.frames`], resized by the same means."""
         converters = [_Converter(plan.size, plan.interpolation) for plan in plans]
         for time_s, owner in zip(*_merged(plans), strict=True):
             picture = self.array[min(int(time_s * self.fps), len(self.array) - 1)]
             if plans[owner].size is not None:
-                frame = import_av().VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                picture = converters[owner](frame)
+                picture = converters[owner].resized(picture, picture.shape[1], picture.shape[0])
             yield owner, time_s, picture
 
 
+def is_one_video(video: Any) -> bool:
+    """Whether this is one video in itself; if not, it may be a sequence of several."""
+    if isinstance(video, (list, tuple)):
+        return bool(video) and all(getattr(frame, "ndim", 3) == 3 and _is_array(frame) for frame in video)
+    return isinstance(video, (str, os.PathLike, bytes)) or hasattr(video, "read") or getattr(video, "ndim", 0) == 4
+
+
 def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray:
-    """A video as something to take frames from: a file by its path, or decoded frames at `fps`.
+    """A video as something to take frames from: a file, or decoded frames at `fps`.
 
     Raises:
         FileNotFoundError, ValueError: see [`VideoFile`] and [`FrameArray`]; or `fps` was given for a file.
+        TypeError: another kind of object.
     """
-    if isinstance(video, np.ndarray):
-        return FrameArray(video, fps)
-    if fps is not None:
-        raise ValueError(
-            f"fps belongs to decoded frames only, received {fps} for {video}; the file carries its own times"
+    if isinstance(video, (list, tuple)) and is_one_video(video):
+        return FrameArray(np.stack([_as_array(frame) for frame in video]), fps)
+    if _is_array(video):
+        return FrameArray(_as_array(video), fps)
+    if not isinstance(video, (str, os.PathLike, bytes)) and not hasattr(video, "read"):
+        raise TypeError(
+            "a video is the path of a file, its bytes, an open file, or frames (frames, height, width, 3) as an "
+            f"array, a tensor or a list; received {type(video).__name__}"
         )
-    return VideoFile(video)
+    if fps is not None:
+        raise ValueError("fps belongs to decoded frames only; a video file carries its own times")
+    if isinstance(video, str) and re.match(r"[a-z][a-z0-9+.-]*://", video, re.IGNORECASE) and not os.path.exists(video):
+        raise ValueError(f"{video!r} is an address: download the video first, and pass the path of the file")
+    return VideoFile(video)  # type: ignore[arg-type]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__")
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """NumPy arrays, tensors on any device, pictures of Pillow."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
@@ -399,42 +435,52 @@ class _Converter:
     ) -> None:
         sides = size if isinstance(size, tuple) else (size,)
         if size is not None and not (len(sides) in (1, 2) and all(isinstance(n, int) and n > 0 for n in sides)):
-            raise ValueError(
-                f"size must be None, one positive int or a pair (width, height) of them, received {size!r}"
-            )
+            raise ValueError(f"size must be None, one positive int or a pair (width, height), received {size!r}")
         if interpolation.lower() not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, received {interpolation!r}")
-        self.size, self.container = size, container
-        self.interpolation = interpolation.upper()
+        self.size, self.interpolation, self.container = size, interpolation.lower(), container
         self._to_rgb: Any = None
-        self._resize: Any = None
         self._last: tuple[Any, np.ndarray] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
+        """A frame of PyAV."""
         if self._last is not None and self._last[0] is frame:  # shown for longer than one time
             return self._last[1]
         if self._to_rgb is None:
-            reformatter = import_av().video.reformatter.VideoReformatter
-            self._to_rgb, self._resize = reformatter(), reformatter()
+            self._to_rgb = import_av().video.reformatter.VideoReformatter()
+        # Colours first, then the size: as one does who decodes the frames and has them resized here.
+        picture = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if quarter_turns := round(frame.rotation / 90) % 4:
+            picture = np.ascontiguousarray(np.rot90(picture, quarter_turns))
         width, height = _display_size(frame, self.container.stream if self.container else None)
+        picture = self.resized(picture, width, height)
+        self._last = frame, picture
+        return picture
+
+    def resized(self, picture: np.ndarray, width: int, height: int) -> np.ndarray:
+        """An RGB array in the wanted size, if it is shown as `width` x `height`."""
         if isinstance(self.size, tuple):
             width, height = self.size
         elif self.size is not None:
             scale = self.size / min(width, height)
             width, height = max(1, round(width * scale)), max(1, round(height * scale))
-        quarter_turns = round(frame.rotation / 90) % 4
-        if quarter_turns % 2:
-            width, height = height, width
-        # Colours first, then the size: as one does who decodes the frames and has them resized here.
-        picture = self._to_rgb.reformat(frame, format="rgb24", threads=1)
-        if (width, height) != (picture.width, picture.height):
-            picture = self._resize.reformat(
-                picture, width=width, height=height, interpolation=self.interpolation, threads=1
-            )
-        rgb = picture.to_ndarray()
-        rgb = np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
-        self._last = frame, rgb
-        return rgb
+        if picture.shape[:2] == (height, width):
+            return picture
+        if self.interpolation in _OWN_INTERPOLATIONS:
+            return _resize(picture, width, height, self.interpolation)
+        av = import_av()
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        return frame.reformat(width=width, height=height, interpolation=self.interpolation.upper()).to_ndarray()
+
+
+def _resize(picture: np.ndarray, width: int, height: int, interpolation: str) -> np.ndarray:
+    """Frames are resized by torch where it can, so that the same frames give the same features with or without PyAV."""
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+    options = {} if interpolation == "area" else {"antialias": True}
+    small = torch.nn.functional.interpolate(pixels, size=(height, width), mode=interpolation, **options)
+    return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
 def _display_size(frame: Any, stream: Any) -> tuple[int, int]:

@@ -90,7 +90,8 @@ class HashedWordTextEncoder(TextEncoder):
 
     The first half of a row is a unit vector drawn from the word, the second the mean of unit vectors drawn from its
     letter trigrams, so that `slides` and `sliding` are near each other while every word keeps a direction of its own.
-    Case and punctuation are ignored. The rows are the same on every machine and in every process.
+    Case and punctuation are ignored; of a very long word the first letters are spelled. The rows are the same on
+    every machine and in every process.
 
     Args:
         dim: values per row, even.
@@ -116,9 +117,12 @@ class HashedWordTextEncoder(TextEncoder):
         return rows
 
 
+LONGEST_SPELLING = 64  # letters of a word; longer ones are no words, and must not take long
+
+
 @lru_cache(maxsize=65536)
 def _word_row(word: str, dim: int) -> np.ndarray:
-    padded = f"^{word}$"
+    padded = f"^{word[:LONGEST_SPELLING]}$"
     trigrams = [padded[i : i + 3] for i in range(max(1, len(padded) - 2))]
     spelling = np.mean([_hashed_unit_vector("trigram " + trigram, dim // 2) for trigram in trigrams], axis=0)
     return np.concatenate([_hashed_unit_vector("word " + word, dim // 2), spelling]).astype(np.float32)

@@ -8,8 +8,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from factories import MemoryArrays
 from huggingface_hub.errors import StrictDataclassError
-from tiny_training import MemoryArrays
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 from modeling_bmdetr.contract_bmdetr import (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -384,6 +385,37 @@ def test_hashed_words_share_what_the_words_share() -> None:
         encoder.encode_text(["?!"])
     with pytest.raises(ValueError, match="even number"):
         HashedWordTextEncoder(dim=33)
+
+
+def test_a_word_without_end_takes_no_time() -> None:
+    rng = np.random.default_rng(0)
+    word = "".join(rng.choice(list("abcdefghijklmnop"), 200_000))
+    started = time.perf_counter()
+    (row,) = HashedWordTextEncoder(16).encode_text([f"the {word}"])
+    assert time.perf_counter() - started < 1.0
+    (other,) = HashedWordTextEncoder(16).encode_text([f"the {word}b"])
+    assert (row[1] != other[1]).any()
+
+
+def test_sentences_that_are_cut_are_named(text_encoder, caplog: pytest.LogCaptureFixture) -> None:
+    short, long = text_encoder.encode_text(["a", "a b c d e f g h"], max_tokens=4)
+    assert len(long) == 4
+    assert len(short) <= 4
+    assert "1 of 2 sentences have more than 4 tokens" in caplog.text
+    assert "a b c d e f g h" in caplog.text
+    caplog.clear()
+    text_encoder.encode_text(["a"], max_tokens=4)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("build", [build_video_encoder, build_text_encoder])
+def test_a_device_is_for_encoders_with_weights(build) -> None:
+    assert build({build_video_encoder: "pixel-grid", build_text_encoder: "hashed-words"}[build], device="cpu").dim
+
+
+def test_an_encoder_folder_that_moved_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=rf"encoder's model '{tmp_path}/gone': .*if the folder has moved"):
+        build_text_encoder(f"clip:{tmp_path}/gone")
 
 
 def test_hashed_words_are_the_same_everywhere() -> None:

@@ -1,6 +1,7 @@
 """The pipeline and the command line on a real video file and a real (untrained) checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import torch
 from transformers import pipeline
 
 from dataset_scripts.moving_shapes import render_moving_shapes
-from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor, FeatureContract
+from modeling_bmdetr import (
+    BMDetrConfig,
+    BMDetrForMomentRetrieval,
+    BMDetrProcessor,
+    FeatureContract,
+    MomentRetrievalPipeline,
+)
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
 from modeling_bmdetr.pipeline_bmdetr import mean_over_windows, window_starts
@@ -93,6 +100,50 @@ class TestPipeline:
         answer = pipe(frames, QUERIES[0], fps=8.0)
         assert answer["duration"] == pytest.approx(10.0)
 
+    def test_every_kind_of_video_is_taken(self, pipe, world):
+        frames = np.stack([frame for _, frame in iter_frames(world[1], fps=4.0)])
+        of_frames, of_file = pipe(frames, QUERIES[0], fps=4), pipe(world[1], QUERIES[0])
+        assert pipe(torch.from_numpy(frames), QUERIES[0], fps=4) == of_frames
+        assert pipe(list(frames), QUERIES[0], fps=4) == of_frames
+        assert pipe(str(world[1]), QUERIES[0]) == of_file
+        assert pipe(world[1].read_bytes(), QUERIES[0]) == of_file
+        with world[1].open("rb") as file:
+            assert pipe(file, QUERIES[0]) == of_file
+            assert not file.closed
+
+    def test_several_videos_give_several_answers(self, pipe, world):
+        one, two = pipe(world[1], QUERIES[0]), pipe(world[1], QUERIES)
+        assert pipe([world[1], str(world[1])], QUERIES[0]) == [one, one]
+        assert pipe([{"video": world[1], "query": QUERIES[0]}, {"video": world[1], "query": QUERIES}]) == [one, two]
+        answers = pipe((path for path in [world[1]] * 2), QUERIES[0])
+        assert next(answers) == one
+        assert list(answers) == [one]
+
+    def test_what_was_searched_is_in_the_answer_and_said_before_decoding(self, pipe, world, package_log, monkeypatch):
+        duration_s = probe_video(world[1]).duration_s
+        assert pipe(world[1], QUERIES[0])["searched"] == [0.0, 12.0]
+        for mode in ("window", "resample"):
+            assert pipe(world[1], QUERIES[0], long_video=mode)["searched"] == [0.0, pytest.approx(duration_s)]
+        package_log.clear()
+
+        def stop(self, frames):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(type(pipe.processor.video_encoders[0]), "_encode_clips", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipe.encode_video(world[1])
+        assert "only the first 12.0 s are searched" in package_log.text
+
+    def test_no_more_is_encoded_than_is_searched(self, pipe, world):
+        assert len(pipe.encode_video(world[1], long_video="truncate").features) == 12
+        assert len(pipe.encode_video(world[1]).features) > 20
+
+    @pytest.mark.parametrize("change", [{"clip_length": 2.0}, {"normalize_video": False}, {"max_clips": 5}])
+    def test_a_processor_of_another_contract_is_refused(self, pipe, change):
+        processor = BMDetrProcessor(replace(pipe.processor.contract, **change))
+        with pytest.raises(ValueError, match=f"processor and the model differ:\n  {next(iter(change))}"):
+            MomentRetrievalPipeline(pipe.model, processor=processor)
+
     def test_options_of_the_pipeline_hold_until_a_call_overrides_them(self, world):
         short = pipeline("temporal-grounding", model=str(world[0]), top_k=2)
         assert len(short(world[1], QUERIES[0])["moments"]) == 2
@@ -111,11 +162,26 @@ class TestPipeline:
             ({"query": " "}, ValueError, "empty"),
             ({"query": "a", "topk": 3}, TypeError, "topk"),
             ({"query": "a", "long_video": "skip"}, ValueError, "'window', 'truncate' or 'resample'"),
+            ({"query": "a", "top_k": -1}, ValueError, "`top_k`"),
+            ({"query": "a", "query_batch_size": 0}, ValueError, "`query_batch_size`"),
         ],
     )
     def test_wrong_arguments(self, pipe, world, arguments, error, message):
         with pytest.raises(error, match=message):
             pipe(world[1], **arguments)
+
+    @pytest.mark.parametrize(
+        ("video", "error", "message"),
+        [
+            ("https://example.com/a.mp4", ValueError, "is an address: download"),
+            ({"query": "a"}, ValueError, "keys `video` and `query`"),
+            ([], ValueError, "`video` is an empty list"),
+            (3, TypeError, "path of a file, its bytes, an open file, or frames .* received int"),
+        ],
+    )
+    def test_what_is_no_video(self, pipe, video, error, message):
+        with pytest.raises(error, match=message):
+            pipe(video, "a")
 
     def test_a_file_that_is_no_video(self, pipe, tmp_path):
         (tmp_path / "broken.mp4").write_bytes(b"not a video")

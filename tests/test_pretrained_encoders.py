@@ -171,7 +171,7 @@ def test_a_model_of_the_wrong_kind_is_named_with_what_it_is(folder_of, tmp_path)
 
 
 def test_a_missing_or_gated_repository_is_one_clear_sentence(tmp_path, monkeypatch):
-    with pytest.raises(OSError, match=r"cannot load the model '.*nowhere': there is no such folder or repository"):
+    with pytest.raises(OSError, match=r"the encoder's model '.*nowhere': there is no such folder or repository"):
         build_video_encoder(f"hf:{tmp_path / 'nowhere'}")
 
     def gated(*_, **__):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modeling_bmdetr import BMDetrProcessor, FeatureContract
+from modeling_bmdetr.contract_bmdetr import prepare_video_features
 from modeling_bmdetr.processing_bmdetr import decode_moments
 
 TWO_ENCODERS = FeatureContract(
@@ -118,3 +119,52 @@ class TestProcessor:
     def test_an_unknown_format_is_refused(self):
         with pytest.raises(ValueError, match="'seconds' or 'released'"):
             BMDetrProcessor(prediction_format="frames")
+
+    def test_the_contract_is_parsed_once(self):
+        processor = BMDetrProcessor(TWO_ENCODERS.to_dict())
+        assert processor.contract is processor.contract
+        assert processor.feature_contract == TWO_ENCODERS.to_dict()
+
+
+class TestValues:
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_features_that_are_not_finite_are_refused(self, value):
+        good, bad = np.ones((5, 5)), np.ones((5, 5))
+        bad[2, 1] = value
+        processor = BMDetrProcessor(TWO_ENCODERS)
+        with pytest.raises(ValueError, match=r"video features .* not finite .* rows \[2\] of 5"):
+            processor(video_features=bad, text_features=[good[:, :4]])
+        with pytest.raises(ValueError, match=r"text features .* not finite .* rows \[2\] of 5"):
+            processor(video_features=good, text_features=[bad[:, :4]])
+
+    def test_large_features_keep_their_direction(self):
+        rows = prepare_video_features(np.array([[3e25, 4e25, 0.0, 0.0, 2e30]]), TWO_ENCODERS)
+        np.testing.assert_allclose(rows, [[0.6, 0.8, 0.0, 0.0, 1.0]], rtol=1e-6)
+        assert rows.dtype == np.float32
+
+    def test_outputs_that_are_not_finite_answer_nothing(self):
+        outputs = {"logits": torch.full((1, 2, 2), torch.nan), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        with pytest.raises(ValueError, match="outputs are not finite"):
+            BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0])
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"top_k": 0},
+            {"top_k": -1},
+            {"top_k": 1.5},
+            {"top_k": True},
+            {"score_threshold": float("nan")},
+            {"score_threshold": 1.5},
+            {"nms_threshold": -1},
+            {"nms_threshold": "0.5"},
+        ],
+    )
+    def test_a_selection_out_of_range_is_refused(self, options):
+        outputs = {"logits": torch.zeros(1, 2, 2), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        (name,) = options
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0], **options)
+        if name == "nms_threshold":
+            with pytest.raises(ValueError, match=f"`{name}` must be"):
+                BMDetrProcessor(**options)

@@ -64,6 +64,7 @@ class OwnSide:
         from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
         from modeling_bmdetr.data import FeatureStore, read_rows
         from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+        from modeling_bmdetr.training.memory import keep_freed_memory
 
         config = BMDetrConfig.released(video_dim=sum(VIDEO_DIRS.values()), text_dim=TEXT_DIM, **ENCODERS)
         contract = config.feature_contract
@@ -98,6 +99,7 @@ class OwnSide:
         self.items = [(0, index) for index in rows_of_batch(self.rows, options.batch_size)]
         self.batch = self._make_batch()
         self.optimizer = self.trainer.create_optimizer()
+        keep_freed_memory()  # as `BMDetrTrainer.train` does
         self.predictions: list[dict[str, Any]] = []
 
     def _make_batch(self) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def predict(args: argparse.Namespace) -> int:
     for i, video in enumerate(videos):
         bar = Bar("encoding the video" if len(videos) == 1 else f"encoding video {i + 1} of {len(videos)}")
         try:
-            encoded = pipe.encode_video(video, progress=bar)
+            encoded = pipe.encode_video(video, progress=bar, long_video=args.long_video)
             answers = pipe(encoded, queries, long_video=args.long_video, **options)
         except Exception as error:
             if len(videos) == 1 or not is_expected(error):

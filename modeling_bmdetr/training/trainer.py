@@ -30,6 +30,7 @@ from .arguments import BMDetrTrainingArguments
 from .distributed import gather_texts, mean_counts
 from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
+from .memory import keep_freed_memory
 from .publishing import PublishingTrainer
 from .workers import end_with_parent
 
@@ -216,6 +217,12 @@ class BMDetrTrainer(PublishingTrainer):
         )
 
     # Loss and schedule
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an update, and the divisors of its losses (`mean_counts`)."""

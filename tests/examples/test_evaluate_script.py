@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recipes
 import torch
 from recipe_worlds import make_world
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import read_rows
 from modeling_bmdetr.evaluation import evaluate_submission, read_jsonl
+from modeling_bmdetr.recipes import load_rows, open_store, read_recipe
+from modeling_bmdetr.recipes.preparation import build_config
 
-EXAMPLES = Path(recipes.__file__).parent
+EXAMPLES = Path(__file__).parents[2] / "examples"
 _spec = importlib.util.spec_from_file_location("evaluate_script", EXAMPLES / "evaluate.py")
 script = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(script)
@@ -29,10 +30,10 @@ def world(tmp_path, monkeypatch):
 
     def make(name):
         path = make_world(tmp_path, name)
-        recipe = recipes.read_recipe(path, SIZES)
-        store = recipes.open_store(recipe, recipes.load_rows(recipe))
+        recipe = read_recipe(path, SIZES)
+        store = open_store(recipe, load_rows(recipe))
         torch.manual_seed(0)
-        BMDetrForMomentRetrieval(recipes.build_config(recipe, store.contract)).save_pretrained("model")
+        BMDetrForMomentRetrieval(build_config(recipe, store.contract)).save_pretrained("model")
         return path
 
     return make

@@ -228,7 +228,7 @@ def test_the_installed_classes_win_over_the_code_in_the_repository(pushed, pulle
         ("tester/weights-cut-off", "the weights (*.safetensors) of 'tester/weights-cut-off' are damaged"),
         ("tester/weights-overwritten", "the weights (*.safetensors) of 'tester/weights-overwritten' are damaged"),
         ("tester/weights-absent", "model.safetensors"),
-        ("tester/weights-of-another-model", "ignore_mismatched_sizes"),
+        ("tester/weights-of-another-model", "of another shape (class_head.weight"),
         ("tester/config-cut-off", "config.json"),
     ],
 )

@@ -1,6 +1,8 @@
 """What a saved checkpoint consists of, however it is saved."""
 
+import itertools
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 from factories import CONTRACT, make_model, make_trainer
 from hub_processes import REPOSITORY
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from modeling_bmdetr import (
@@ -161,6 +165,119 @@ def test_damaged_weights_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(OSError, match=r"weights .* are damaged or cut off.*force_download=True"):
         BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+
+
+def change_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("class_head.weight"), r"1 missing \(class_head\.weight\)"),
+        (lambda w: w.update(other=torch.ones(2)), r"1 left over \(other\)"),
+        (lambda w: w.update({"class_head.bias": torch.ones(5)}), r"1 of another shape \(class_head\.bias\)"),
+    ],
+)
+def test_a_checkpoint_is_loaded_completely_or_refused(tmp_path, change, said):
+    make_model().save_pretrained(tmp_path)
+    change_weights(tmp_path, change)
+    for load in (BMDetrForMomentRetrieval.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        pipeline("temporal-grounding", model=str(tmp_path), device="cpu")
+    if "shape" not in said:
+        assert BMDetrForMomentRetrieval.from_pretrained(tmp_path, complete=False).config.hidden_size == 16
+    _, info = BMDetrForMomentRetrieval.from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
+    assert sum(len(names) for names in info.values()) == 1
+
+
+def test_other_depths_than_the_weights_have_are_refused(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    config = read(tmp_path / "config.json")
+    for layers, said in ((2, "missing"), (0, "encoder_layers")):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_layers": layers}))
+        with pytest.raises((ValueError, StrictDataclassError), match=said):
+            BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    make_model().save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights["class_head.weight"].fill_(value))
+    with pytest.raises(ValueError, match=r"not finite .*class_head\.weight"):
+        BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+
+
+def test_another_architecture_is_called_that(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 16}))
+    for load in (BMDetrConfig.from_pretrained, BMDetrForMomentRetrieval.from_pretrained):
+        with pytest.raises(ValueError, match=r"is no BM-DETR checkpoint: its config\.json has model_type 'bert'"):
+            load(tmp_path)
+
+
+def test_all_files_have_the_usual_permissions(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {usual}
+
+
+def test_what_a_dead_process_left_half_written_is_mended(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in ("README.md", "processor_config.json")}
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content[: len(content) // 3])
+    model.save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+
+
+def test_saving_over_another_model_never_mixes_the_two(tmp_path, monkeypatch):
+    """Whichever renaming a process dies at, the folder holds the old model, the new one, or is refused."""
+    old, new = make_model(0), make_model(1, encoder_layers=2)
+    original, refused = os.replace, 0
+    for steps in itertools.count():
+        folder = tmp_path / str(steps)
+        old.save_pretrained(folder)
+        calls = iter(range(steps))
+
+        def die(*names, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            original(*names)
+
+        monkeypatch.setattr(os, "replace", die)
+        try:
+            new.save_pretrained(folder)
+            done = True
+        except KeyboardInterrupt:
+            done = False
+        monkeypatch.setattr(os, "replace", original)
+        assert not [name for name in names(folder) if name.startswith(".")]
+        try:
+            loaded = BMDetrForMomentRetrieval.from_pretrained(folder)
+        except OSError:
+            refused += 1
+        else:
+            expected = new if done else old
+            assert loaded.config.encoder_layers == expected.config.encoder_layers
+            assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True))
+        new.save_pretrained(folder)
+        assert BMDetrForMomentRetrieval.from_pretrained(folder).config.encoder_layers == 2
+        if done:
+            break
+    assert refused
+
+
+def test_parts_of_an_earlier_model_are_removed(tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    make_model(1).save_pretrained(tmp_path)
+    assert names(tmp_path) == CHECKPOINT
 
 
 def test_only_a_checkpoint_is_uploaded(tmp_path):

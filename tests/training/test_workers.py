@@ -1,6 +1,7 @@
 """No worker process outlives a training run that is killed."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from modeling_bmdetr.training.memory import keep_freed_memory
 
 RUN = """
 import sys
@@ -67,3 +70,10 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path, sent):
         time.sleep(0.2)
     assert not any(map(is_alive, workers))
     assert not any(tmp_path.iterdir())
+
+
+def test_memory_is_kept_where_the_c_library_can():
+    if platform.libc_ver()[0] == "glibc":
+        assert keep_freed_memory()
+    else:
+        assert not keep_freed_memory()

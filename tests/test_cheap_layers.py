@@ -1,0 +1,118 @@
+"""What is faster on the CPU computes the same: PReLU and its gradients, attention; dropout drops as it should."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from factories import NO_DROPOUT, make_model
+from torch import nn
+
+from modeling_bmdetr.layers_bmdetr import BMDetrDropout, BMDetrPReLU, drop_values, eager_attention_forward
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (4, 7, 9)])
+@pytest.mark.parametrize("slope", [0.25, -0.5, 0.0, 1.5])
+def test_prelu_and_its_gradients_are_those_of_pytorch(shape, slope):
+    own, plain = BMDetrPReLU(init=slope), nn.PReLU(init=slope)
+    upstream, results = drawn(*shape, seed=1), []
+    for layer in (own, plain):
+        values = drawn(*shape).requires_grad_()
+        output = layer(values)
+        output.backward(upstream)
+        results.append((output, values.grad, layer.weight.grad))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+def test_prelu_takes_zero_and_other_types():
+    layer = BMDetrPReLU()
+    values = torch.zeros(4, requires_grad=True)
+    layer(values).sum().backward()
+    plain = torch.zeros(4, requires_grad=True)
+    F.prelu(plain, layer.weight).sum().backward()
+    assert torch.equal(values.grad, plain.grad)
+    assert layer.double()(drawn(3).double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert BMDetrPReLU()(drawn(3).bfloat16()).dtype in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_the_share_it_should_and_scales_the_rest(p, dtype):
+    torch.manual_seed(0)
+    values = torch.ones(1000, 401, dtype=dtype, requires_grad=True)
+    output = drop_values(values, p, True)
+    kept = output != 0
+    share = 1 - p
+    assert kept.float().mean().item() == pytest.approx(share, abs=5 * (p * share / values.numel()) ** 0.5)
+    torch.testing.assert_close(output[kept].unique(), torch.tensor([1 / share], dtype=dtype), rtol=1e-4, atol=1e-4)
+    upstream = drawn(1000, 401).to(dtype)
+    output.backward(upstream)
+    torch.testing.assert_close(values.grad, torch.where(kept, upstream * output.detach(), 0))
+    # Values that share a random integer are dropped independently of each other.
+    columns = kept[:, :400].float().view(-1, 4)
+    correlation = torch.corrcoef(columns.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.02
+    assert not torch.equal(drop_values(values, p, True) != 0, kept)
+
+
+def test_dropout_follows_the_seed_and_is_nothing_where_it_is_off():
+    values = drawn(5, 7)
+    masks = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        masks.append(drop_values(values, 0.5, True))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert drop_values(values, 0.5, False) is values
+    assert drop_values(values, 0.0, True) is values
+    assert not drop_values(values, 1.0, True).any()
+    layer = BMDetrDropout(0.5)
+    assert layer.eval()(values) is values
+    assert drop_values(torch.ones(0, 3), 0.5, True).shape == (0, 3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_for_training_is_that_of_pytorch(masked):
+    query, key, value = (drawn(2, 4, 6, 8, seed=seed) for seed in range(3))
+    mask = (torch.arange(6) < torch.tensor([6, 3])[:, None])[:, None, None] if masked else None
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    output, _ = eager_attention_forward(nn.Identity(), query, key, value, mask, scaling=8**-0.5)
+    torch.testing.assert_close(output, expected)
+
+
+def test_a_model_without_dropout_trains_the_same_with_the_plain_layers(tiny_batch, monkeypatch):
+    batch = tiny_batch()
+    results = []
+    for plain in (False, True):
+        model = make_model(**NO_DROPOUT).train()
+        if plain:
+            monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.runs_eagerly_on_cpu", lambda tensor: False)
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    assert torch.equal(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_with_dropout_has_the_mean_of_the_plain_one(tiny_batch, monkeypatch):
+    """Over many draws, the outputs in training have the same mean with either kind of layer."""
+    batch = tiny_batch(labels=False)
+    torch.manual_seed(0)
+    model = make_model(dropout=0.3, attention_dropout=0.3, projection_dropout=0.3).train()
+
+    def draws():
+        with torch.no_grad():
+            return torch.stack([model(**batch).saliency_scores for _ in range(400)])
+
+    mine = draws()
+    monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.runs_eagerly_on_cpu", lambda tensor: False)
+    plain = draws()
+    spread = (mine.var(dim=0) + plain.var(dim=0)).div(400).sqrt()
+    assert ((mine.mean(dim=0) - plain.mean(dim=0)).abs() <= 5 * spread + 1e-6).all()
+    torch.testing.assert_close(mine.std(dim=0).mean(), plain.std(dim=0).mean(), rtol=0.1, atol=1e-3)
