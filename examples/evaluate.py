@@ -7,9 +7,9 @@
 
 The checkpoint is a folder or a name on the Hub; its feature contract must fit the features. With a recipe, rows and
 features are those of its `data` and `features`; `--sets` are splits or files, those of `data.eval` and `data.test` when
-left out. Written to `--out` (`outputs/evaluation`), for each set: `<set>.metrics.json`, `<set>.md`, `<set>.png`, and
-`<set>.submission.jsonl`, whose qids have the type that they have in the annotations, as an evaluation server expects. A
-set in which a query has no label gets the submission alone.
+left out. Written to `--out` (`outputs/evaluation/<checkpoint>`), for each set: `<set>.metrics.json`, `<set>.md`,
+`<set>.png`, and `<set>.submission.jsonl`, whose qids have the type that they have in the annotations, as an evaluation
+server expects. A set in which a query has no label gets the submission alone.
 """
 
 import argparse
@@ -59,16 +59,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", help="without a recipe: JSONL files to evaluate on")
     parser.add_argument("--features", nargs="+", help="without a recipe: packed store, or folders of video features")
     parser.add_argument("--text", help="without a recipe: folder of text features, where they are not packed")
-    parser.add_argument(
-        "--out", default="outputs/evaluation", help="folder for everything written (outputs/evaluation)"
-    )
+    parser.add_argument("--out", help="folder for everything written (outputs/evaluation/<name of the checkpoint>)")
     parser.add_argument("--batch-size", type=int, default=64, help="queries at a time on each process (64)")
     parser.add_argument("--cpu", action="store_true", help="use no accelerator")
     return parser
 
 
+def default_folder(checkpoint: str) -> Path:
+    """A folder of each checkpoint's own, so that one does not replace the results of another."""
+    parts = [part for part in Path(checkpoint).parts if part not in ("/", ".", "..", "outputs", "model")]
+    return Path("outputs") / "evaluation" / "-".join(parts[-2:])
+
+
 def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Evaluates every set, and returns for each its metrics and figures by length."""
+    args.out = args.out or str(default_folder(args.checkpoint))
     arguments = BMDetrTrainingArguments(
         output_dir=args.out,
         per_device_eval_batch_size=args.batch_size,
@@ -204,7 +209,7 @@ def plot(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "modeling-bmdetr[plot]"') from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(10, 4), layout="constrained")
     recall, by_length = figure.subplots(1, 2)
     for (name, (curve, mean_iou)), style in zip(recall_curves(predictions, rows).items(), ("-", "--"), strict=True):

@@ -203,9 +203,7 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f'ONNX needs {error.name}, of the extra `export`: pip install "modeling-bmdetr[export]"'
-        ) from error
+        raise ImportError("ONNX needs three packages: pip install onnx onnxruntime onnxscript") from error
 
 
 @contextlib.contextmanager

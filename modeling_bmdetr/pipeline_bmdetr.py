@@ -182,7 +182,7 @@ class MomentRetrievalPipeline(Pipeline):
             outputs = self.model(**inputs)
             for row, (_, window) in enumerate(chunk):
                 real = len(windows[window])
-                result = {name: outputs[name][row].float().cpu() for name in ("logits", "pred_spans")}
+                result = {name: outputs[name][row].float().cpu() for name in ("scores", "pred_spans")}
                 for name in ("saliency_scores", "frame_probabilities"):
                     if outputs.get(name) is not None:
                         result[name] = outputs[name][row, :real].float().cpu()
@@ -208,7 +208,7 @@ class MomentRetrievalPipeline(Pipeline):
                 axis_s = torch.tensor([len(window) * clip_s])
                 limit_s = torch.tensor([duration_s - start * clip_s])
                 moments = self.processor.decode(
-                    result["logits"][None], result["pred_spans"][None], torch.tensor([len(window)]), limit_s, axis_s
+                    result["scores"][None], result["pred_spans"][None], torch.tensor([len(window)]), limit_s, axis_s
                 )[0]
                 found.append(moments + torch.tensor([start * clip_s, start * clip_s, 0.0]))
             ranked = torch.cat(found)

@@ -62,7 +62,7 @@ def plot_moments(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "modeling-bmdetr[plot]"') from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
     several: list[Mapping[str, Any]] = [answers] if isinstance(answers, Mapping) else list(answers)
     if not several:

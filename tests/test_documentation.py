@@ -34,8 +34,8 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_bmdetr_have_known_arguments(page: str) -> None:
     for words in commands(page):
-        if words[0] == "bmdetr":
-            build_parser().parse_args([word for word in words[1:] if word not in ("...", "[...]")])
+        if words[0] == "bmdetr" and "..." not in words:  # which stands for arguments that are left out
+            build_parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize("page", PAGES)

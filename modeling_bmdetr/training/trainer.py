@@ -148,7 +148,8 @@ class BMDetrTrainer(PublishingTrainer):
         negatives = None
         if (training or args.evaluate_with_negatives) and config.background_aware:
             strategy = args.negative_sampling
-            negatives = None if strategy == "none" else NegativeSampler(rows, strategy)  # type: ignore[arg-type]
+            share = args.absent_share if config.presence_head else 0.0
+            negatives = None if strategy == "none" else NegativeSampler(rows, strategy, share)  # type: ignore[arg-type]
         return MomentRetrievalDataset(
             rows,
             self.store,
@@ -159,7 +160,7 @@ class BMDetrTrainer(PublishingTrainer):
             shifting_limit_s=args.shifting_limit_s,
             max_moments=config.num_queries,
             seed=self.data_seed,
-            with_labels=all(row.get("relevant_windows") for row in rows),
+            with_labels=all(row.get("relevant_windows") is not None for row in rows),
         )
 
     @property
@@ -325,7 +326,7 @@ class BMDetrTrainer(PublishingTrainer):
         if prediction_loss_only:
             return loss, None, None
         mask, durations_s = inputs["video_mask"].bool(), inputs["durations_s"]
-        moments = self.processor.decode(outputs["logits"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
+        moments = self.processor.decode(outputs["scores"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
         saliency = outputs["saliency_scores"].float().masked_fill(~mask, IGNORE)
         sharpness = mean_probabilities(outputs.get("frame_probabilities"), inputs.get("labels"), mask)
         return loss, (moments, saliency, sharpness), inputs["row_index"]

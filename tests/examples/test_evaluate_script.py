@@ -125,3 +125,8 @@ def test_recall_curves_fall_and_meet_the_metrics():
             place = int(np.abs(script.THRESHOLDS - threshold).argmin())
             assert curve[place] == pytest.approx(metrics[f"MR-full-{rank}@{threshold}"], abs=0.01)
     assert 100 * curves["R1"][1] == pytest.approx(metrics["MR-full-mIoU"], abs=0.01)
+
+
+def test_each_checkpoint_has_a_folder_of_its_own():
+    names = {str(script.default_folder(name)) for name in ("outputs/a/model", "outputs/b/model", "someone/bmdetr")}
+    assert names == {"outputs/evaluation/a", "outputs/evaluation/b", "outputs/evaluation/someone-bmdetr"}

@@ -314,5 +314,5 @@ def test_no_token_and_no_folder_of_this_machine_is_published(tmp_path):
             check_publishable(files)
     config.write_text(json.dumps(published))
     card.write_text("token: hf_" + "a1B2" * 8)
-    with pytest.raises(ValueError, match=r"'README\.md' seems to hold an access token"):
+    with pytest.raises(ValueError, match=r"'README\.md' holds what looks like an access token"):
         check_publishable(files)
