@@ -463,12 +463,14 @@ class BMDetrModel(BMDetrPreTrainedModel):
         embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
         positions = video_positions(video_mask, cfg.hidden_size).to(embeds.dtype)
+        answers_negatives = cfg.answer_negatives and queries > 1
         recorded = any(kwargs.get(name, getattr(cfg, name)) for name in ("output_hidden_states", "output_attentions"))
         encoded = self.encoder(
             embeds.flatten(0, 2),
             mask.flatten(0, 2),
             positions.expand(queries * views, -1, -1, -1).flatten(0, 1),
-            whole_passes=None if recorded or queries == 1 else views * batch,  # of negatives, only clips are read
+            # Of negatives that are not answered, only clips are read.
+            whole_passes=None if recorded or answers_negatives or queries == 1 else views * batch,
             return_dict=True,
             **kwargs,
         )
@@ -483,7 +485,6 @@ class BMDetrModel(BMDetrPreTrainedModel):
         # What the decoder answers: the query in every view and, where they are answered too, the negative queries.
         read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
         read, read_mask = read.flatten(0, 1), mask[0].flatten(0, 1)
-        answers_negatives = cfg.answer_negatives and queries > 1
         copies = views + (queries - 1 if answers_negatives else 0)
         if answers_negatives:
             read = torch.cat((read, memory[1:, 0].flatten(0, 1)))

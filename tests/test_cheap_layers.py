@@ -118,15 +118,16 @@ def test_a_model_with_dropout_has_the_mean_of_the_plain_one(tiny_batch, monkeypa
     torch.testing.assert_close(mine.std(dim=0).mean(), plain.std(dim=0).mean(), rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.parametrize("answered", [False, True])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_words_of_negative_queries_are_left_out_of_the_last_layer_without_a_difference(
-    tiny_batch, implementation, shifted
+    tiny_batch, implementation, shifted, answered
 ):
     """With all layers recorded, every pass is computed whole."""
     batch, results = tiny_batch(shifted=shifted), []
     for whole in (False, True):
-        model = make_model(**NO_DROPOUT).train()
+        model = make_model(**NO_DROPOUT, answer_negatives=answered).train()
         model.set_attn_implementation(implementation)
         output = model(**batch, output_hidden_states=whole)
         output.loss.backward()
@@ -139,7 +140,7 @@ def test_words_of_negative_queries_are_left_out_of_the_last_layer_without_a_diff
 
 
 def test_the_last_layer_sees_only_the_clips_of_negative_queries(tiny_batch):
-    batch, model = tiny_batch(), make_model(**NO_DROPOUT).eval()
+    batch, model = tiny_batch(), make_model(**NO_DROPOUT, answer_negatives=False).eval()
     lengths = []
     layer = model.model.encoder.layers[-1]
     layer.feed_forward.register_forward_hook(lambda module, inputs, output: lengths.append(tuple(inputs[0].shape[:2])))
