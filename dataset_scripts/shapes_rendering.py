@@ -112,7 +112,7 @@ def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: int) -> Non
     try:
         import av
     except ImportError as error:
-        raise ImportError('rendering videos needs PyAV and Pillow: pip install "modeling-bmdetr[video]"') from error
+        raise ImportError("rendering videos needs PyAV and Pillow: pip install av pillow") from error
 
     with replacing_path(path) as unfinished, av.open(str(unfinished), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"})

@@ -30,12 +30,12 @@ import torch
 from ablation_data import ExperimentData, digest_of, load_data
 from ablation_report import write_report
 from ablation_variants import PRESETS, TABLES, VARIANTS, Preset, Variant, select_variants
-from recipes import write_json
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.recipes import write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ablation_variants import PRESETS, Preset
-from recipes import mined_rows
 
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import DEFAULT_ENCODER, HASHED_WORDS
 from modeling_bmdetr.data.features.store import FeatureStore
+from modeling_bmdetr.recipes.preparation import mined_rows
 
 
 def digest_of(value: Any) -> str:
@@ -111,6 +111,7 @@ def rendered_data(directory: Path) -> ExperimentData:
         rows = [row for name in names for row in splits[name]]
         extract_features(rows, directory / "videos", directory, "pixel-grid", "hashed-words", 1.0)
         for name in names:
-            write_rows(directory / f"{name}.jsonl", mined_rows(splits[name], {"encoder": HASHED_WORDS}, directory))
+            rows = mined_rows(splits[name], {"encoder": HASHED_WORDS}, directory)  # type: ignore[arg-type,assignment]
+            write_rows(directory / f"{name}.jsonl", rows)
     train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
     return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory), directory, HASHED_WORDS)

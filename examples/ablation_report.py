@@ -203,7 +203,7 @@ def write_report(
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print('no plots: they need matplotlib (pip install "modeling-bmdetr[plot]")')
+        print("no plots: they need matplotlib (pip install matplotlib)")
         return
     for table in {result["table"] for result in results} - {REFERENCE}:
         plot_table(results, table, out_dir / f"{table}.png")

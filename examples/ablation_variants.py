@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_bmdetr.configuration_bmdetr import WITHOUT_RANKING
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -56,6 +58,7 @@ class Preset:
 TABLES: dict[str, str] = {
     "reference": "Reference",
     "objective": "Background-aware objectives: weights of L_prob on the joint probability, on P(f|Q+) and on P(f|Q-)",
+    "ranking": "Ranking: where spans start and learn, and what they are ranked by",
     "forms": "Forms of Eq. 8: what the decoder reads, and how frame attention scales",
     "alignment": "Paper or released: semantic alignment (Eq. 9-10, 17)",
     "components": "Components (Table 7)",
@@ -145,6 +148,19 @@ def _variants() -> list[Variant]:
         _objective(0, 1, 1),
         _objective(0, 4, 4),
     ]
+    grid += [
+        Variant("ranking_none", "ranking", "the paper's model", WITHOUT_RANKING),
+        Variant(
+            "ranking_quality", "ranking", "the paper's model, ranked by quality",
+            {**WITHOUT_RANKING, "quality_head": True, "score": "quality"},
+        ),
+        Variant("ranking_no_proposals", "ranking", "no clip proposals", {"clip_proposals": False}),
+        Variant("ranking_no_refinement", "ranking", "spans not refined", {"span_refinement": False}),
+        Variant("ranking_no_fit", "ranking", "only matched spans learn", {"fit_loss_weight": 0.0}),
+        Variant("ranking_no_answers", "ranking", "negative queries not answered", {"answer_negatives": False}),
+        Variant("ranking_class", "ranking", "ranked by class", {"score": "class"}),
+        Variant("ranking_product", "ranking", "ranked by class times quality", {"score": "product"}),
+    ]  # fmt: skip
     for memory in ("encoder", "attended"):
         for scale in ("literal", "mean_one"):
             label = f"decoder reads {'X+' if memory == 'encoder' else 'X+ times attention'}, attention {scale}"

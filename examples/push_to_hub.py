@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.cards import write_model_card
 from modeling_bmdetr.saving_bmdetr import (
@@ -46,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token", help="access token (default: the one stored by `hf auth login`)")
     parser.add_argument("--message", help="message of the commit")
     parser.add_argument("--results", type=Path, help=f"record of results for the card (default: FOLDER/{RESULTS_FILE})")
-    parser.add_argument("--license", help="licence of the weights, such as mit or cc-by-nc-4.0; only with a new card")
+    parser.add_argument("--license", help="licence of the weights, such as mit or cc-by-nc-4.0")
     parser.add_argument("--language", help="language of the sentences, such as en; only with a new card")
     parser.add_argument("--keep-card", action="store_true", help="leave the repository's model card as it is")
     return parser.parse_args()
@@ -56,6 +58,8 @@ def push(args: argparse.Namespace) -> str:
     """Loads, completes and uploads the checkpoint; returns the address of the commit."""
     model, processor = load(args.folder)
     results = args.results or (args.folder / RESULTS_FILE)
+    if args.keep_card and (args.license or args.language):
+        raise ValueError("--license and --language change the card; leave out --keep-card, or edit the card there")
     if args.results is not None and not results.is_file():
         raise FileNotFoundError(f"'{results}', given as --results, does not exist")
     places: dict[str, Any] = {"revision": args.revision, "private": args.private, "token": args.token}
@@ -69,11 +73,23 @@ def push(args: argparse.Namespace) -> str:
             )
         elif (args.folder / CARD_FILE).is_file():
             shutil.copy(args.folder / CARD_FILE, staging)
+            stamp(Path(staging) / CARD_FILE, args.license, args.language)
         processor.save_pretrained(staging)
         model.save_pretrained(staging)
         return upload_checkpoint(
             staging, args.repo_id, **places, commit_message=args.message, more_files=[RESULTS_FILE]
         )
+
+
+def stamp(card: Path, license: str | None, language: Any) -> None:
+    """Writes licence and language, where they are given, into a card that is there."""
+    given = {"license": license, "language": language}
+    if any(given.values()):
+        read = ModelCard.load(card, ignore_metadata_errors=True)
+        for name, value in given.items():
+            if value:
+                setattr(read.data, name, value)
+        read.save(card)
 
 
 def load(folder: Path) -> tuple[BMDetrForMomentRetrieval, BMDetrProcessor]:

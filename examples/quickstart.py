@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import pipeline, set_seed
 
 from dataset_scripts.moving_shapes import NUM_VIDEOS, render_moving_shapes
+from dataset_scripts.shapes_paraphrases import paraphrase_rows
 from modeling_bmdetr import (
     BMDetrConfig,
     BMDetrForMomentRetrieval,
@@ -32,11 +32,14 @@ from modeling_bmdetr import (
     BMDetrTrainer,
     BMDetrTrainingArguments,
 )
+from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
-from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
-from modeling_bmdetr.visualization import plot_moments
+from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
+from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
+from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
-VIDEO_ENCODER, TEXT_ENCODER, CLIP_LENGTH_S = "pixel-grid", "hashed-words", 1.0
+VIDEO_ENCODER, CLIP_LENGTH_S = "pixel-grid", 1.0
+FREE_TEXT = "_free"  # ends the qid of a test query that is asked in other words
 QUERIES_SHOWN = 3
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "av")
 
@@ -61,7 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
-    parser.add_argument("--epochs", type=int, default=18, help="passes over the training queries")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the training queries")
+    text = "encoder of sentences (hashed-words); minilm understands words that no training sentence has"
+    parser.add_argument("--text-encoder", default="hashed-words", help=text)
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
     sizes.default = list(NUM_VIDEOS.values())
     args = parser.parse_args()
@@ -70,8 +75,10 @@ def main() -> None:
 
     with stages("render", "rendering videos"):
         num_videos = dict(zip(NUM_VIDEOS, args.videos, strict=True))
-        splits = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers)
-    everything = [row for rows in splits.values() for row in rows]
+        with_absent = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers, absent=True)
+    splits = {split: [row for row in rows if row["relevant_windows"]] for split, rows in with_absent.items()}
+    free_rows = [{**row, "qid": row["qid"] + FREE_TEXT} for row in paraphrase_rows(splits["test"], args.seed, "test")]
+    everything = [row for rows in (*with_absent.values(), free_rows) for row in rows]
 
     with stages("extract", "extracting features"):
         report = extract_features(
@@ -79,7 +86,7 @@ def main() -> None:
             args.out / "videos",
             args.out / "features",
             VIDEO_ENCODER,
-            TEXT_ENCODER,
+            args.text_encoder,
             CLIP_LENGTH_S,
             workers=workers,
         )
@@ -87,7 +94,7 @@ def main() -> None:
     store = FeatureStore.from_packed(args.out / "features")
 
     with stages("negatives", "mining negative queries"):
-        train_rows, mining = mine_negative_queries(splits["train"], encoder=TEXT_ENCODER, progress=False)
+        train_rows, mining = mine_negative_queries(splits["train"], encoder="hashed-words", progress=False)
         print(mining)
 
     config = BMDetrConfig.from_contract(
@@ -100,8 +107,6 @@ def main() -> None:
         projection_dropout=0.0,  # minutes of training on thousands of queries underfit: no dropout
         dropout=0.0,
         attention_dropout=0.0,
-        probability_loss_weight=2.0,  # with the joint probability supervised too, as README.md's figures were measured
-        negative_probability_loss_weight=1.0,
         max_clips=max(store.num_clips(vid) for vid in store.video_ids),
     )
     model = BMDetrForMomentRetrieval(config)
@@ -132,11 +137,19 @@ def main() -> None:
         )
         trainer.train()
 
+    with stages("calibrate", "calibrating scores and presence on the validation queries"):
+        calibration = trainer.calibrate(with_absent["val"])
+        print("\n".join(calibration_lines(calibration)))
+
     with stages("evaluate", f"evaluating on {len(splits['test'])} queries of videos never seen"):
         test_rows = splits["test"]
-        metrics = evaluate_submission(trainer.predict_rows(test_rows), test_rows, clip_length_s=CLIP_LENGTH_S)
+        predictions = trainer.predict_rows(with_absent["test"])
+        metrics = evaluate_submission(predictions, with_absent["test"], clip_length_s=CLIP_LENGTH_S)
+        bins = submission_reliability(predictions, with_absent["test"])
+        plot_reliability(bins, args.out / "reliability.png", title="on videos never seen")
         swapped = swap_sentences(test_rows)
         swapped_metrics = evaluate_submission(trainer.predict_rows(swapped), swapped, clip_length_s=CLIP_LENGTH_S)
+        free_metrics = evaluate_submission(trainer.predict_rows(free_rows), free_rows, clip_length_s=CLIP_LENGTH_S)
         baselines = {
             "whole video": evaluate_submission(whole_video(test_rows), test_rows),
             "best fixed span": evaluate_submission(best_fixed_span(train_rows, test_rows), test_rows),
@@ -152,12 +165,16 @@ def main() -> None:
         "metrics": metrics,
         "baselines": baselines,
         "swapped_sentences": swapped_metrics,
+        "free_text": free_metrics,
+        "text_encoder": args.text_encoder,
         "checks": checks(metrics, baselines, swapped_metrics),
         "seed": args.seed,
         "data": {
             name: {"videos": len({r["vid"] for r in rows}), "queries": len(rows)} for name, rows in splits.items()
         },
         "negatives": mining.to_dict(),
+        "calibration": calibration.to_dict(),
+        "reliability": {name: some.to_dict() for name, some in bins.items()},
         "training": {
             "epochs": args.epochs,
             "learning_rate": training.learning_rate,
@@ -167,36 +184,18 @@ def main() -> None:
         },
         "seconds": {**stages.seconds, "total": round(sum(stages.seconds.values()), 1)},
         "answers": [
-            {"query": a["query"], "truth": t, "moments": a["moments"]} for a, t in zip(answers, truth, strict=True)
+            {
+                "query": a["query"],
+                "truth": t,
+                **{name: a[name] for name in ("moments", "calibrated", "presence") if name in a},
+            }
+            for a, t in zip(answers, truth, strict=True)
         ],
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
     }
     (args.out / "report.json").write_text(json.dumps(result, indent=2) + "\n")
     print_summary(result, args.out)
     sys.exit(0 if all(result["checks"].values()) else 1)
-
-
-def whole_video(rows: Sequence[Row]) -> list[Row]:
-    """Baseline: every moment is the whole video."""
-    return [{**_ids(row), "pred_relevant_windows": [[0.0, row["duration"], 1.0]]} for row in rows]
-
-
-def best_fixed_span(train_rows: Sequence[Row], test_rows: Sequence[Row]) -> list[Row]:
-    """Baseline: the share of the video that is right most often (IoU 0.7) on the training queries."""
-    spans = np.array([[w / row["duration"] for w in row["relevant_windows"][0]] for row in train_rows])
-    grid = np.linspace(0, 1, 21)
-    best, best_hits = (0.0, 1.0), -1.0
-    for start in grid[:-1]:
-        for end in grid[grid > start]:
-            overlap = np.clip(np.minimum(spans[:, 1], end) - np.maximum(spans[:, 0], start), 0, None)
-            union = (spans[:, 1] - spans[:, 0]) + (end - start) - overlap
-            hits = float((overlap / union >= 0.7).mean())
-            if hits > best_hits:
-                best, best_hits = (float(start), float(end)), hits
-    return [
-        {**_ids(row), "pred_relevant_windows": [[best[0] * row["duration"], best[1] * row["duration"], 1.0]]}
-        for row in test_rows
-    ]
 
 
 def swap_sentences(rows: Sequence[Row]) -> list[Row]:
@@ -235,11 +234,14 @@ def checks(metrics: dict[str, float], baselines: dict[str, Any], swapped: dict[s
 
 def print_summary(result: dict[str, Any], out: Path) -> None:
     """The figures that matter, and where the rest lies."""
-    columns = {"BM-DETR": result["metrics"], **result["baselines"], "BM-DETR, swapped": result["swapped_sentences"]}
+    columns = {"BM-DETR": result["metrics"], "BM-DETR, in other words": result["free_text"]}
+    columns |= {**result["baselines"], "BM-DETR, swapped": result["swapped_sentences"]}
     print(f"\n{'on videos never seen':<28}{'R1@0.5':>8}{'R1@0.7':>8}{'mIoU':>8}")
     for name, metrics in columns.items():
         values = (metrics[f"MR-full-{key}"] for key in ("R1@0.5", "R1@0.7", "mIoU"))
         print(f"{name:<28}" + "".join(f"{value:>8.2f}" for value in values))
+    judged = {name: value for name, value in result["metrics"].items() if name.startswith(("CAL-", "PR-"))}
+    print("\n" + "\n".join(f"{name:<28}{value:>8.2f}" for name, value in judged.items()))
     for name, holds in result["checks"].items():
         print(f"{'yes' if holds else 'NO ':<4}{name}")
     for answer in result["answers"]:
@@ -247,10 +249,6 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
         print(f"\n“{answer['query']}”\n  {best['start']:.1f}-{best['end']:.1f} s, score {best['score']:.2f}", end="")
         print(f"   (described: {truth[0]:.1f}-{truth[1]:.1f} s)", end="")
     print(f"\n\n{result['seconds']['total']:.0f} s in all. Look at {out / 'timeline.png'}. The model: {out / 'model'}")
-
-
-def _ids(row: Row) -> Row:
-    return {name: row[name] for name in ("qid", "vid", "query")}
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class TransformerSentenceEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise ImportError(
-                'encoding sentences needs sentence-transformers: pip install "modeling-bmdetr[negatives]"'
+                "encoding sentences needs sentence-transformers: pip install sentence-transformers"
             ) from error
         self.name = path or ENCODER
         self.batch_size = batch_size

@@ -58,6 +58,20 @@ class BMDetrConfig(_ContractConfig):
         alignment_denominator: Eq. 17: `negatives` only as written, or `all` pairs (InfoNCE), the default: as written
             the loss has no floor, keeps falling once every pair is told apart, and drowns the others.
 
+    Ranking and presence (not in the paper; ranking_bmdetr.py, and docs/ablations.md for what each is worth):
+        span_refinement: Each decoder layer goes on from the spans of the one before (DAB-DETR), and has class and span
+            losses of its own. Needs learnable spans, without which it has no effect.
+        clip_proposals: Every clip proposes a span, and the decoder starts from the best of them, not from places
+            learned once for all videos. Needs learnable spans, as above.
+        answer_negatives: Negative queries are answered in training as well: with their own moments where they belong to
+            the video, as absent where they belong to another.
+        quality_head: A head predicts the IoU of each span with the best described moment.
+        presence_head: A head predicts whether the video shows what the query says at all.
+        score: What spans are ranked by: the `class` probability of foreground as in the paper, the predicted `quality`,
+            or their `product`. Without a quality head it is the class.
+        calibration: What turns scores and presence into probabilities, fitted after training for these weights; the
+            fields of [`Calibration`]. None: scores are no probabilities.
+
     Loss weights (0 switches a loss off, Table 8):
         class_loss_weight, l1_loss_weight, giou_loss_weight: Class loss and Eq. 14.
         margin_loss_weight, margin: Eq. 15.
@@ -66,6 +80,10 @@ class BMDetrConfig(_ContractConfig):
         negative_probability_loss_weight: Eq. 16 on P(f|Q-), the other factor, with the negative query's own moments:
             inside high, outside low; only low where the query belongs to another video.
         alignment_loss_weight, temperature: Eq. 17.
+        fit_loss_weight: Eq. 14, with the weights of its two terms, of spans that overlap a moment by more than half.
+        quality_loss_weight: Cross entropy of the predicted IoU, of spans and of proposals.
+        proposal_loss_weight: Eq. 14 of the spans that clips propose, with the weights of its two terms.
+        presence_loss_weight: Cross entropy of presence.
         no_object_weight: Weight of unmatched spans in the class loss.
         class_cost, l1_cost, giou_cost: The matching cost, Eq. 12.
     """
@@ -97,6 +115,15 @@ class BMDetrConfig(_ContractConfig):
     alignment_pooling: Literal["linear", "gated"] = "linear"
     alignment_denominator: Literal["negatives", "all"] = "all"
 
+    span_refinement: bool = True
+    clip_proposals: bool = True
+    answer_negatives: bool = True
+    quality_head: bool = True
+    presence_head: bool = True
+    score: Literal["class", "quality", "product"] = "quality"
+
+    calibration: dict[str, Any] | None = None
+
     class_loss_weight: float | int = 8.0
     l1_loss_weight: float | int = 0.5
     giou_loss_weight: float | int = 8.0
@@ -107,6 +134,10 @@ class BMDetrConfig(_ContractConfig):
     negative_probability_loss_weight: float | int = 2.0
     alignment_loss_weight: float | int = 1.0
     temperature: float | int = 0.07
+    fit_loss_weight: float | int = 1.0
+    quality_loss_weight: float | int = 4.0
+    proposal_loss_weight: float | int = 1.0
+    presence_loss_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
     class_cost: float | int = 8.0
     l1_cost: float | int = 1.0
@@ -198,6 +229,13 @@ class BMDetrConfig(_ContractConfig):
         return cls(**{**contract.to_dict(), **{k: v for k, v in widths.items() if v}, **kwargs})
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the base class; what an earlier file lacks of `WITHOUT_RANKING` is as there."""
+        if "transformers_version" in config_dict:
+            config_dict = {**WITHOUT_RANKING, **config_dict}
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def released(cls, **kwargs: Any) -> "BMDetrConfig":
         """The forms and weights of the authors' released code (docs/paper_and_release.md lists each), except its
         defects. The sizes are the released ones already; the loss weights are those of its Charades-STA script.
@@ -216,12 +254,20 @@ class BMDetrConfig(_ContractConfig):
             "positive_probability_loss_weight": 0.0,
             "negative_probability_loss_weight": 0.0,
             "text_rows": "all",
+            **WITHOUT_RANKING,
         }
         return cls(**{**forms, **kwargs})
 
 
 # All fields of the configuration by name, wherever they are declared.
 BMDetrConfig.__annotations__ = {**_ContractConfig.__annotations__, **BMDetrConfig.__annotations__}
+
+# The paper's model: none of the options for ranking and presence. Configurations saved before there were any mean this.
+WITHOUT_RANKING: dict[str, Any] = {
+    **dict.fromkeys(("span_refinement", "clip_proposals", "answer_negatives", "quality_head", "presence_head"), False),
+    "fit_loss_weight": 0.0,
+    "score": "class",
+}
 
 # Names that users of the released code, Moment-DETR and DETR in transformers reach for.
 _OTHER_NAMES = {

@@ -297,5 +297,5 @@ def import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError('reading videos needs PyAV: pip install "modeling-bmdetr[video]"') from error
+        raise ImportError("reading videos needs PyAV: pip install av") from error
     return av

@@ -294,7 +294,7 @@ def _import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError('the page needs Gradio: pip install "modeling-bmdetr[demo]"') from error
+        raise ImportError("the page needs Gradio: pip install gradio") from error
     return gradio
 
 

@@ -178,7 +178,13 @@ def _build(
     except TypeError as error:
         accepted = ", ".join(name for name in inspect.signature(factory).parameters if name != "prefix")
         raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
-    encoder = factory(*arguments, **options)
+    try:
+        encoder = factory(*arguments, **options)
+    except OSError as error:
+        raise OSError(
+            f"the {modality} encoder {name!r} cannot be built: {error} If its folder has moved, put it back, or "
+            "name its new place where the encoder is named (in a checkpoint, `config.json` and `processor_config.json`)"
+        ) from error
     if dim is not None and encoder.dim != dim:
         raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, received {encoder.dim}: another model.")
     return encoder

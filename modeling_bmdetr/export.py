@@ -3,7 +3,8 @@
 The exported graph takes any number of pairs, clips and tokens. It is the model without losses, negatives and shifted
 views: `video_features, video_mask, text_features, text_mask` in, the tensors of [`BMDetrMomentRetrievalOutput`] out.
 Beside it lies `export.json`, which says what the file is and carries the feature contract and how moments are read
-from the outputs, so that a program without this package can prepare inputs and answer (`examples/onnx_answer.py`).
+from the outputs, so that a program without this package can prepare inputs and answer (`examples/onnx_answer.py`). The
+weightless encoder of frames is exported as well.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .encoders_bmdetr import PixelGridVideoEncoder, build_video_encoder
 from .files_bmdetr import replacing_folder
 from .modeling_bmdetr import BMDetrForMomentRetrieval
 from .processing_bmdetr import BMDetrProcessor
@@ -26,7 +28,7 @@ from .processing_bmdetr import BMDetrProcessor
 ExportFormat = Literal["onnx", "torch-export"]
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export")
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-INT8_FILE, DESCRIPTION = "model.int8.onnx", "export.json"
+INT8_FILE, ENCODER_FILE, DESCRIPTION = "model.int8.onnx", "video_encoder.onnx", "export.json"
 INPUTS = ("video_features", "video_mask", "text_features", "text_mask")
 AXES = {"batch": (1, 65536), "video_len": (1, 1_000_000), "text_len": (1, 65536)}
 LEFT_OUT = ("last_hidden_state", "encoder_last_hidden_state")
@@ -87,13 +89,13 @@ def export_model(
     model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
     try:
         with replacing_folder(out) as folder:
+            outputs = [name for name, _ in _named_outputs(model)]
             program = _trace(model)
             file = folder / FILES[format]
             if format == "onnx":
                 _write_onnx(program, file)
             else:
                 torch.export.save(program, file)
-            outputs = [name for name, _ in _named_outputs(model)]
             difference = largest_difference(model, _runner(file, outputs))
             if not difference <= TOLERANCE:
                 raise RuntimeError(
@@ -112,6 +114,8 @@ def export_model(
                 "nms_threshold": processor.nms_threshold,
                 "torch": torch.__version__,
             }
+            if format == "onnx":
+                description["video_encoder"] = _write_video_encoder(processor, folder)
             if int8:
                 description["int8_file"] = INT8_FILE
                 _write_int8(file, folder / INT8_FILE)
@@ -199,9 +203,7 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f'ONNX needs {error.name}, of the extra `export`: pip install "modeling-bmdetr[export]"'
-        ) from error
+        raise ImportError("ONNX needs three packages: pip install onnx onnxruntime onnxscript") from error
 
 
 @contextlib.contextmanager
@@ -216,6 +218,44 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+class _ExportableEncoder(nn.Module):
+    def __init__(self, encoder: PixelGridVideoEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.encoder.measure(frames)
+
+
+def _write_video_encoder(processor: BMDetrProcessor, folder: Path) -> dict[str, Any] | None:
+    """The encoder of frames beside the model, and how its frames are sampled; None for encoders with weights.
+
+    Those are exported with tools of their own, and their features given to the model.
+    """
+    specs = processor.contract.video_encoders
+    encoder = build_video_encoder(specs[0]) if len(specs) == 1 and specs[0]["name"] == "pixel-grid" else None
+    if not isinstance(encoder, PixelGridVideoEncoder):
+        return None
+    per_clip, side = encoder.frames_per_clip, encoder.grid
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3 * per_clip, side, side, 3), dtype=torch.uint8, generator=generator)
+    clips = torch.export.Dim("clips", min=1, max=AXES["video_len"][1])
+    module = _ExportableEncoder(encoder)
+    program = torch.export.export(module, (frames,), dynamic_shapes=({0: per_clip * clips},))
+    with _quiet():
+        written = torch.onnx.export(
+            program, dynamo=True, input_names=["frames"], output_names=["rows"], opset_version=18, verbose=False
+        )
+    assert written is not None  # with `dynamo` there is always a program
+    written.save(str(folder / ENCODER_FILE))
+    return {
+        "file": ENCODER_FILE,
+        "frames_per_clip": per_clip,
+        "frame_size": [side, side],
+        "interpolation": encoder.interpolation,
+    }
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> None:

@@ -204,9 +204,13 @@ class BMDetrEncoderAttention(BMDetrAttention):
         d = config.hidden_size
         self.q_proj, self.k_proj, self.v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
 
-    def forward(self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs):
+    def forward(
+        self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, outputs: int | None = None, **kwargs
+    ):
+        """`outputs`: how many positions, counted from the first, the result is wanted for; all when left out."""
         with_positions = hidden_states + positions
-        query, key = self.heads(self.q_proj(with_positions)), self.heads(self.k_proj(with_positions))
+        query, key = self.heads(self.q_proj(with_positions[:, :outputs])), self.heads(self.k_proj(with_positions))
+        mask = mask if mask is None or outputs is None else mask[:, :, :outputs]
         return self.attend(query, key, self.heads(self.v_proj(hidden_states)), mask, **kwargs)
 
 
@@ -290,9 +294,12 @@ class BMDetrEncoderLayer(GradientCheckpointingLayer):
         self.output_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = BMDetrDropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, **kwargs) -> Tensor:
-        attended, _ = self.self_attention(hidden_states, positions, mask, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
+    def forward(
+        self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, outputs: int | None = None, **kwargs
+    ) -> Tensor:
+        """`outputs`: how many positions, counted from the first, the result is wanted for; all when left out."""
+        attended, _ = self.self_attention(hidden_states, positions, mask, outputs, **kwargs)
+        hidden_states = self.attention_norm(hidden_states[:, :outputs] + self.dropout(attended))
         return self.output_norm(hidden_states + self.dropout(self.feed_forward(hidden_states)))
 
 

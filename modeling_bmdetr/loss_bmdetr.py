@@ -6,6 +6,7 @@ are marked by masks, never by Python control flow: with one moment per row nothi
 A new loss is one function of an equation, one line in `LOSS_TERMS` and one weight in `BMDetrConfig`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +19,14 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_bmdetr import BMDetrConfig
 from .input_checks_bmdetr import check_labels
+from .ranking_losses_bmdetr import (
+    best_overlap,
+    fit_loss,
+    presence_loss,
+    proposal_loss,
+    proposal_quality_loss,
+    quality_loss,
+)
 from .spans_bmdetr import (
     IGNORE,
     foreground_clips,
@@ -28,8 +37,9 @@ from .spans_bmdetr import (
 
 FOREGROUND, BACKGROUND = 0, 1  # class indices of `logits`
 
-VIEWS = ("", "shifted_")  # log prefixes of the two views of a video
-COUNTS = ("rows", "moments", "negatives")  # what losses are averaged over
+# Log prefixes: the query in both views of a video, and the negative queries where they are answered as well.
+VIEWS = ("", "shifted_", "negative_")
+COUNTS = ("rows", "present", "moments", "negatives")  # what losses are averaged over
 
 
 @dataclass
@@ -60,6 +70,8 @@ class ViewTargets:
         margin_pairs: `(batch, video_len, video_len)`, the weight of (foreground clip, background clip) in Eq. 15;
             sums to one in a row that has pairs, to zero in one that has none.
         rows: `(batch,)` bool, rows that take part in this view.
+        present: `(batch,)` bool, those of them that have a moment: the others are absent, the video does not show what
+            they say.
         negative_foreground: `(batch, negatives, video_len)` bool, the clips of the negative queries' own moments.
         texts: The queries of all processes, which Eq. 17 contrasts with; None contrasts with those of the batch.
     """
@@ -69,6 +81,7 @@ class ViewTargets:
     video_mask: Tensor
     margin_pairs: Tensor
     rows: Tensor
+    present: Tensor
     negative_foreground: Tensor | None = None
     texts: "GatheredTexts | None" = None
 
@@ -90,12 +103,14 @@ class ViewTargets:
             masks = video_mask[:, None].expand(-1, negatives, -1).flatten(0, 1)
             flat = foreground_clips(negative_labels_cxw.flatten(0, 1), masks)
             negative_foreground = flat.view(batch, negatives, -1)
+        present = has_moment(labels_cxw).any(dim=1)
         return cls(
             spans_cxw=labels_cxw,
             foreground=foreground,
             video_mask=video_mask,
             margin_pairs=margin_pairs(foreground, foreground.logical_not() & video_mask, saliency_labels),
-            rows=has_moment(labels_cxw).any(dim=1) if rows is None else rows,
+            rows=present if rows is None else rows,
+            present=present if rows is None else present & rows,
             negative_foreground=negative_foreground,
         )
 
@@ -145,6 +160,12 @@ class MomentTargets:
             if original.negative_foreground is not None:  # the clips of the negatives' moments moved as well
                 order = order[:, None].expand_as(original.negative_foreground)
                 shifted.negative_foreground = original.negative_foreground.gather(2, order)
+        if config.answer_negatives and negative_text_mask is not None and negative_labels is not None:
+            views[VIEWS[2]] = ViewTargets.from_labels(
+                negative_labels.transpose(0, 1).flatten(0, 1),
+                video_mask.repeat(num_negatives, 1),
+                rows=negative_text_mask.any(dim=-1).T.flatten(),
+            )
         return cls(
             views,
             negative_mask=None if negative_text_mask is None else negative_text_mask.any(dim=-1),
@@ -401,7 +422,7 @@ class LossInputs:
 
     def alignment_loss(self) -> Tensor:
         """Eq. 17 against the queries of the batch, or of all processes."""
-        rows = self.targets.rows
+        rows = self.targets.present
         texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], rows, 0)
         return semantic_alignment_loss(
             self.outputs["video_embeds"],
@@ -411,7 +432,34 @@ class LossInputs:
             rows,
             columns=texts.rows,
             offset=texts.offset,
-            count=self.counts.get("rows"),
+            count=self.counts.get("present"),
+        )
+
+    def proposal_loss(self) -> Tensor:
+        """Eq. 14 on the spans that clips propose."""
+        targets, cfg = self.targets, self.config
+        return proposal_loss(
+            self.outputs["proposed_spans"],
+            targets.spans_cxw,
+            targets.foreground,
+            targets.present,
+            cfg.l1_loss_weight,
+            cfg.giou_loss_weight,
+            targets.video_mask,
+            self.counts.get("present"),
+        )
+
+    def proposal_quality_loss(self) -> Tensor:
+        """The quality of the spans that clips propose."""
+        targets = self.targets
+        return proposal_quality_loss(
+            self.outputs["proposed_spans"],
+            self.outputs["proposal_logits"],
+            targets.spans_cxw,
+            targets.foreground,
+            targets.video_mask,
+            targets.rows,
+            self.counts.get("rows"),
         )
 
 
@@ -422,6 +470,7 @@ class LossTerm(NamedTuple):
         weight: The field of [`BMDetrConfig`] that holds its weight, or the weight itself.
         compute: The term of a view; None where there is nothing to compute it from.
         needs: The output without which there is no such term.
+        of_spans: Whether it compares spans, of which every layer of the decoder may have its own.
         per: What the term is a mean over, one of `COUNTS`; "batch" where it depends on the other rows of a batch, so
             that the loss of an evaluation leaves it out.
     """
@@ -429,6 +478,7 @@ class LossTerm(NamedTuple):
     weight: str | float
     compute: Callable[[LossInputs], Tensor | None]
     needs: str = "logits"
+    of_spans: bool = False
     per: str = "rows"
 
 
@@ -438,24 +488,35 @@ LOSS_TERMS: dict[str, LossTerm] = {
         lambda x: class_loss(
             x.outputs["logits"], x.matched, x.config.no_object_weight, x.targets.rows, x.counts.get("rows")
         ),
+        of_spans=True,
     ),
     "loss_l1": LossTerm(  # Eq. 14, first term
         "l1_loss_weight",
         lambda x: l1_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
         per="moments",
+        of_spans=True,
     ),
     "loss_iou": LossTerm(  # Eq. 14, second term
         "giou_loss_weight",
         lambda x: giou_loss(x.outputs["pred_spans"], x.targets.spans_cxw, x.matched, x.counts.get("moments")),
         per="moments",
+        of_spans=True,
     ),
     "loss_margin": LossTerm(  # Eq. 15
         "margin_loss_weight",
         lambda x: frame_margin_loss(
-            x.outputs["saliency_scores"], x.targets.margin_pairs, x.config.margin, x.targets.rows, x.counts.get("rows")
+            x.outputs["saliency_scores"],
+            x.targets.margin_pairs,
+            x.config.margin,
+            x.targets.present,
+            x.counts.get("present"),
         ),
+        needs="saliency_scores",
+        per="present",
     ),
-    "loss_semantic": LossTerm("alignment_loss_weight", LossInputs.alignment_loss, per="batch"),  # Eq. 17
+    "loss_semantic": LossTerm(  # Eq. 17
+        "alignment_loss_weight", LossInputs.alignment_loss, needs="video_embeds", per="batch"
+    ),
     "loss_prob": LossTerm(  # Eq. 16 on the joint probability
         "probability_loss_weight", lambda x: x.probability_loss("frame_probabilities"), needs="frame_probabilities"
     ),
@@ -470,7 +531,43 @@ LOSS_TERMS: dict[str, LossTerm] = {
         needs="negative_probabilities",
         per="negatives",
     ),
+    "loss_fit": LossTerm(
+        "fit_loss_weight",
+        lambda x: (
+            fit_loss(
+                x.outputs["pred_spans"],
+                x.targets.spans_cxw,
+                x.targets.present,
+                x.config.l1_loss_weight,
+                x.config.giou_loss_weight,
+                x.counts.get("present"),
+            )
+            if x.config.fit_loss_weight
+            else None
+        ),
+        per="present",
+        of_spans=True,
+    ),
+    "loss_quality": LossTerm(
+        "quality_loss_weight",
+        lambda x: quality_loss(
+            x.outputs["quality_logits"],
+            best_overlap(x.outputs["pred_spans"], x.targets.spans_cxw),
+            x.targets.rows,
+            x.counts.get("rows"),
+        ),
+        needs="quality_logits",
+        of_spans=True,
+    ),
+    "loss_presence": LossTerm(
+        "presence_loss_weight",
+        lambda x: presence_loss(x.outputs["presence_logits"], x.targets.present, x.targets.rows, x.counts.get("rows")),
+        needs="presence_logits",
+    ),
+    "loss_proposals": LossTerm("proposal_loss_weight", LossInputs.proposal_loss, needs="proposed_spans", per="present"),
+    "loss_proposal_quality": LossTerm("quality_loss_weight", LossInputs.proposal_quality_loss, needs="proposed_spans"),
 }
+_VIEW_OUTPUTS = dict(zip(VIEWS[1:], ("shifted", "negative"), strict=True))
 
 
 class BMDetrLoss:
@@ -516,16 +613,23 @@ class BMDetrLoss:
                 batch is a part of a larger one: the *mean* numbers of all parts, so that the mean of the parts' losses
                 (and gradients) is that of the whole. The batch's own numbers when left out.
         """
-        total, view_weights, logged = torch.zeros((), device=outputs["logits"].device), [], {}
-        for number, (prefix, view_targets) in enumerate(targets.views.items()):
-            view = outputs["shifted"] if prefix else outputs
-            numbers = {} if counts is None else dict(zip(COUNTS, counts[number], strict=True))
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=outputs["logits"].device))
+        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=outputs["logits"].device))
+        logged = {}
+        for prefix, view_targets in targets.views.items():
+            view = outputs[_VIEW_OUTPUTS[prefix]] if prefix else outputs
+            if view is None:
+                continue
+            numbers = {} if counts is None else dict(zip(COUNTS, counts[VIEWS.index(prefix)], strict=True))
             terms = self.view_terms(view, view_targets, targets.negative_mask, targets.negative_weights, numbers)
-            rows = view_targets.rows.float().mean() if counts is None else numbers["rows"] / counts[0, 0]
-            view_weights.append(rows)
-            total = total + rows * self.weighted_sum(terms)
-            logged.update({prefix + name: term.detach() for name, term in terms.items()})
-        return total / torch.stack(view_weights).sum(), logged
+            whole = len(outputs["logits"]) if counts is None else counts[0, 0]
+            share = numbers.get("rows", view_targets.rows.float().sum()) / whole
+            for name, term in terms.items():
+                sums[name] = sums[name] + share * term
+                shares[name] = shares[name] + share
+                logged[prefix + name] = term.detach()
+        means = {name: total / shares[name].clamp(min=torch.finfo().tiny) for name, total in sums.items()}
+        return self.weighted_sum(means), logged
 
     def view_terms(
         self,
@@ -535,13 +639,20 @@ class BMDetrLoss:
         negative_weights: Tensor | None = None,
         counts: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Every unweighted term of one view; the arguments are the fields of [`LossInputs`]."""
-        matched = self.match(outputs["logits"], outputs["pred_spans"], targets.spans_cxw)
-        inputs = LossInputs(self.config, outputs, targets, matched, negative_mask, negative_weights, counts or {})
-        values = {
-            name: term.compute(inputs) for name, term in self.terms.items() if outputs.get(term.needs) is not None
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        """Every unweighted term of one view; the arguments are the fields of [`LossInputs`].
+
+        Terms of spans (`LossTerm.of_spans`) are sums over the decoder's layers where these have spans of their own.
+        """
+        values: dict[str, Tensor] = {}
+        for layer in (*(outputs.get("layers") or ()), outputs):
+            matched = self.match(layer["logits"], layer["pred_spans"], targets.spans_cxw)
+            inputs = LossInputs(self.config, layer, targets, matched, negative_mask, negative_weights, counts or {})
+            for name, term in self.terms.items():
+                if (layer is not outputs and not term.of_spans) or layer.get(term.needs) is None:
+                    continue
+                if (value := term.compute(inputs)) is not None:
+                    values[name] = values[name] + value if name in values else value
+        return values
 
     def match(self, logits: Tensor, pred_spans: Tensor, labels_cxw: Tensor) -> MatchedMoments:
         """Eq. 12-13 with the configured costs."""

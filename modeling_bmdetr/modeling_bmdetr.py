@@ -10,6 +10,7 @@ Masks are 1 = real everywhere; they are turned into attention masks in one place
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .calibration_bmdetr import Calibration, as_calibration
 from .configuration_bmdetr import BMDetrConfig
 from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import (
@@ -39,6 +41,7 @@ from .layers_bmdetr import (
     video_positions,
 )
 from .loss_bmdetr import BMDetrLoss, MomentTargets
+from .ranking_bmdetr import NARROWEST, BMDetrClipProposals, BMDetrPresenceHead, BMDetrQualityHead
 from .saving_bmdetr import SharingMixin
 
 
@@ -48,7 +51,13 @@ class BMDetrModelOutput(ModelOutput):
 
     Args:
         last_hidden_state: `(batch, queries, hidden)`, decoder output; read by the class and span heads.
-        anchors: `(queries, 2)`, learnable spans (centre, width) in (0, 1); None without learnable spans.
+        anchors: `(queries, 2)`, learnable spans (centre, width) in (0, 1), or `(batch, queries, 2)` where clips propose
+            them; None without learnable spans.
+        layer_states: `(batch, layers, queries, hidden)`, the decoder's output after every layer, and
+        layer_spans: `(batch, layers, queries, 2)`, the spans (centre, width) refined there; None without
+            `span_refinement`.
+        proposed_spans: `(batch, video_len, 2)`, the span (start, end) that each clip proposes, and
+        proposal_logits: `(batch, video_len)`, the logit of its IoU; None without `clip_proposals`.
         encoder_last_hidden_state: `(batch, video_len + text_len, hidden)`, X+ of Eq. 3; `text_len` is that of the
             negatives where they are padded longer.
         attended_hidden_state: Same shape, X'+ of Eq. 8; read by saliency and alignment. X+ when not background-aware.
@@ -58,6 +67,8 @@ class BMDetrModelOutput(ModelOutput):
         negative_probabilities: `(batch, negatives, video_len)`, P(f|Q-) of Eq. 4, 0 for absent negatives. None
             without negatives.
         shifted: The same outputs for the temporally shifted view, when a frame order was given.
+        negative: The same outputs for the negative queries, `(negatives x batch, ...)`, with
+            `answer_negatives`; their `positive_probabilities` are P(f|Q-).
         encoder_hidden_states, encoder_attentions, decoder_hidden_states, decoder_attentions, cross_attentions: One
             tensor a layer, when asked for by `output_hidden_states` (what enters the first layer comes before) and
             `output_attentions` (`eager` attention only).
@@ -65,6 +76,10 @@ class BMDetrModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     anchors: Tensor | None = None
+    layer_states: Tensor | None = None
+    layer_spans: Tensor | None = None
+    proposed_spans: Tensor | None = None
+    proposal_logits: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
     attended_hidden_state: Tensor | None = None
     frame_probabilities: Tensor | None = None
@@ -72,6 +87,7 @@ class BMDetrModelOutput(ModelOutput):
     positive_probabilities: Tensor | None = None
     negative_probabilities: Tensor | None = None
     shifted: "BMDetrModelOutput | None" = None
+    negative: "BMDetrModelOutput | None" = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -86,20 +102,35 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
     Args:
         loss: Scalar, mean of the weighted sums over the rows of every view; with `labels` only.
         loss_dict: Every unweighted term by the paper's name, those of the shifted view prefixed `shifted_`.
-        logits: `(batch, queries, 2)`, class 0 is foreground. Softmax gives the score of a moment.
+        logits: `(batch, queries, 2)`, class 0 is foreground.
         pred_spans: `(batch, queries, 2)`, (centre, width) in (0, 1) of the time axis.
+        scores: `(batch, queries)` in [0, 1], what spans are ranked by, see `config.score`. In evaluation of a
+            calibrated model they are probabilities that a span overlaps a described moment with an IoU of at least 0.5.
+        quality_logits: `(batch, queries)`, whose sigmoid is the predicted IoU of a span with the best described moment.
+            None without a quality head.
+        presence_logits: `(batch,)`, whose sigmoid says whether the video shows what the query says at all. None without
+            a presence head.
+        presence: `(batch,)` in [0, 1]: the probability that the video shows what the query says, in evaluation. Without
+            a calibration it is the sigmoid of the logits; None where a calibration could not fit it.
         frame_probabilities, frame_attention, positive_probabilities, negative_probabilities: Eq. 4-7, as in
             [`BMDetrModelOutput`].
         saliency_scores: `(batch, video_len)`, f W of Eq. 15; unbounded, 0 on padding.
         video_embeds, text_embeds: `(batch, dim)` of length one, Eq. 9-11.
         last_hidden_state, encoder_last_hidden_state: Decoder output and X+.
+        layers: The outputs of the decoder's earlier layers, of `span_refinement`; read by the losses.
+        proposed_spans, proposal_logits: As in [`BMDetrModelOutput`].
         shifted: The same outputs for the temporally shifted view.
+        negative: The same outputs for the negative queries, see [`BMDetrModelOutput`].
     """
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     pred_spans: Tensor | None = None
+    scores: Tensor | None = None
+    quality_logits: Tensor | None = None
+    presence_logits: Tensor | None = None
+    presence: Tensor | None = None
     frame_probabilities: Tensor | None = None
     frame_attention: Tensor | None = None
     positive_probabilities: Tensor | None = None
@@ -109,12 +140,25 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
     text_embeds: Tensor | None = None
     last_hidden_state: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
+    layers: "tuple[BMDetrMomentRetrievalOutput, ...] | None" = None
+    proposed_spans: Tensor | None = None
+    proposal_logits: Tensor | None = None
     shifted: "BMDetrMomentRetrievalOutput | None" = None
+    negative: "BMDetrMomentRetrievalOutput | None" = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BMDetrDecoderOutput(BaseModelOutputWithCrossAttentions):
+    """What [`BMDetrDecoder`] returns: `last_hidden_state` and, with `span_refinement`, of every layer the normalised
+    output and the spans (centre, width) refined there, as `layer_states` and `layer_spans` in [`BMDetrModelOutput`]."""
+
+    layer_states: Tensor | None = None
+    layer_spans: Tensor | None = None
 
 
 class BMDetrPreTrainedModel(PreTrainedModel):
@@ -140,7 +184,9 @@ class BMDetrPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.weight, -bound, bound)
             else:
                 init.xavier_uniform_(module.weight, gain=gain)
-            if module.bias is not None and getattr(module, "zero_bias", False):
+            if (start := getattr(module, "start_bias", None)) is not None:
+                init.constant_(module.bias, start)
+            elif module.bias is not None and getattr(module, "zero_bias", False):
                 init.zeros_(module.bias)
             elif module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
@@ -181,19 +227,36 @@ class BMDetrEncoder(BMDetrPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, positions: Tensor, **kwargs) -> BaseModelOutput:
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        whole_passes: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
         """
         Args:
             inputs_embeds: `(passes, video_len + text_len, hidden)`.
             attention_mask: `(passes, video_len + text_len)`.
             positions: `(passes, video_len, hidden)`; text has none.
+            whole_passes: How many passes, counted from the first, are read whole; all when left out. Of the others only
+                the clips are, so that the last layer computes nothing else of them, and 0 stands for their text.
         """
         hidden_states, video_len = inputs_embeds, positions.shape[1]
         no_positions = (0, 0, 0, inputs_embeds.shape[1] - video_len)
         mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             scaled = positions * self.position_scale(hidden_states[:, :video_len])
-            hidden_states = layer(hidden_states, F.pad(scaled, no_positions), mask, **kwargs)
+            scaled = F.pad(scaled, no_positions)
+            if whole_passes is None or i + 1 < len(self.layers):
+                hidden_states = layer(hidden_states, scaled, mask, **kwargs)
+                continue
+            whole, rest = slice(whole_passes), slice(whole_passes, None)
+            masks = (None, None) if mask is None else (mask[whole], mask[rest])
+            clips = layer(hidden_states[rest], scaled[rest], masks[1], outputs=video_len, **kwargs)
+            hidden_states = layer(hidden_states[whole], scaled[whole], masks[0], **kwargs)
+            hidden_states = torch.cat((hidden_states, F.pad(clips, no_positions)))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -219,6 +282,12 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
             )  # content -> width of the attention; the release's second value is idle
             if config.decoder_layers > 1:
                 self.span_scale = BMDetrMLP(d, d, d)  # content -> scale of each feature, from the second layer on
+        self.span_updates = None
+        if config.learnable_spans and config.span_refinement:
+            self.span_updates = nn.ModuleList([BMDetrMLP(d, d, d, 2) for _ in self.layers])
+            for update in self.span_updates:  # at first, spans stay where they start
+                last: Any = list(update.children())[-1]
+                last.xavier_gain, last.zero_bias = 0.0, True
         self.mark_for_xavier()
         self.post_init()
 
@@ -230,31 +299,43 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
         memory_positions: Tensor,
+        contents: Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithCrossAttentions:
+    ) -> BMDetrDecoderOutput:
         """
         Args:
-            queries: `(queries, 2)` spans (centre, width) in (0, 1), or `(queries, hidden)` embeddings.
+            queries: `([batch,] queries, 2)` spans (centre, width) in (0, 1), or `(queries, hidden)` embeddings.
             encoder_hidden_states, memory_positions: `(batch, video_len + text_len, hidden)`.
             encoder_attention_mask: `(batch, video_len + text_len)`.
+            contents: `(batch, queries, hidden)`, what the queries start from; zero when left out.
         """
         memory = encoder_hidden_states
         batch, hidden = memory.shape[0], memory.shape[-1]
+        hidden_states = memory.new_zeros(batch, queries.shape[-2], hidden) if contents is None else contents
         mask = create_bidirectional_mask(
             self.config,
-            inputs_embeds=memory.new_zeros(batch, len(queries), hidden),
+            inputs_embeds=hidden_states,
             attention_mask=encoder_attention_mask,
             encoder_hidden_states=memory,
         )
-        hidden_states = memory.new_zeros(batch, len(queries), hidden)
         queries = queries.expand(batch, -1, -1)
         query_positions = self.span_position(embed_spans(queries, hidden, memory.dtype)) if self.spans else queries
+        states, spans = [], []
         for i, layer in enumerate(self.layers):
             span_embedding = self.modulated_spans(queries, hidden_states, is_first=i == 0) if self.spans else None
             hidden_states = layer(
                 hidden_states, query_positions, span_embedding, memory, memory_positions, mask, **kwargs
             )
-        return BaseModelOutputWithCrossAttentions(last_hidden_state=self.norm(hidden_states))
+            if self.span_updates is not None:
+                states.append(self.norm(hidden_states))
+                spans.append((self.span_updates[i](states[-1]).float() + torch.logit(queries, eps=NARROWEST)).sigmoid())
+                queries = spans[-1].detach().clamp(min=NARROWEST)
+                query_positions = self.span_position(embed_spans(queries, hidden, memory.dtype))
+        if not states:
+            return BMDetrDecoderOutput(last_hidden_state=self.norm(hidden_states))
+        return BMDetrDecoderOutput(
+            last_hidden_state=states[-1], layer_states=torch.stack(states, dim=1), layer_spans=torch.stack(spans, dim=1)
+        )
 
     def modulated_spans(self, spans: Tensor, hidden_states: Tensor, is_first: bool) -> Tensor:
         """The embedded spans, scaled by the content and by the ratio of a predicted to the span's own width."""
@@ -308,7 +389,11 @@ class BMDetrModel(BMDetrPreTrainedModel):
         self.text_projection = BMDetrProjection(config, config.text_dim)
         self.encoder = BMDetrEncoder(config)
         self.frame_query_matcher = BMDetrFrameQueryMatcher(config) if config.background_aware else None
-        self.query_embedding = nn.Embedding(config.num_queries, 2 if config.learnable_spans else config.hidden_size)
+        self.clip_proposals = self.query_embedding = None
+        if config.learnable_spans and config.clip_proposals:
+            self.clip_proposals = BMDetrClipProposals(config)
+        else:
+            self.query_embedding = nn.Embedding(config.num_queries, 2 if config.learnable_spans else config.hidden_size)
         self.decoder = BMDetrDecoder(config)
         self.post_init()
 
@@ -378,10 +463,14 @@ class BMDetrModel(BMDetrPreTrainedModel):
         embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
         positions = video_positions(video_mask, cfg.hidden_size).to(embeds.dtype)
+        answers_negatives = cfg.answer_negatives and queries > 1
+        recorded = any(kwargs.get(name, getattr(cfg, name)) for name in ("output_hidden_states", "output_attentions"))
         encoded = self.encoder(
             embeds.flatten(0, 2),
             mask.flatten(0, 2),
             positions.expand(queries * views, -1, -1, -1).flatten(0, 1),
+            # Of negatives that are not answered, only clips are read.
+            whole_passes=None if recorded or answers_negatives or queries == 1 else views * batch,
             return_dict=True,
             **kwargs,
         )
@@ -393,29 +482,46 @@ class BMDetrModel(BMDetrPreTrainedModel):
             present = texts_mask[1:].any(dim=-1).T  # (batch, negatives)
             weights = present if negative_weights is None else present * negative_weights
             outputs.update(self.attend_frames(memory[0], matched, video_mask, present, weights))
-        anchors = self.query_embedding.weight
-        if cfg.learnable_spans:
-            anchors = anchors.float().sigmoid()
+        # What the decoder answers: the query in every view and, where they are answered too, the negative queries.
         read = outputs["attended_hidden_state" if cfg.decoder_memory == "attended" else "encoder_last_hidden_state"]
+        read, read_mask = read.flatten(0, 1), mask[0].flatten(0, 1)
+        copies = views + (queries - 1 if answers_negatives else 0)
+        if answers_negatives:
+            read = torch.cat((read, memory[1:, 0].flatten(0, 1)))
+            read_mask = torch.cat((read_mask, mask[1:, 0].flatten(0, 1)))
+        anchors, contents, proposals = self.start_spans(read, video_mask.repeat(copies, 1))
         decoded = self.decoder(
             anchors,
-            read.flatten(0, 1),
-            mask[0].flatten(0, 1),
-            F.pad(positions, (0, 0, 0, texts.shape[2])).repeat(views, 1, 1),
+            read,
+            read_mask,
+            F.pad(positions, (0, 0, 0, texts.shape[2])).repeat(copies, 1, 1),
+            contents,
             return_dict=True,
             **kwargs,
         )
-        outputs["last_hidden_state"] = decoded.last_hidden_state.unflatten(0, (views, batch))
+        answers: dict[str, Any] = {
+            name: decoded.get(name) for name in ("last_hidden_state", "layer_states", "layer_spans")
+        }
+        answers |= proposals
+        if anchors.dim() == 3:
+            answers["anchors"] = anchors
+        answers = {name: value for name, value in answers.items() if value is not None}
+        outputs |= {name: value[: views * batch].unflatten(0, (views, batch)) for name, value in answers.items()}
 
+        shared: dict[str, Any] = {"anchors": anchors} if cfg.learnable_spans and anchors.dim() == 2 else {}
         view_outputs = [
-            BMDetrModelOutput(
-                **{name: value[view] for name, value in outputs.items()},
-                anchors=anchors if cfg.learnable_spans else None,
-            )
+            BMDetrModelOutput(**{name: value[view] for name, value in outputs.items()}, **shared)
             for view in range(views)
         ]
         output = view_outputs[0]
         output.shifted = view_outputs[1] if views > 1 else None
+        if answers_negatives:
+            output.negative = BMDetrModelOutput(
+                **{name: value[views * batch :] for name, value in answers.items()},
+                **shared,
+                encoder_last_hidden_state=memory[1:, 0].flatten(0, 1),
+                positive_probabilities=None if self.frame_query_matcher is None else matched[1:, 0].flatten(0, 1),
+            )
         for source, name in ((encoded, "encoder"), (decoded, "decoder")):
             for kind in ("hidden_states", "attentions"):
                 if (layers := source.get(kind)) is not None:
@@ -423,6 +529,26 @@ class BMDetrModel(BMDetrPreTrainedModel):
         if decoded.get("cross_attentions") is not None:
             output.cross_attentions = tuple(layer[:batch] for layer in decoded.cross_attentions)
         return output
+
+    def start_spans(self, memory: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """What the decoder's queries start from: spans that clips propose, spans that are learned, or embeddings.
+
+        Args:
+            memory: `(rows, video_len + text_len, hidden)`.
+            video_mask: `(rows, video_len)`.
+
+        Returns:
+            The queries of [`BMDetrDecoder.forward`], their contents, and the outputs that proposals add.
+        """
+        if self.clip_proposals is None:
+            assert self.query_embedding is not None  # there is one or the other
+            anchors = self.query_embedding.weight
+            return anchors.float().sigmoid() if self.config.learnable_spans else anchors, None, {}
+        frames = memory[:, : video_mask.shape[1]]
+        proposed_se, logits = self.clip_proposals(frames, video_mask)
+        index, anchors = self.clip_proposals.select(proposed_se, logits, video_mask)
+        chosen = frames.gather(1, index[..., None].expand(-1, -1, frames.shape[-1]))
+        return anchors, self.clip_proposals.content(chosen), {"proposed_spans": proposed_se, "proposal_logits": logits}
 
     def attend_frames(
         self, memory: Tensor, matched: Tensor, video_mask: Tensor, negative_mask: Tensor, negative_weights: Tensor
@@ -497,6 +623,15 @@ class BMDetrAttentivePooling(nn.Module):
         return F.normalize(pooled if self.output is None else self.output(pooled), dim=-1)
 
 
+def span_scores(logits: Tensor, quality_logits: Tensor | None, score: str, **_: Tensor) -> Tensor:
+    """What spans are ranked by: `(batch, queries)` in [0, 1]; see `BMDetrConfig.score`."""
+    foreground = logits.float().softmax(dim=-1)[..., 0]
+    if quality_logits is None or score == "class":
+        return foreground
+    quality = quality_logits.sigmoid()
+    return quality if score == "quality" else quality * foreground
+
+
 class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ignore[misc]
     """BM-DETR with its heads and losses: moments and saliency of a video for a query."""
 
@@ -507,11 +642,18 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         d = config.hidden_size
         self.model = BMDetrModel(config)
         self.class_head = nn.Linear(d, 2)
-        self.span_head = BMDetrMLP(d, d, d, 2)
+        refined = config.learnable_spans and config.span_refinement  # by the decoder
+        self.span_head = None if refined else BMDetrMLP(d, d, d, 2)
+        self.quality_head = BMDetrQualityHead(config) if config.quality_head else None
+        self.presence_head = BMDetrPresenceHead(config) if config.presence_head else None
         self.saliency_head = nn.Linear(d, 1)
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
         self.criterion = BMDetrLoss(config)  # called by `forward` with labels, and by the Trainer
+        self._fitting: tuple[Any, Calibration] | None = (
+            None  # the configuration's calibration, known to fit the weights
+        )
+        as_calibration(config.calibration)  # raises if it is malformed
         self.post_init()
 
     @can_return_tuple
@@ -554,8 +696,14 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             **kwargs,
         )
         result = self.predict(output, video_mask, text_mask)
+        if not self.training:
+            result = BMDetrMomentRetrievalOutput(**{**result, **self.as_probabilities(result)})
         if output.shifted is not None:
             result.shifted = self.predict(output.shifted, video_mask, text_mask)
+        if output.negative is not None and negative_text_mask is not None:
+            answer = self.answer(output.negative, video_mask.repeat(negative_text_mask.shape[1], 1))
+            proposals = {name: output.negative.get(name) for name in ("proposed_spans", "proposal_logits")}
+            result.negative = BMDetrMomentRetrievalOutput(**answer, **proposals)
         if labels is not None:
             inputs = {
                 "video_mask": video_mask,
@@ -575,19 +723,73 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
     def predict(self, output: BMDetrModelOutput, video_mask: Tensor, text_mask: Tensor) -> BMDetrMomentRetrievalOutput:
         """The heads, on one view."""
         video_len = video_mask.shape[1]
-        hidden, attended = output["last_hidden_state"], output["attended_hidden_state"]
+        attended = output["attended_hidden_state"]
         frames, words = attended[:, :video_len], attended[:, video_len : video_len + text_mask.shape[1]]
-        spans = self.span_head(hidden).float()
-        if output.anchors is not None:
-            spans = spans + torch.logit(output.anchors, eps=1e-3)
         return BMDetrMomentRetrievalOutput(
-            logits=self.class_head(hidden),
-            pred_spans=spans.sigmoid(),
+            **self.answer(output, video_mask),
             saliency_scores=self.saliency_head(frames).squeeze(-1).masked_fill(~video_mask.bool(), 0.0),
             video_embeds=self.video_pooling(frames, video_mask),
             text_embeds=self.text_pooling(words, text_mask),
             **{name: output.get(name) for name in _SHARED_FIELDS},
         )
+
+    def answer(self, output: BMDetrModelOutput, video_mask: Tensor) -> dict[str, Any]:
+        """Spans with their class, quality and score, after every layer that has some, and presence."""
+        memory, probabilities = output["encoder_last_hidden_state"], output.get("positive_probabilities")
+        frames = memory[:, : video_mask.shape[1]]
+        states, spans = output.get("layer_states"), output.get("layer_spans")
+        if states is None:
+            states = output["last_hidden_state"][:, None]
+        if spans is None:
+            assert self.span_head is not None  # it is the decoder that refines
+            spans = self.span_head(states).float()
+            if (anchors := output.get("anchors")) is not None:
+                spans = spans + torch.logit(anchors, eps=NARROWEST).unsqueeze(-3)
+            spans = spans.sigmoid()
+        layers = []
+        for layer_states, layer_spans in zip(states.unbind(dim=1), spans.unbind(dim=1), strict=True):
+            logits, quality = self.class_head(layer_states), None
+            if self.quality_head is not None:
+                quality = self.quality_head(layer_states, layer_spans, frames, probabilities, video_mask)
+            layers.append({"logits": logits, "pred_spans": layer_spans, "quality_logits": quality})
+        answer: dict[str, Any] = {**layers[-1], "scores": span_scores(**layers[-1], score=self.config.score)}
+        if self.presence_head is not None:
+            foreground, background = layers[-1]["logits"].float().unbind(dim=-1)
+            sure = foreground - background if layers[-1]["quality_logits"] is None else layers[-1]["quality_logits"]
+            answer["presence_logits"] = self.presence_head(sure, spans[:, -1], probabilities, video_mask)
+        if len(layers) > 1:
+            answer["layers"] = tuple(BMDetrMomentRetrievalOutput(**layer) for layer in layers[:-1])
+        return answer
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the configuration, once it is known to be that of these weights.
+
+        Raises:
+            ValueError: it was fitted for other weights.
+        """
+        values = self.config.calibration
+        if values is None:
+            return None
+        if self._fitting is None or self._fitting[0] is not values:
+            calibration = Calibration.from_dict(values)
+            if not torch.compiler.is_compiling():
+                calibration.require_weights(self)
+            self._fitting = values, calibration
+        return self._fitting[1]
+
+    def train(self, mode: bool = True) -> "BMDetrForMomentRetrieval":
+        if mode:
+            self._fitting = None  # the weights may become others
+        return super().train(mode)
+
+    def as_probabilities(self, output: BMDetrMomentRetrievalOutput) -> dict[str, Tensor | None]:
+        """`scores` and `presence` of an output, calibrated where the model is."""
+        logits, calibration = output.get("presence_logits"), self.calibration
+        if calibration is not None:
+            scores, presence = calibration.apply(output["scores"], logits)
+            return {"scores": scores, "presence": presence}
+        return {} if logits is None else {"presence": logits.float().sigmoid()}
 
 
 _SHARED_FIELDS = (
@@ -595,6 +797,8 @@ _SHARED_FIELDS = (
     "frame_attention",
     "positive_probabilities",
     "negative_probabilities",
+    "proposed_spans",
+    "proposal_logits",
     "last_hidden_state",
     "encoder_last_hidden_state",
     "encoder_hidden_states",

@@ -29,19 +29,19 @@ PROCESSOR_FILE = "processor_config.json"
 PredictionFormat = Literal["seconds", "released"]
 
 
-def decode_moments(logits: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
+def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
     """Predicted spans as moments in seconds, best first.
 
     Args:
-        logits: `(batch, queries, 2)`.
+        scores: `(batch, queries)`, what moments are ranked by.
         pred_spans: `(batch, queries, 2)` (centre, width).
         axes_s: `(batch,)`, seconds of the time axis.
         limits_s: `(batch,)`, seconds to which starts and ends are clipped.
 
     Returns:
-        `(batch, queries, 3)` float32 rows (start s, end s, score); the score is the probability of foreground.
+        `(batch, queries, 3)` float32 rows (start s, end s, score).
     """
-    scores = logits.float().softmax(dim=-1)[..., :1]
+    scores = scores.float()[..., None]
     times = spans_cxw_to_se(pred_spans.float()) * axes_s[:, None, None]
     times = torch.minimum(times.clamp(min=0), limits_s[:, None, None])
     moments = torch.cat((times, scores), dim=-1)
@@ -223,7 +223,7 @@ class BMDetrProcessor(ProcessorMixin):
 
     def decode(
         self,
-        logits: Tensor,
+        scores: Tensor,
         pred_spans: Tensor,
         num_clips: Tensor,
         durations_s: Tensor,
@@ -235,7 +235,7 @@ class BMDetrProcessor(ProcessorMixin):
             ValueError: the outputs are not finite, so that they answer nothing.
 
         Args:
-            logits, pred_spans: As the model returns them.
+            scores, pred_spans: As the model returns them.
             num_clips: `(batch,)`, real clips of each video.
             durations_s: `(batch,)`, seconds of each video.
             axes_s: `(batch,)`, seconds that the clips span; from the contract when left out.
@@ -243,7 +243,7 @@ class BMDetrProcessor(ProcessorMixin):
         Returns:
             `(batch, queries, 3)` rows (start s, end s, score), best first.
         """
-        if not (logits.isfinite().all() and pred_spans.isfinite().all()):
+        if not (scores.isfinite().all() and pred_spans.isfinite().all()):
             raise ValueError(
                 "the model's outputs are not finite (NaN or infinite): its weights are damaged or its training "
                 "diverged; take another checkpoint"
@@ -251,13 +251,13 @@ class BMDetrProcessor(ProcessorMixin):
         contract, durations_s = self.contract, durations_s.to(pred_spans.device)
         if self.prediction_format == "released":
             longest_s = torch.full_like(durations_s, contract.max_clips * contract.clip_length)
-            moments = decode_moments(logits, pred_spans, torch.minimum(durations_s, longest_s), longest_s)
+            moments = decode_moments(scores, pred_spans, torch.minimum(durations_s, longest_s), longest_s)
             times = (moments[..., :2] / contract.clip_length).round() * contract.clip_length
             return torch.cat((times, (moments[..., 2:] * 1e4).round() / 1e4), dim=-1)[:, :10]
         if axes_s is None:
             pairs = zip(num_clips.tolist(), durations_s.tolist(), strict=True)
             axes_s = durations_s.new_tensor([time_axis_s(int(clips), seconds, contract) for clips, seconds in pairs])
-        return decode_moments(logits, pred_spans, axes_s, durations_s)
+        return decode_moments(scores, pred_spans, axes_s, durations_s)
 
     def post_process_moments(
         self,
@@ -281,7 +281,7 @@ class BMDetrProcessor(ProcessorMixin):
             nms_threshold: Overrides the processor's.
 
         Returns:
-            One list a row, of dicts `start` (s), `end` (s) and `score` (probability of foreground in [0, 1]).
+            One list a row, of dicts `start` (s), `end` (s) and `score` in [0, 1], see `BMDetrConfig.score`.
         """
         contract, num_clips = self.contract, video_mask.sum(dim=1)
         if durations_s is None:
@@ -290,7 +290,7 @@ class BMDetrProcessor(ProcessorMixin):
             durations_s = [time_axis_s(int(clips), None, contract) for clips in num_clips]
         if len(durations_s) != len(video_mask):
             raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
-        decoded = self.decode(outputs["logits"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
+        decoded = self.decode(outputs["scores"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
         return [
             [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
             for moments in (

@@ -7,6 +7,7 @@ reason as well: wherever the model goes, they go.
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,8 @@ CHECKPOINT_FILES = (
     *(CONFIG_FILE, *WEIGHT_FILES),
     *(PROCESSOR_FILE, "*_bmdetr.py", CARD_FILE),
 )
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+LOCAL_PLACE = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
 _UPLOAD_ARGUMENTS = ("repo_id", "revision", "private", "token", "commit_message", "commit_description", "create_pr")
 
 
@@ -228,6 +231,30 @@ def fetch_companions(folder: str | os.PathLike, repo_id: str, revision: str | No
             logger.debug(f"{repo_id} has no {name} yet")
 
 
+def check_publishable(files: Mapping[str, Path]) -> None:
+    """Refuses files, by name, that would publish an access token or a folder of this machine.
+
+    Raises:
+        ValueError: one does; the message says which and what to do.
+    """
+    for name, path in files.items():
+        if path.suffix not in (".json", ".md", ".py"):
+            continue
+        if TOKEN.search(path.read_text(encoding="utf-8", errors="replace")):
+            raise ValueError(
+                f"'{name}' holds what looks like an access token (hf_...); remove it, and revoke the token"
+            )
+    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    encoders = [*(config.get("video_encoders") or ()), config.get("text_encoder") or {}]
+    for encoder in (str(encoder.get("name", "")) for encoder in encoders):
+        place = encoder.partition(":")[2]  # encoders without weights have none
+        if place and (LOCAL_PLACE.match(place) or Path(place).is_dir()):
+            raise ValueError(
+                f"the feature contract names the encoder '{encoder}', a folder of this machine; name "
+                "its repository on the Hub in `config.json` and `processor_config.json`, then push again"
+            )
+
+
 def upload_checkpoint(
     folder: str | os.PathLike,
     repo_id: str,
@@ -255,6 +282,7 @@ def upload_checkpoint(
 
     Raises:
         FileNotFoundError: there is no configuration or no weights in the folder.
+        ValueError: a file holds an access token, or the feature contract names a folder of this machine.
         ConnectionError: the connection broke.
         huggingface_hub.errors.HfHubHTTPError: the Hub refused; its message says why.
     """
@@ -265,6 +293,7 @@ def upload_checkpoint(
             f"'{folder}' is no saved checkpoint: it holds no config.json with *.safetensors; write one with "
             "`model.save_pretrained`"
         )
+    check_publishable(files)
     try:
         repo_id = open_repository(repo_id, revision=revision, private=private, token=token)
         # `upload_folder` may split a slow upload into several commits.

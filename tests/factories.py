@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.configuration_bmdetr import WITHOUT_RANKING, FeatureContract
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
@@ -35,6 +35,7 @@ SIZES: dict[str, Any] = {
     "alignment_dim": 8,
 }
 NO_DROPOUT = {"projection_dropout": 0.0, "dropout": 0.0, "attention_dropout": 0.0}
+PAPER = dict(WITHOUT_RANKING)  # the paper's model: nothing of ranking and presence
 TINY: dict[str, Any] = {"video_dim": VIDEO_DIM, "text_dim": TEXT_DIM, **SIZES, "encoder_layers": 2, **NO_DROPOUT}
 
 

@@ -116,3 +116,34 @@ def test_a_model_with_dropout_has_the_mean_of_the_plain_one(tiny_batch, monkeypa
     spread = (mine.var(dim=0) + plain.var(dim=0)).div(400).sqrt()
     assert ((mine.mean(dim=0) - plain.mean(dim=0)).abs() <= 5 * spread + 1e-6).all()
     torch.testing.assert_close(mine.std(dim=0).mean(), plain.std(dim=0).mean(), rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_words_of_negative_queries_are_left_out_of_the_last_layer_without_a_difference(
+    tiny_batch, implementation, shifted, answered
+):
+    """With all layers recorded, every pass is computed whole."""
+    batch, results = tiny_batch(shifted=shifted), []
+    for whole in (False, True):
+        model = make_model(**NO_DROPOUT, answer_negatives=answered).train()
+        model.set_attn_implementation(implementation)
+        output = model(**batch, output_hidden_states=whole)
+        output.loss.backward()
+        results.append((output, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    torch.testing.assert_close(results[0][0].loss, results[1][0].loss)
+    torch.testing.assert_close(results[0][0].negative_probabilities, results[1][0].negative_probabilities)
+    torch.testing.assert_close(results[0][0].loss_dict, results[1][0].loss_dict)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_layer_sees_only_the_clips_of_negative_queries(tiny_batch):
+    batch, model = tiny_batch(), make_model(**NO_DROPOUT, answer_negatives=False).eval()
+    lengths = []
+    layer = model.model.encoder.layers[-1]
+    layer.feed_forward.register_forward_hook(lambda module, inputs, output: lengths.append(tuple(inputs[0].shape[:2])))
+    model(**batch)
+    clips, words = batch["video_mask"].shape[1], batch["negative_text_mask"].shape[2]
+    assert sorted(lengths) == [(8, clips + words), (16, clips)]  # two views of four rows; two negatives of each

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.configuration_bmdetr import FeatureContract
+from modeling_bmdetr.configuration_bmdetr import WITHOUT_RANKING, FeatureContract
 
 SLOWFAST = {"name": "slowfast", "dim": 2304}
 CLIP = {"name": "clip", "dim": 512, "image_size": (224, 224)}
@@ -55,6 +55,7 @@ def test_released_differs_in_the_forms_and_takes_further_fields():
         "positive_probability_loss_weight",
         "negative_probability_loss_weight",
         "text_rows",
+        *WITHOUT_RANKING,
     }
     forms = (released.decoder_memory, released.frame_attention_scale, released.alignment_pooling)
     assert forms == ("encoder", "literal", "gated")
@@ -259,3 +260,13 @@ def test_a_contract_that_cannot_be_right_is_refused(values, parts):
         FeatureContract.from_dict(values)
     for part in parts[1:]:
         assert part in str(error.value)
+
+
+def test_a_file_from_before_ranking_means_the_paper_model():
+    saved = {name: value for name, value in BMDetrConfig().to_dict().items() if name not in WITHOUT_RANKING}
+    assert "transformers_version" in saved
+    loaded = BMDetrConfig.from_dict(saved)
+    assert {name: getattr(loaded, name) for name in WITHOUT_RANKING} == WITHOUT_RANKING
+    own = BMDetrConfig.from_dict(BMDetrConfig(score="product").to_dict())
+    assert own.quality_head
+    assert own.score == "product"

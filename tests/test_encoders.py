@@ -502,6 +502,17 @@ def test_unknown_encoders_are_named_with_the_known_ones(build) -> None:
         build({"dim": 3})
 
 
+def test_an_encoder_that_has_moved_is_called_that() -> None:
+    spec = {"name": "clip:/home/somebody/clip", "dim": 12, "frames_per_clip": 2}
+    with pytest.raises(OSError, match=r"the video encoder 'clip:/home/somebody/clip' cannot be built.*has moved"):
+        build_video_encoder(spec)
+
+
+def test_a_device_does_not_stop_encoders_without_weights() -> None:
+    assert build_text_encoder("hashed-words", device="cpu").dim == build_text_encoder("hashed-words").dim
+    assert build_video_encoder("pixel-grid", device="cpu").dim == build_video_encoder("pixel-grid").dim
+
+
 def test_unknown_options_are_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'pixel-grid'.*'colour'.*its options are grid, frames_per_clip"):
         build_video_encoder("pixel-grid", colour=True)

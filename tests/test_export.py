@@ -24,7 +24,7 @@ FORMS = {
 def tiny_model(**options) -> BMDetrForMomentRetrieval:
     torch.manual_seed(0)
     contract = FeatureContract(
-        video_encoders=({"name": "pixel-grid", "dim": 12},), text_encoder={"name": "hashed-words", "dim": 8}
+        video_encoders=({"name": "tiny-video", "dim": 12},), text_encoder={"name": "tiny-text", "dim": 8}
     )
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_queries": 4}
     return BMDetrForMomentRetrieval(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import PAPER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_probes import FORMS, VIEW_FIELDS, Calls, assert_same_view
@@ -141,7 +142,7 @@ def test_equations_9_to_11_and_the_saliency_scores_word_by_word(tiny_model, tiny
 
 
 def test_spans_are_offsets_from_the_learnable_spans(tiny_model, tiny_batch):
-    model, batch = tiny_model(), tiny_batch(labels=False)
+    model, batch = tiny_model(**PAPER), tiny_batch(labels=False)
     anchors = model.model(**batch).anchors
     torch.testing.assert_close(anchors, 1 / (1 + (-model.model.query_embedding.weight).exp()))
     output = model(**batch)
@@ -159,7 +160,8 @@ def test_spans_are_offsets_from_the_learnable_spans(tiny_model, tiny_batch):
 @pytest.mark.parametrize("fields", FORMS)
 @pytest.mark.parametrize(("negatives", "shifted"), [(2, True), (0, False)])
 def test_every_documented_shape(tiny_model, tiny_batch, fields, negatives, shifted):
-    model, batch = tiny_model(**fields, num_queries=3), tiny_batch(negatives=negatives, shifted=shifted)
+    model = tiny_model(**PAPER, **fields, num_queries=3)
+    batch = tiny_batch(negatives=negatives, shifted=shifted)
     aware, spans = model.config.background_aware, model.config.learnable_spans
     tokens = 6 if negatives and aware else 4
     model.set_attn_implementation("eager")
@@ -184,6 +186,7 @@ def test_every_documented_shape(tiny_model, tiny_batch, fields, negatives, shift
         **shared,
         "logits": (4, 3, 2),
         "pred_spans": (4, 3, 2),
+        "scores": (4, 3),
         "saliency_scores": (4, 9),
         "video_embeds": (4, width),
         "text_embeds": (4, width),
@@ -355,9 +358,9 @@ def test_the_shifted_view_is_the_reordered_video_with_endpoints_in_place(tiny_mo
 
 
 def test_the_loss_is_the_mean_over_the_rows_of_every_view(tiny_model, tiny_batch):
-    model, batch = tiny_model(negative_probability_loss_weight=0.7), tiny_batch()
+    model, batch = tiny_model(**PAPER, negative_probability_loss_weight=0.7), tiny_batch()
     output = model(**batch)
-    weights = model.criterion.weights
+    weights = {name: model.criterion.weights[name] for name in output.loss_dict if "shifted" not in name}
     sums = {
         prefix: sum(weight * output.loss_dict[prefix + name] for name, weight in weights.items())
         for prefix in ("", "shifted_")

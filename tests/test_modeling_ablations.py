@@ -1,10 +1,20 @@
 """What runs how often, and switches that change what they name and nothing else."""
 
+import functools
 from typing import Any
 
+import factories
 import pytest
 import torch
+from factories import PAPER
 from model_probes import VIEW_FIELDS, Calls, assert_same_view
+
+
+@pytest.fixture
+def tiny_model():
+    """The paper's model; test_ranking.py has what the options for ranking add."""
+    return functools.partial(factories.tiny_model, **PAPER)
+
 
 # What runs how often
 
@@ -23,7 +33,9 @@ def test_one_encoder_pass_no_decoder_on_negatives_and_one_projection_each(
         model(**batch)
     assert [call[0].shape[:-2] for call in video.inputs] == [(views, 4)]
     assert [call[0].shape[:-2] for call in text.inputs] == [(1 + negatives, 4)]
-    assert [len(call[0]) for call in encoder.inputs] == [(1 + negatives) * views * 4] * 2
+    passes, positives = (1 + negatives) * views * 4, views * 4
+    last = [passes - positives, positives] if negatives else [positives]  # of negatives, clips by themselves
+    assert [len(call[0]) for call in encoder.inputs] == [passes, *last]
     assert [len(call[0]) for call in decoder.inputs] == [views * 4] * 2
     assert [len(call[0]) for call in heads.inputs] == [4] * views
 

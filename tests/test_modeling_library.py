@@ -1,17 +1,27 @@
 """The model as the library and a training loop use it: gradients, initialisation, files, attention, compilation."""
 
+import functools
 import itertools
 import shutil
 from pathlib import Path
 from typing import Any
 
+import factories
 import pytest
 import torch
+from factories import PAPER
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrModel
 from modeling_bmdetr.layers_bmdetr import BMDetrEncoderAttention
+
+
+@pytest.fixture
+def tiny_model():
+    """The paper's model; test_ranking.py has what the options for ranking add."""
+    return functools.partial(factories.tiny_model, **PAPER)
+
 
 SITUATIONS = {
     "plain": {"negatives": 0, "shifted": False},
@@ -171,7 +181,7 @@ SIZES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def fresh() -> BMDetrForMomentRetrieval:
     torch.manual_seed(0)
-    return BMDetrForMomentRetrieval(BMDetrConfig(**SIZES, num_queries=400, alignment_pooling="gated"))
+    return BMDetrForMomentRetrieval(BMDetrConfig(**PAPER, **SIZES, num_queries=400, alignment_pooling="gated"))
 
 
 def is_uniform(values: Tensor, bound: float) -> bool:
@@ -266,7 +276,9 @@ def test_a_saved_model_computes_the_same(tiny_model, tiny_batch, tmp_path: Path,
 
 def test_weights_that_a_file_lacks_are_initialised_and_the_others_left_alone(tmp_path: Path):
     torch.manual_seed(0)
-    model = BMDetrForMomentRetrieval(BMDetrConfig(**SIZES, encoder_layers=2, decoder_layers=2, num_queries=200))
+    model = BMDetrForMomentRetrieval(
+        BMDetrConfig(**PAPER, **SIZES, encoder_layers=2, decoder_layers=2, num_queries=200)
+    )
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     lost = ("encoder.layers.1", "saliency_head", "query_embedding", "frame_query_matcher", "decoder.norm")

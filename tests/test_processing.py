@@ -15,22 +15,17 @@ TWO_ENCODERS = FeatureContract(
 )
 
 
-def logit_of(score: float) -> list[float]:
-    """Logits of (foreground, background) whose softmax gives `score`."""
-    return [float(np.log(score / (1 - score))), 0.0]
-
-
 class TestMoments:
     def test_decoding_sorts_scales_and_clips(self):
-        logits = torch.tensor([[logit_of(0.2), logit_of(0.9)]])
+        scores = torch.tensor([[0.2, 0.9]])
         spans = torch.tensor([[[0.5, 0.2], [0.9, 0.4]]])
-        moments = decode_moments(logits, spans, torch.tensor([10.0]), torch.tensor([9.5]))
+        moments = decode_moments(scores, spans, torch.tensor([10.0]), torch.tensor([9.5]))
         np.testing.assert_allclose(moments[0], [[7.0, 9.5, 0.9], [4.0, 6.0, 0.2]], atol=1e-5)
 
     def test_post_processing_in_seconds(self):
         processor = BMDetrProcessor(FeatureContract(clip_length=2.0))
         outputs = {
-            "logits": torch.tensor([[logit_of(0.7), logit_of(0.6), logit_of(0.1)]]),
+            "scores": torch.tensor([[0.7, 0.6, 0.1]]),
             "pred_spans": torch.tensor([[[0.5, 0.5], [0.5, 0.48], [0.1, 0.2]]]),
         }
         mask = torch.ones(1, 10)
@@ -47,7 +42,7 @@ class TestMoments:
         """Spans times min(duration, longest), clipped to [0, longest], rounded to clips, scores to four digits."""
         processor = BMDetrProcessor(FeatureContract(clip_length=2.0, max_clips=75), prediction_format="released")
         outputs = {
-            "logits": torch.tensor([[logit_of(0.123456)]]).repeat(1, 12, 1),
+            "scores": torch.full((1, 12), 0.123456),
             "pred_spans": torch.tensor([[[0.97, 0.1]]]).repeat(1, 12, 1),
         }
         (moments,) = processor.post_process_moments(outputs, torch.ones(1, 75), [150.0])
@@ -59,7 +54,7 @@ class TestMoments:
             processor.post_process_moments(outputs, torch.ones(1, 75))
 
     def test_durations_must_pair_with_rows(self):
-        outputs = {"logits": torch.zeros(2, 1, 2), "pred_spans": torch.full((2, 1, 2), 0.5)}
+        outputs = {"scores": torch.full((2, 1), 0.5), "pred_spans": torch.full((2, 1, 2), 0.5)}
         with pytest.raises(ValueError, match="durations for a batch of 2"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(2, 3), [3.0])
 
@@ -143,7 +138,7 @@ class TestValues:
         assert rows.dtype == np.float32
 
     def test_outputs_that_are_not_finite_answer_nothing(self):
-        outputs = {"logits": torch.full((1, 2, 2), torch.nan), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        outputs = {"scores": torch.full((1, 2), torch.nan), "pred_spans": torch.full((1, 2, 2), 0.5)}
         with pytest.raises(ValueError, match="outputs are not finite"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0])
 
@@ -161,7 +156,7 @@ class TestValues:
         ],
     )
     def test_a_selection_out_of_range_is_refused(self, options):
-        outputs = {"logits": torch.zeros(1, 2, 2), "pred_spans": torch.full((1, 2, 2), 0.5)}
+        outputs = {"scores": torch.full((1, 2), 0.5), "pred_spans": torch.full((1, 2, 2), 0.5)}
         (name,) = options
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(1, 3), [3.0], **options)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from . import checkpoints, evaluating, features, predicting, rows, searching, serving
+from . import checkpoints, evaluating, features, predicting, rows, searching, serving, training
 from .common import Commands, OneLineParser, complain, version
 from .faults import is_expected, keep_traceback, message_of
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="bmdetr", description="BM-DETR: moments in videos, found by sentences.")
     parser.add_argument("--version", action="version", version=f"bmdetr {version()}")
     commands = Commands(parser)
-    for group in (predicting, searching, serving, features, rows, evaluating, checkpoints):
+    for group in (predicting, searching, serving, features, rows, training, evaluating, checkpoints):
         group.add_commands(commands)
     return parser
 

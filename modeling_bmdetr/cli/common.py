@@ -72,6 +72,14 @@ def count_or_none(text: str) -> int:
     return value
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """The I-th of N parts, written `I/N`."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 1/8, received {text!r}")
+    return int(index), int(count)
+
+
 def seconds(text: str) -> float:
     """A positive number of seconds."""
     value = float(text)

@@ -11,6 +11,7 @@ from .common import (
     checked_rows,
     count_or_none,
     device,
+    part_of,
     seconds,
     show,
 )
@@ -33,6 +34,9 @@ def extract(args: argparse.Namespace) -> int:
         encoder_options={"device": args.device} if args.device else None,
         dtype=args.dtype,
         workers=args.workers,
+        engine=args.engine,
+        address=args.address,
+        shard=args.shard,
     )
     show(args, report.to_dict(), str(report))
     return 0 if report.complete else 1
@@ -79,6 +83,11 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--workers", type=count_or_none, default=0, help="processes that decode and encode (0: this one)"
     )
+    engines = "where videos are encoded: here, or on a Ray cluster with --workers actors (local)"
+    command.add_argument("--engine", choices=["local", "ray"], default="local", help=engines)
+    command.add_argument("--address", help="of a running Ray cluster (one is started on this machine)")
+    shard = "encode the I-th of N parts of the videos, into a store of its own: for arrays of jobs"
+    command.add_argument("--shard", type=part_of, metavar="I/N", help=shard)
     command.add_argument("--device", type=device, help="for encoders with weights, such as cuda:0")
 
     command = commands.add("pack", pack, "copy published feature files into a packed feature store")

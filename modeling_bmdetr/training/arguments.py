@@ -28,6 +28,8 @@ class BMDetrTrainingArguments(TrainingArguments):
         negative_sampling: Where negative queries come from (Figure 3): `mined` by Principles 1-2 (rows need
             `neg_query_ids`), `mined_only`, `same_video`, `random_video`, or `none`; see [`NegativeSampler`].
         num_negatives: Negative queries a training query (the paper has one).
+        absent_share: The share of draws of negative queries that take one of another video, whatever the strategy,
+            where the model has a presence head, which learns from them and from rows with empty `relevant_windows`.
         temporal_shifting: Train on a shifted view as well (3.4).
         shifting_limit_s: Videos this long (s) or longer are not shifted.
         evaluate_with_negatives: Give negatives in evaluation too, for measuring p as in Table 9; never for figures
@@ -62,6 +64,7 @@ class BMDetrTrainingArguments(TrainingArguments):
     lr_drop_factor: float = field(default=0.1)
     negative_sampling: str = field(default="mined")
     num_negatives: int = field(default=1)
+    absent_share: float = field(default=0.3)
     temporal_shifting: bool = field(default=False)
     shifting_limit_s: float = field(default=60.0)
     evaluate_with_negatives: bool = field(default=False)
@@ -93,6 +96,8 @@ class BMDetrTrainingArguments(TrainingArguments):
                 f"`num_negatives` must be at least 1, received {self.num_negatives}; set `negative_sampling` to 'none' "
                 "to train without negative queries"
             )
+        if not 0 <= self.absent_share <= 1:
+            raise ValueError(f"`absent_share` must lie in [0, 1], received {self.absent_share}")
         if not self.shifting_limit_s > 0:
             raise ValueError(
                 f"`shifting_limit_s` must be positive, received {self.shifting_limit_s}; set `temporal_shifting` to "

@@ -29,18 +29,24 @@ def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
         batch: Labels and masks as [`MomentRetrievalCollator`] makes them.
         num_queries: Spans that the model predicts; no more moments than that are matched in a row.
     """
-    labels = batch["labels"]
     counts = torch.zeros(len(VIEWS), len(COUNTS))
-    view_rows = [torch.ones(len(labels), dtype=torch.bool, device=labels.device)]
+    negatives = batch["negative_text_mask"].any(dim=-1) if "negative_text_mask" in batch else None
+    views: dict[str, tuple[Tensor, Tensor | None]] = {
+        VIEWS[0]: (batch["labels"], None)
+    }  # labels, and rows that take part: all, or those with a moment
     if "shifted_labels" in batch:
-        view_rows.append(has_moment(batch["shifted_labels"]).any(dim=1))
-    for view, rows in enumerate(view_rows):
-        moments = has_moment(batch["shifted_labels"] if view else labels).sum(dim=1).clamp(max=num_queries)
-        counts[view, COUNTS.index("rows")] = rows.sum()
-        counts[view, COUNTS.index("moments")] = moments.sum()
-        if "negative_text_mask" in batch:
-            negatives = batch["negative_text_mask"].any(dim=-1) & rows[:, None]
-            counts[view, COUNTS.index("negatives")] = negatives.sum()
+        views[VIEWS[1]] = (batch["shifted_labels"], has_moment(batch["shifted_labels"]).any(dim=1))
+    if negatives is not None and "negative_labels" in batch:
+        views[VIEWS[2]] = (batch["negative_labels"].flatten(0, 1), negatives.flatten())
+    for prefix, (labels, given) in views.items():
+        rows = torch.ones(len(labels), dtype=torch.bool, device=labels.device) if given is None else given
+        moments = has_moment(labels)
+        number = counts[VIEWS.index(prefix)]
+        number[COUNTS.index("rows")] = rows.sum()
+        number[COUNTS.index("present")] = moments.any(dim=1).sum()
+        number[COUNTS.index("moments")] = moments.sum(dim=1).clamp(max=num_queries).sum()
+        if negatives is not None and prefix != VIEWS[2]:
+            number[COUNTS.index("negatives")] = (negatives & rows[:, None]).sum()
     return counts
 
 
@@ -63,9 +69,11 @@ def gather_texts(outputs: Mapping[str, Any], targets: MomentTargets) -> None:
     if num_processes() == 1:
         return
     for prefix, view in targets.views.items():
-        sizes = gather_sizes(view.rows)
+        if prefix == VIEWS[2]:
+            continue  # has no alignment
+        sizes = gather_sizes(view.present)
         embeds = gather_rows((outputs["shifted"] if prefix else outputs)["text_embeds"], sizes)
-        rows = gather_rows(view.rows.to(torch.uint8), sizes).bool()
+        rows = gather_rows(view.present.to(torch.uint8), sizes).bool()
         view.texts = GatheredTexts(embeds, rows, offset=sum(sizes[: dist.get_rank()]))
 
 

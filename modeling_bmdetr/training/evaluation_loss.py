@@ -15,7 +15,8 @@ class EvaluationLoss:
     """Sums the terms of batches, each over what it is a mean over.
 
     A term that depends on the other rows of a batch (`LossTerm.per`), as Eq. 17 does, is left out: it would depend on
-    the batch size. The loss is that of the videos as they are; evaluation has no shifted view.
+    the batch size. The loss is that of the queries on the videos as they are: evaluation has no shifted view, and the
+    answers to negative queries are left out.
 
     Args:
         criterion: The loss whose terms are summed.

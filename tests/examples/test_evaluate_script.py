@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recipes
 import torch
 from recipe_worlds import make_world
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import read_rows
 from modeling_bmdetr.evaluation import evaluate_submission, read_jsonl
+from modeling_bmdetr.recipes import load_rows, open_store, read_recipe
+from modeling_bmdetr.recipes.preparation import build_config
 
-EXAMPLES = Path(recipes.__file__).parent
+EXAMPLES = Path(__file__).parents[2] / "examples"
 _spec = importlib.util.spec_from_file_location("evaluate_script", EXAMPLES / "evaluate.py")
 script = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(script)
@@ -29,10 +30,10 @@ def world(tmp_path, monkeypatch):
 
     def make(name):
         path = make_world(tmp_path, name)
-        recipe = recipes.read_recipe(path, SIZES)
-        store = recipes.open_store(recipe, recipes.load_rows(recipe))
+        recipe = read_recipe(path, SIZES)
+        store = open_store(recipe, load_rows(recipe))
         torch.manual_seed(0)
-        BMDetrForMomentRetrieval(recipes.build_config(recipe, store.contract)).save_pretrained("model")
+        BMDetrForMomentRetrieval(build_config(recipe, store.contract)).save_pretrained("model")
         return path
 
     return make
@@ -124,3 +125,8 @@ def test_recall_curves_fall_and_meet_the_metrics():
             place = int(np.abs(script.THRESHOLDS - threshold).argmin())
             assert curve[place] == pytest.approx(metrics[f"MR-full-{rank}@{threshold}"], abs=0.01)
     assert 100 * curves["R1"][1] == pytest.approx(metrics["MR-full-mIoU"], abs=0.01)
+
+
+def test_each_checkpoint_has_a_folder_of_its_own():
+    names = {str(script.default_folder(name)) for name in ("outputs/a/model", "outputs/b/model", "someone/bmdetr")}
+    assert names == {"outputs/evaluation/a", "outputs/evaluation/b", "outputs/evaluation/someone-bmdetr"}

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_rows  # noqa: F401
 import pytest
-import recipes
 import train
 import yaml
 from recipe_worlds import CONFIGS, SMALL, make_world
-from recipes import hold_out, load_rows, open_store, read_recipe, spread, training_arguments, with_negatives
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import read_rows
+from modeling_bmdetr.recipes import load_rows, open_store, preparation, read_recipe, running, training_arguments
+from modeling_bmdetr.recipes.preparation import hold_out, spread, with_negatives
 
 ALL = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 IN_PROCESSES = {"charades_sta_slowfast_clip": 1, "qvhighlights_slowfast_clip": 2}
@@ -160,11 +161,11 @@ def test_negative_queries_beyond_a_limit_are_left_out():
         {"qid": "b", "neg_query_ids": ["a", "c"]},
         {"qid": "c"},
     ]
-    assert recipes.limited_rows(rows, 2) == [
+    assert preparation.limited_rows(rows, 2) == [
         {"qid": "a", "neg_query_ids": ["c"], "neg_query_weights": [0.7]},
         {"qid": "c"},
     ]
-    assert recipes.limited_rows(rows, None) == rows
+    assert preparation.limited_rows(rows, None) == rows
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_negatives_are_mined_once(own, tmp_path, monkeypatch):
     rows = load_rows(recipe).train
     mined = with_negatives(recipe, rows, tmp_path / "cache")
     assert any(row["neg_query_ids"] for row in mined)
-    monkeypatch.setattr(recipes, "mine_negative_queries", None)  # a second time it must not be called
+    monkeypatch.setattr(preparation, "mine_negative_queries", None)  # a second time it must not be called
     assert with_negatives(recipe, rows, tmp_path / "cache") == mined
     other = read_recipe(own, ["negatives.encoder=hashed-words", "training.negative_sampling=random_video"])
     assert with_negatives(other, rows, tmp_path / "cache") == rows
@@ -217,9 +218,9 @@ def test_evaluation_with_negatives_has_them_mined_too(own, tmp_path):
     overrides = ["negatives.encoder=hashed-words", "negatives.similarity_threshold=null", "data.test=own/train.jsonl"]
     recipe = read_recipe(own, overrides)
     rows = load_rows(recipe)
-    assert recipes.add_negatives(recipe, rows, tmp_path).eval == rows.eval
+    assert preparation.add_negatives(recipe, rows, tmp_path).eval == rows.eval
     recipe = read_recipe(own, [*overrides, "training.evaluate_with_negatives=true"])
-    mined = recipes.add_negatives(recipe, rows, tmp_path)
+    mined = preparation.add_negatives(recipe, rows, tmp_path)
     for part in (mined.train, mined.eval, mined.test["own/train.jsonl"]):
         assert all(len(row["neg_query_weights"]) == len(row["neg_query_ids"]) for row in part)
 
@@ -282,7 +283,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(own, tmp_path, monkey
     assert train.main([*arguments, "--out", "left_alone"]) == 0
     assert list((tmp_path / "left_alone").glob("runs/*/events.out.tfevents*"))
 
-    step, training_step = [0], train.BMDetrTrainer.training_step
+    step, training_step = [0], running.BMDetrTrainer.training_step
 
     def stopped(self, *args, **kwargs):
         step[0] += 1
@@ -291,7 +292,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(own, tmp_path, monkey
         return training_step(self, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.BMDetrTrainer, "training_step", stopped)
+        patched.setattr(running.BMDetrTrainer, "training_step", stopped)
         with pytest.raises(KeyboardInterrupt):
             train.main([*arguments, "--out", "stopped"])
     assert train.main([*arguments, "--out", "stopped", "--resume"]) == 0
@@ -330,7 +331,7 @@ def test_bad_input_ends_with_one_message(own, capsys):
 
 def test_the_released_forms_by_one_entry(own):
     recipe = read_recipe(own, ["model.released=true", "model.temperature=0.1"])
-    config = recipes.build_config(recipe, open_store(recipe, load_rows(recipe)).contract)
+    config = preparation.build_config(recipe, open_store(recipe, load_rows(recipe)).contract)
     assert (config.alignment_pooling, config.frame_attention_scale, config.temperature) == ("gated", "literal", 0.1)
     assert config.text_rows == "to_end_of_text"  # the features say so
 

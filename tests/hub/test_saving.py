@@ -28,7 +28,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     build_text_encoder,
     build_video_encoder,
 )
-from modeling_bmdetr.saving_bmdetr import upload_checkpoint
+from modeling_bmdetr.saving_bmdetr import check_publishable, upload_checkpoint
 
 CODE = {path.name for path in (REPOSITORY / "modeling_bmdetr").glob("*_bmdetr.py")}
 CHECKPOINT = CODE | {"README.md", "config.json", "model.safetensors", "processor_config.json"}
@@ -298,3 +298,21 @@ def test_a_contract_of_the_pixel_grid_is_rebuilt():
 def test_a_width_in_the_name_of_an_encoder_is_not_given_twice(monkeypatch):
     monkeypatch.setattr(encoders_bmdetr, "_TEXT_ENCODERS", {"hashed:": lambda dim: HashedWordTextEncoder(int(dim))})
     assert build_text_encoder({"name": "hashed:8", "dim": 8}).dim == 8
+
+
+def test_no_token_and_no_folder_of_this_machine_is_published(tmp_path):
+    config = tmp_path / "config.json"
+    card = tmp_path / "README.md"
+    card.write_text("# A model\n")
+    files = {"config.json": config, "README.md": card}
+    published = {"video_encoders": [{"name": "clip:openai/clip-vit-base-patch32", "dim": 512}], "text_encoder": None}
+    config.write_text(json.dumps(published))
+    check_publishable(files)
+    for name in ("clip:/home/somebody/clip", "clip:~/clip", "clip:./clip", "clip:C:\\clip", f"hf:{tmp_path}"):
+        config.write_text(json.dumps({"video_encoders": [], "text_encoder": {"name": name, "dim": 4}}))
+        with pytest.raises(ValueError, match="a folder of this machine"):
+            check_publishable(files)
+    config.write_text(json.dumps(published))
+    card.write_text("token: hf_" + "a1B2" * 8)
+    with pytest.raises(ValueError, match=r"'README\.md' holds what looks like an access token"):
+        check_publishable(files)

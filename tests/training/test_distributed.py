@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import training_runs
-from factories import NO_DROPOUT, make_model, make_rows, make_trainer
+from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_trainer
 from training_runs import EVAL_SIZES, RUNS, batch_of, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 
 from modeling_bmdetr import loss_bmdetr
-from modeling_bmdetr.loss_bmdetr import COUNTS, VIEWS, MomentTargets
+from modeling_bmdetr.loss_bmdetr import COUNTS, MomentTargets
 from modeling_bmdetr.training.distributed import count_targets, mean_counts
 
 SAME = [name for name in RUNS if name != "not_gathered"]
@@ -47,13 +47,14 @@ def test_counts_are_what_the_terms_are_means_over(tmp_path, monkeypatch):
         return masked_mean(values, mask)
 
     monkeypatch.setattr(loss_bmdetr, "masked_mean", recording_mean)
-    units = ["rows", "moments", "moments", "rows", "rows", "rows", "rows", "negatives"]  # of `LOSS_TERMS`
-    trainer = make_trainer(tmp_path, make_rows(11), num_negatives=2, model={**NO_DROPOUT, "num_queries": 2})
+    units = ["rows", "moments", "moments", "present", "present", "rows", "rows", "negatives"]  # of `LOSS_TERMS`
+    model = {**NO_DROPOUT, **PAPER, "num_queries": 2}
+    trainer = make_trainer(tmp_path, make_rows(11), num_negatives=2, model=model)
     for batch in trainer.get_train_dataloader():
         divisors.clear()
         trainer.model(**inputs_of(batch))
         counts = count_targets(batch, 2)
-        assert divisors == [float(counts[view, COUNTS.index(unit)]) for view in range(len(VIEWS)) for unit in units]
+        assert divisors == [float(counts[view, COUNTS.index(unit)]) for view in range(2) for unit in units]
 
 
 def part_of_a_larger_batch(model, batch, counts):

@@ -35,16 +35,23 @@ class NegativeSampler:
     Args:
         rows: canonical rows of the training split.
         strategy: one of the above.
+        absent_share: the share of draws that take queries of other videos only, whatever the strategy (but `none`):
+            what they say is absent from the row's video, which is what presence is learned from.
 
     Raises:
-        ValueError: if the strategy is unknown, qids repeat, no row has `neg_query_ids` although `mined` is asked for,
-            or they name a query twice, one that is not among the rows or one of another video.
+        ValueError: if the strategy is unknown, `absent_share` is outside [0, 1], qids repeat, no row has
+            `neg_query_ids` although `mined` is asked for, or they name a query twice, one that is not among the rows or
+            one of another video.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], strategy: Strategy = "mined") -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], strategy: Strategy = "mined", absent_share: float = 0.0
+    ) -> None:
         if strategy not in get_args(Strategy):
             raise ValueError(f"`strategy` must be one of {list(get_args(Strategy))}, received {strategy!r}")
-        self.strategy = strategy
+        if not 0 <= absent_share <= 1:
+            raise ValueError(f"`absent_share` must lie in [0, 1], received {absent_share}")
+        self.strategy, self.absent_share = strategy, absent_share
         videos: dict[str, int] = {}
         sentences: dict[str, int] = {}
         self._video_of = np.array([videos.setdefault(row["vid"], len(videos)) for row in rows], dtype=np.int64)
@@ -72,6 +79,8 @@ class NegativeSampler:
         """
         if self.strategy == "none" or num_negatives < 1:
             return []
+        if self.absent_share and rng.random() < self.absent_share:
+            return self._draw_elsewhere(row_index, rng, num_negatives)
         candidates = self._candidates(row_index)
         drawn: list[int] = []
         if len(candidates):
@@ -112,6 +121,11 @@ class NegativeSampler:
             shares[kind] = float(with_candidates.mean())
         shares["other_video"] = float(elsewhere.mean())
         shares["none"] = float((~with_candidates & ~elsewhere).mean())
+        if self.absent_share and self.strategy != "none":
+            shares = {name: (1 - self.absent_share) * share for name, share in shares.items()}
+            possible = float(self._has_elsewhere().mean())
+            shares["other_video"] += self.absent_share * possible
+            shares["none"] += self.absent_share * (1 - possible)
         return shares
 
     def _candidates(self, row_index: int) -> np.ndarray:

@@ -262,7 +262,7 @@ def _encode_function(encoder: Any, batch_size: int, device: str | None) -> Calla
     except ImportError as error:
         raise ImportError(
             "mining negative queries by the name of a model needs sentence-transformers: "
-            'pip install "modeling-bmdetr[negatives]"; or pass an object with `encode(sentences)` as `encoder`'
+            "pip install sentence-transformers; or pass an object with `encode(sentences)` as `encoder`"
         ) from error
     model = SentenceTransformer(str(encoder), device=device)
     return lambda chunk: model.encode(chunk, batch_size=batch_size, show_progress_bar=False)

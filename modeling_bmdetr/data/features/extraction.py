@@ -1,12 +1,14 @@
 """Extracts the features of a data set: every video once, every query once, into a packed folder."""
 
+import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from ...encoders_bmdetr import (
 from ...processes import end_with_parent
 from ..rows.qids import canonical_qid
 from ..rows.validation import require_fields
+from .ray_engine import encode_on_ray
 from .video_files import VideoFiles
 from .writer import FeatureWriter
 
@@ -96,6 +99,9 @@ def extract_features(
     encoder_options: Mapping[str, Any] | None = None,
     dtype: Literal["float16", "float32"] = "float32",
     workers: int = 0,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    shard: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> ExtractionReport:
     """Encodes the videos and sentences of rows into a packed folder that [`FeatureStore.from_packed`] opens.
@@ -118,6 +124,10 @@ def extract_features(
         dtype: number type of the store.
         workers: processes that decode and encode videos; 0 does it in this one. Each builds the encoders for itself
             from a name or spec; an encoder object is pickled.
+        engine: `ray` encodes the videos on a Ray cluster, with `workers` actors; see [`encode_on_ray`].
+        address: of a running Ray cluster; by default one is started on this machine.
+        shard: `(i, n)` encodes the i-th of n parts of the videos, from 1, and the sentences about them: the same part
+            in every run. Give each shard a folder of its own; `FeatureStore.from_packed([...])` joins them.
         progress: whether to show progress bars.
 
     Returns:
@@ -135,6 +145,10 @@ def extract_features(
         raise FileNotFoundError(f"`video_dir` '{folder}' is not a folder")
     if workers < 0:
         raise ValueError(f"`workers` must not be negative, received {workers}")
+    if engine == "ray" and workers < 1:
+        raise ValueError(f"`workers` must be at least 1 on a cluster, received {workers}")
+    if shard is not None:
+        rows = _rows_of_shard(rows, *shard)
     first_rows, sentences = _videos_of(rows), _sentences_of(rows)
     options = dict(encoder_options or {})
     if isinstance(video_encoder, (str, Mapping, VideoEncoder)):
@@ -151,13 +165,27 @@ def extract_features(
     report = ExtractionReport(str(out_dir), videos=len(first_rows), queries=len(sentences))
     with FeatureWriter(out_dir, contract, dtype=dtype) as writer:
         _extract_text(writer, text, sentences, report, progress)
-        _extract_videos(writer, encode, first_rows, folder, report, workers, progress)
+        on_ray = partial(encode_on_ray, address=address, accelerators=_uses_accelerator(options))
+        in_parallel = on_ray if engine == "ray" else _in_processes
+        _extract_videos(writer, encode, first_rows, folder, report, workers, in_parallel, progress)
         writer.finish()
     report.seconds = time.perf_counter() - started
     if report.failed_videos or report.failed_queries:
         failed = f"{len(report.failed_videos)} videos and {len(report.failed_queries)} queries"
         logger.warning(f"{failed} could not be encoded; the report lists them")
     return report
+
+
+def _uses_accelerator(options: Mapping[str, Any]) -> bool:
+    return str(options.get("device", "cpu")).startswith("cuda")
+
+
+def _rows_of_shard(rows: Sequence[Mapping[str, Any]], index: int, count: int) -> list[Mapping[str, Any]]:
+    """The rows about one part of the videos, told from their names alone."""
+    if not 1 <= index <= count:
+        raise ValueError(f"`shard` must be (i, n) with 1 <= i <= n, received {(index, count)}")
+    parts = {row["vid"]: int(hashlib.sha256(row["vid"].encode()).hexdigest(), 16) % count for row in rows}
+    return [row for row in rows if parts[row["vid"]] == index - 1]
 
 
 def _videos_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -273,6 +301,7 @@ def _extract_videos(
     folder: Path,
     report: ExtractionReport,
     workers: int,
+    in_parallel: Callable[..., Iterator[tuple[str, np.ndarray | str]]],
     progress: bool,
 ) -> None:
     todo: list[tuple[str, Path]] = []
@@ -287,7 +316,7 @@ def _extract_videos(
     results: Iterator[tuple[str, np.ndarray | str]]
     if workers and todo:
         encode.release()
-        results = _in_processes(encode, todo, workers)
+        results = in_parallel(encode, todo, workers)
     else:
         results = ((vid, encode(path)) for vid, path in todo)
     with tqdm(total=len(todo), desc="videos", unit="video", disable=not progress) as bar:

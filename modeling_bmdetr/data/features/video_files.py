@@ -83,7 +83,7 @@ def check_video_files(
 ) -> list[Problem]:
     """One problem for each video that is missing, cannot be read, or is not as long as its row says.
 
-    Reads the first frame of every video, which needs PyAV (`pip install "modeling-bmdetr[video]"`).
+    Reads the first frame of every video, which needs PyAV (`pip install av`).
     """
     if not Path(video_dir).is_dir():
         raise FileNotFoundError(f"video_dir '{video_dir}' is not a folder.")

@@ -182,7 +182,7 @@ class TestMining:
 
         monkeypatch.setattr(builtins, "__import__", without)
         rows = [row("0", "opens door", (0, 5)), row("1", "eats", (20, 25))]
-        with pytest.raises(ImportError, match=r'pip install "modeling-bmdetr\[negatives\]"'):
+        with pytest.raises(ImportError, match="pip install sentence-transformers"):
             mine(rows, encoder="some/model")
 
     @settings(deadline=None, derandomize=True, max_examples=60)
@@ -377,7 +377,24 @@ class TestSampler:
     def test_shares(self, strategy, expected):
         assert NegativeSampler(sampler_rows(), strategy).shares() == pytest.approx(expected)
 
+    @pytest.mark.parametrize("strategy", ["mined", "mined_only", "same_video"])
+    def test_a_share_of_the_draws_is_absent_from_the_video(self, strategy):
+        rows = sampler_rows()
+        for share in (0.3, 1.0):
+            sampler, rng = NegativeSampler(rows, strategy, absent_share=share), np.random.default_rng(0)
+            drawn = [sampler.draw(0, rng) for _ in range(600)]
+            elsewhere = [not sampler.is_same_video(0, found[0]) for found in drawn]
+            assert np.mean(elsewhere) == pytest.approx(share, abs=0.06)
+        plain = NegativeSampler(rows, strategy).shares()
+        mixed = NegativeSampler(rows, strategy, absent_share=0.25).shares()
+        assert mixed["mined"] == pytest.approx(0.75 * plain["mined"])
+        assert mixed["same_video"] == pytest.approx(0.75 * plain["same_video"])
+        assert mixed["other_video"] == pytest.approx(0.75 * plain["other_video"] + 0.25)
+        assert sum(mixed.values()) == pytest.approx(1)
+
     def test_bad_rows_are_refused(self):
+        with pytest.raises(ValueError, match=r"`absent_share` must lie in \[0, 1\], received 1.5"):
+            NegativeSampler(sampler_rows(), absent_share=1.5)
         with pytest.raises(ValueError, match="`strategy` must be one of"):
             NegativeSampler(sampler_rows(), "hard")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="no row has `neg_query_ids`: mine them"):

@@ -1,6 +1,7 @@
 """`bmdetr import`: its arguments, and what it does with them."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from ..jsonl import write_rows
@@ -41,14 +42,20 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError, OSError, ImportError: see `import_annotations`.
     """
-    columns = {}
-    for given in args.columns:
-        role, equals, name = given.partition("=")
-        if not equals or not name:
-            raise ValueError(f"columns must be ROLE=NAME, such as query=Sentence, received {given!r}")
-        columns[role] = name
     names = ("format", "header", "times", "decimal", "delimiter", "sheet", "encoding", "fps", "video", "tiers")
     chosen = {name: getattr(args, name) for name in (*names, "attribute", "past_end")}
-    rows, report = import_annotations(args.files, args.videos, ImportOptions(columns=columns, **chosen))
+    options = ImportOptions(columns=columns_of(args.columns), **chosen)
+    rows, report = import_annotations(args.files, args.videos, options)
     write_rows(args.out, rows)
     return {"out": args.out, **report.to_dict()}, f"{report}\nwritten to '{args.out}'"
+
+
+def columns_of(given: Sequence[str]) -> dict[str, str]:
+    """Columns by role, from `ROLE=NAME`."""
+    columns = {}
+    for entry in given:
+        role, equals, name = entry.partition("=")
+        if not equals or not name:
+            raise ValueError(f"columns must be ROLE=NAME, such as query=Sentence, received {entry!r}")
+        columns[role] = name
+    return columns

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SAMPLES = Path(__file__).parents[3] / "fixtures" / "annotations"
+SAMPLES = Path(__file__).parent / "fixtures" / "annotations"
 DURATIONS_S = {"dance": 42.0, "kitchen": 61.0}
 
 

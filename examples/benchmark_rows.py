@@ -1,0 +1,26 @@
+"""Tells the recipes of the benchmarks of `dataset_scripts`; importing this is enough."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dataset_scripts.registry import BENCHMARKS, builder_class
+from modeling_bmdetr.data import CanonicalRow
+from modeling_bmdetr.recipes import register_benchmarks
+from modeling_bmdetr.recipes.recipe import DATA, suggestion
+
+
+def rows_of_benchmark(data: Mapping[str, Any], split: str) -> list[CanonicalRow]:
+    """The rows of a split, from the section `data` of a recipe."""
+    if data["benchmark"] not in BENCHMARKS:
+        hint = suggestion(data["benchmark"], BENCHMARKS)
+        raise ValueError(
+            f"`data.benchmark` must be one of {', '.join(BENCHMARKS)}, received {data['benchmark']!r}{hint}"
+        )
+    if not data.get("data_dir"):
+        raise ValueError(f"`data.data_dir` is missing: {DATA['data_dir']}")
+    options = {"released_jsonl": data["released_jsonl"]} if data.get("released_jsonl") else {}
+    builder = builder_class(data["benchmark"])(data_dir=data["data_dir"], splits=(split,), **options)
+    return builder.rows(split)
+
+
+register_benchmarks(rows_of_benchmark, lambda name: builder_class(name).TITLE)

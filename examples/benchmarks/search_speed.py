@@ -1,0 +1,154 @@
+"""Searching a folder of videos: size of the index, seconds per query, memory, and how often the right video is first.
+
+    python examples/benchmarks/search_speed.py outputs/quickstart --videos 1000 --json search.json
+
+Two measurements. The test videos of the quickstart are indexed as they are, and asked for by sentences that fit one of
+them only. Then an index of many videos is simulated: placeholder files whose features are those of all the quickstart's
+videos, repeated and moved by a little noise, so that times, sizes and memory are those of a real index of that many
+videos while decoding is left out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers.utils import logging
+
+from dataset_scripts.moving_shapes import FPS, MANIFEST, NUM_VIDEOS
+from dataset_scripts.shapes_scenes import Scene, sample_scene
+from dataset_scripts.shapes_sentences import Description, describe_scene, fits
+from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+from modeling_bmdetr.data import FeatureStore
+from modeling_bmdetr.index import VideoIndex
+from modeling_bmdetr.pipeline_bmdetr import EncodedVideo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("quickstart", type=Path, help="folder that examples/quickstart.py wrote")
+    parser.add_argument("--model", type=Path, help="another model of the same features (the quickstart's)")
+    parser.add_argument("--videos", type=int, default=1000, help="videos of the simulated index (1000)")
+    parser.add_argument("--queries", type=int, default=8, help="sentences timed one by one (8)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--only", choices=["first", "speed"], help=argparse.SUPPRESS)  # one measurement per process
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if args.only:
+        measure = right_video_first if args.only == "first" else speed
+        print(json.dumps(measure(args)))
+        return
+    # Each in a fresh process, so that memory is its own.
+    figures: dict[str, Any] = {"threads": args.threads}
+    for name in ("first", "speed"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+        figures.update(json.loads(done.stdout.splitlines()[-1]))
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<42}{value}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def load(args: argparse.Namespace) -> MomentRetrievalPipeline:
+    folder = args.model or args.quickstart / "model"
+    model = BMDetrForMomentRetrieval.from_pretrained(folder)
+    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(folder), device=torch.device("cpu"))
+
+
+def scenes(args: argparse.Namespace) -> Iterator[tuple[str, Scene, list[Description]]]:
+    """What happens in the test videos, drawn again from their seeds, and what was written about it."""
+    settings = json.loads((args.quickstart / "videos" / MANIFEST).read_text())
+    for index in range(settings["num_videos"]["test"]):
+        rng = np.random.default_rng((settings["seed"], list(NUM_VIDEOS).index("test"), index))
+        scene = sample_scene(rng, FPS)
+        yield f"test_{index:04d}.mp4", scene, describe_scene(rng, scene)
+
+
+def right_video_first(args: argparse.Namespace) -> dict[str, Any]:
+    """How often the right video is first, and in the first five, for sentences that fit one test video only."""
+    films = list(scenes(args))
+    asked: list[tuple[str, str]] = []
+    for name, _, told in films:
+        for description in told:
+            words = (description.colour, description.shape, description.action)
+            fitting = {other for other, scene, _ in films if any(fits(scene, event, *words) for event in scene.events)}
+            if fitting == {name}:
+                asked.append((description.sentence, name))
+    with tempfile.TemporaryDirectory() as folder:
+        index = VideoIndex(Path(folder) / "index", load(args))
+        report = index.update(args.quickstart / "videos" / "test")
+        found = index.search([sentence for sentence, _ in asked], top=5)
+    videos = [[hit.video for hit in hits] for hits in found]
+    right = [names.index(name) + 1 if name in names else 0 for names, (_, name) in zip(videos, asked, strict=True)]
+    return {
+        "test_videos": report.videos,
+        "seconds_to_encode_one": round(report.seconds / report.videos, 3),
+        "sentences_that_fit_one_video": len(asked),
+        "right_video_first_percent": round(100 * sum(rank == 1 for rank in right) / len(right), 1),
+        "right_video_in_first_5_percent": round(100 * sum(rank > 0 for rank in right) / len(right), 1),
+    }
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Size, seconds and memory of an index of many simulated videos."""
+    pipe, process = load(args), psutil.Process()
+    store = FeatureStore.from_packed(args.quickstart / "features")
+    videos = store.source("video")
+    names, rng = videos.names, np.random.default_rng(0)
+
+    def simulated(path: Any, **_: Any) -> EncodedVideo:
+        rows = videos.read(names[int(Path(path).stem) % len(names)])
+        rows = rows + 1e-3 * rng.standard_normal(rows.shape).astype(np.float32)
+        return EncodedVideo(rows, len(rows) * pipe.processor.contract.clip_length, Path(path).name)
+
+    pipe.encode_video = simulated  # type: ignore[assignment,method-assign]
+    sentences = [told.sentence for _, _, several in scenes(args) for told in several][: args.queries]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "videos").mkdir()
+        for number in range(args.videos):
+            (Path(folder) / "videos" / f"{number:06d}.mp4").write_text(str(number))
+        index = VideoIndex(Path(folder) / "index", pipe)
+        report = index.update(Path(folder) / "videos")
+        opened = time.perf_counter()
+        index = VideoIndex(Path(folder) / "index", pipe)
+        index.search("a warm-up", top=1)
+        opened = time.perf_counter() - opened
+        before = process.memory_info().rss
+        seconds = []
+        for sentence in sentences:
+            started = time.perf_counter()
+            index.search(sentence)
+            seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        index.search(sentences)
+        together = time.perf_counter() - started
+        again = VideoIndex(Path(folder) / "index", pipe).update(Path(folder) / "videos")
+    peak = process.memory_info().rss
+    return {
+        "simulated_videos": report.videos,
+        "clips": report.clips,
+        "index_mb": round(report.bytes / 1e6, 1),
+        "seconds_to_check_an_unchanged_folder": round(again.seconds, 2),
+        "seconds_of_the_first_query": round(opened, 2),
+        "seconds_per_query_median": round(float(np.median(seconds)), 2),
+        f"seconds_per_query_of_{len(sentences)}_at_once": round(together / len(sentences), 2),
+        "memory_mb_after_searching": round(peak / 1e6),
+        "memory_mb_added_by_searching": round((peak - before) / 1e6),
+    }
+
+
+if __name__ == "__main__":
+    main()

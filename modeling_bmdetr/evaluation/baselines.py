@@ -1,0 +1,37 @@
+"""What needs no model: the whole video, and the span that is right most often. A model has to beat both."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+STEPS = 20
+"""Fixed spans begin and end at multiples of this part of the video."""
+
+
+def whole_video(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions: every moment is the whole video."""
+    return [{**_ids(row), "pred_relevant_windows": [[0.0, row["duration"], 1.0]]} for row in rows]
+
+
+def best_fixed_span(
+    train_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], iou: float = 0.7
+) -> list[dict[str, Any]]:
+    """Predictions: the share of the video that overlaps a training query's first moment with this IoU most often."""
+    spans = np.array([[time / row["duration"] for time in row["relevant_windows"][0]] for row in train_rows])
+    grid = np.linspace(0.0, 1.0, STEPS + 1)
+    candidates = np.array([(start, end) for start in grid for end in grid if end > start])
+    overlap = np.minimum(spans[:, None, 1], candidates[None, :, 1]) - np.maximum(
+        spans[:, None, 0], candidates[None, :, 0]
+    )
+    overlap = overlap.clip(min=0.0)
+    union = np.diff(spans, axis=1) + np.diff(candidates, axis=1).T - overlap
+    start, end = candidates[(overlap / union >= iou).mean(axis=0).argmax()]
+    return [
+        {**_ids(row), "pred_relevant_windows": [[float(start) * row["duration"], float(end) * row["duration"], 1.0]]}
+        for row in rows
+    ]
+
+
+def _ids(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("qid", "vid", "query")}

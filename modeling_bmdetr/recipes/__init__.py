@@ -1,0 +1,27 @@
+"""Training by recipe: reading one (`recipe.py`), what it needs (`preparation.py`), running it (`running.py`)."""
+
+from .preparation import (
+    RecipeRows,
+    load_rows,
+    load_set,
+    open_store,
+    register_benchmarks,
+    training_arguments,
+    write_json,
+)
+from .recipe import Recipe, read_recipe
+from .running import predict_and_evaluate, train_by_recipe
+
+__all__ = [
+    "Recipe",
+    "read_recipe",
+    "train_by_recipe",
+    "RecipeRows",
+    "load_rows",
+    "load_set",
+    "open_store",
+    "training_arguments",
+    "register_benchmarks",
+    "predict_and_evaluate",
+    "write_json",
+]

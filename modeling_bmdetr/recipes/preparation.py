@@ -1,0 +1,269 @@
+"""From a recipe to what the Trainer takes: rows, features, negative queries, model and arguments."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from transformers.utils import logging
+
+from ..configuration_bmdetr import BMDetrConfig
+from ..contract_bmdetr import FeatureContract
+from ..data.batches.negatives import mine_negative_queries
+from ..data.features.packed import is_packed
+from ..data.features.published import count_tokens
+from ..data.features.store import FeatureStore
+from ..data.rows.jsonl import read_rows, write_rows
+from ..data.rows.schema import CanonicalRow
+from ..data.rows.validation import validate_rows
+from ..files_bmdetr import replacing_file
+from ..modeling_bmdetr import BMDetrForMomentRetrieval
+from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
+from ..training import BMDetrTrainingArguments
+from .recipe import DATA, FEATURES, HELD_OUT, Recipe
+
+logger = logging.get_logger(__name__)
+
+BenchmarkRows: TypeAlias = Callable[[Mapping[str, Any], str], list[CanonicalRow]]
+_benchmarks: tuple[BenchmarkRows, Callable[[str], str]] | None = None
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class RecipeRows:
+    """Rows by role. `test` maps a split or file to its rows."""
+
+    train: list[CanonicalRow]
+    eval: list[CanonicalRow]
+    test: dict[str, list[CanonicalRow]]
+
+
+def load_rows(recipe: Recipe) -> RecipeRows:
+    """The rows that `data` names, validated. Those held out are no part of `train`."""
+    data = recipe.data
+    for role in ("train", "eval"):
+        if not data.get(role):
+            raise ValueError(f"`data.{role}` is missing: {DATA[role]}")
+    labels_of(["eval", *tests_of(recipe)])
+    train = load_set(recipe, data["train"], limited=False)
+    if data["eval"] == HELD_OUT:
+        train, evaluation = hold_out(train, data.get(HELD_OUT, 0.1))
+    else:
+        evaluation = load_set(recipe, data["eval"], limited=False)
+    limit, tests = data.get("limit"), {name: load_set(recipe, name, labelled=False) for name in tests_of(recipe)}
+    return RecipeRows(limited_rows(train, limit), limited_rows(evaluation, limit), tests)
+
+
+def tests_of(recipe: Recipe) -> list[str]:
+    """The splits or files of `data.test`."""
+    tests = recipe.data.get("test") or []
+    return [tests] if isinstance(tests, str) else list(tests)
+
+
+def labels_of(names: Iterable[str]) -> dict[str, str]:
+    """What each split or file is called in reports and files: its name, without folder and suffix.
+
+    Raises:
+        ValueError: two have the same, so that the figures of one would replace those of the other.
+    """
+    labels = {name: Path(name).stem for name in names}
+    for label, number in Counter(labels.values()).items():
+        if number > 1:
+            same = [name for name in labels if labels[name] == label]
+            raise ValueError(f"{', '.join(map(repr, same))} would all be reported as '{label}': rename a file")
+    return labels
+
+
+def load_set(recipe: Recipe, name: str, *, labelled: bool = True, limited: bool = True) -> list[CanonicalRow]:
+    """One split or file by its name; for `held_out`, the part of the training rows that is held out.
+
+    Args:
+        labelled: every row must have moments.
+        limited: at most `data.limit` rows.
+    """
+    data = recipe.data
+    if name == HELD_OUT:
+        rows = hold_out(load_set(recipe, data["train"], limited=False), data.get(HELD_OUT, 0.1))[1]
+    elif data.get("benchmark"):
+        rows = _known_benchmarks(data["benchmark"])[0](data, name)
+    else:
+        rows = list(read_rows(name))
+        validate_rows(rows, require_windows=labelled, source=name).raise_for_errors()
+    return limited_rows(rows, data.get("limit") if limited else None)
+
+
+def register_benchmarks(rows_of: BenchmarkRows, title_of: Callable[[str], str]) -> None:
+    """Says how the rows of a benchmark's split are had from the section `data`, and what the benchmark is called."""
+    global _benchmarks
+    _benchmarks = (rows_of, title_of)
+
+
+def title_of(recipe: Recipe) -> str:
+    """What the data set is called."""
+    name = recipe.data.get("benchmark")
+    return _known_benchmarks(name)[1](name) if name else "own data"
+
+
+def _known_benchmarks(name: str) -> tuple[BenchmarkRows, Callable[[str], str]]:
+    if _benchmarks is None:
+        raise ValueError(
+            f"the benchmark {name!r} needs examples/train.py of the repository, or its rows in JSONL files"
+        )
+    return _benchmarks
+
+
+def hold_out(rows: Sequence[CanonicalRow], share: float) -> tuple[list[CanonicalRow], list[CanonicalRow]]:
+    """Divides rows by video: (what remains, what is held out).
+
+    Which videos are held out follows from their names alone, so that every run, seed and machine holds out the same.
+    """
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise ValueError(f"`data.held_out` must be a share in (0, 1), received {share!r}")
+    videos = sorted({row["vid"] for row in rows}, key=lambda vid: hashlib.sha256(vid.encode()).hexdigest())
+    chosen = set(videos[: max(1, round(share * len(videos)))])
+    return [row for row in rows if row["vid"] not in chosen], [row for row in rows if row["vid"] in chosen]
+
+
+def limited_rows(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
+    """At most `limit` rows, evenly spread, whose negative queries are among them."""
+    kept = spread(rows, limit)
+    qids = {row["qid"] for row in kept}
+    result = []
+    for row in kept:
+        if (negatives := row.get("neg_query_ids")) is not None and not qids.issuperset(negatives):
+            row = row.copy()
+            row["neg_query_ids"] = [qid for qid in negatives if qid in qids]
+            if (weights := row.get("neg_query_weights")) is not None:
+                row["neg_query_weights"] = [w for qid, w in zip(negatives, weights, strict=True) if qid in qids]
+        result.append(row)
+    return result
+
+
+def spread(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
+    """At most `limit` rows, evenly spread."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"`data.limit` must be at least 1, received {limit}")
+    if limit is None or len(rows) <= limit:
+        return list(rows)
+    return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+
+
+# ------------------------------------------------------------------------------------------------------------ features
+
+
+def open_store(recipe: Recipe, rows: RecipeRows) -> FeatureStore:
+    """The features, checked against the rows."""
+    options = dict(recipe.features)
+    video, text, tokenizer, video_suffix = (options.pop(name, None) for name in FEATURES)
+    if not video:
+        raise ValueError(f"`features.video` is missing: {FEATURES['video']}")
+    paths = [video] if isinstance(video, str) else list(video)
+    if "video_encoders" in options:
+        options["video_encoders"] = tuple(options["video_encoders"])
+    everything = [*rows.train, *rows.eval, *(row for test in rows.test.values() for row in test)]
+    if all(is_packed(path) for path in paths):
+        # A packed store knows its encoders; the recipe may say how its rows are prepared.
+        contract = replace(FeatureStore.from_packed(paths).contract, **options)
+        store = FeatureStore.open(paths, contract=contract, text_dir=text)
+    else:
+        counts = count_tokens(everything, tokenizer) if tokenizer else None
+        contract = FeatureContract(**options)
+        layout = {"video_suffix": video_suffix} if video_suffix else {}
+        store = FeatureStore.open(paths, text_dir=text, contract=contract, token_counts=counts, **layout)
+    store.require(everything)
+    return store
+
+
+# ----------------------------------------------------------------------------------------------------------- negatives
+
+
+def add_negatives(recipe: Recipe, rows: RecipeRows, cache_dir: str | os.PathLike) -> RecipeRows:
+    """Rows with the negative queries that training needs, and evaluation if it is to have them."""
+    rows = replace(rows, train=with_negatives(recipe, rows.train, cache_dir))
+    if not recipe.training.get("evaluate_with_negatives"):
+        return rows
+    tests = {name: with_negatives(recipe, part, cache_dir) for name, part in rows.test.items()}
+    return replace(rows, eval=with_negatives(recipe, rows.eval, cache_dir), test=tests)
+
+
+def with_negatives(recipe: Recipe, rows: Sequence[CanonicalRow], cache_dir: str | os.PathLike) -> list[CanonicalRow]:
+    """Rows with `neg_query_ids`, mined unless they have them already or are not asked for."""
+    sampling = recipe.training.get("negative_sampling", "mined")
+    wanted = sampling in ("mined", "mined_only") and recipe.model.get("background_aware", True)
+    if not wanted or any(row.get("neg_query_ids") is not None for row in rows):
+        return list(rows)
+    return mined_rows(rows, recipe.negatives, cache_dir)
+
+
+def mined_rows(
+    rows: Sequence[CanonicalRow], options: Mapping[str, Any], cache_dir: str | os.PathLike
+) -> list[CanonicalRow]:
+    """Rows with the negative queries that `mine_negative_queries` finds with these options.
+
+    Mining is done once for the same rows and options: the result is kept in `cache_dir`.
+    """
+    identity = [dict(options), [[row["qid"], row["vid"], row["query"], row["relevant_windows"]] for row in rows]]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(cache_dir) / f"negatives-{digest}.jsonl"
+    if path.is_file():
+        return list(read_rows(path))
+    options = dict(options)
+    if options.get("encoder") == MINILM:
+        options["encoder"] = minilm_folder() or MINILM_ON_HUB
+    mined, report = mine_negative_queries(rows, progress=False, **options)
+    logger.info(str(report))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, mined)
+    return mined  # type: ignore[return-value]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+
+
+# -------------------------------------------------------------------------------------------------- model and training
+
+
+def build_model(recipe: Recipe, contract: FeatureContract) -> BMDetrForMomentRetrieval:
+    """A new model; or, with `checkpoint` in `model`, the one to train further, whose feature contract must fit.
+
+    Raises:
+        ValueError: the checkpoint was trained on other features, or `model` changes its sizes.
+    """
+    checkpoint = recipe.model.get("checkpoint")
+    if not checkpoint:
+        return BMDetrForMomentRetrieval(build_config(recipe, contract))
+    trained_on = BMDetrConfig.from_pretrained(checkpoint).feature_contract
+    trained_on.require_match(contract, f"the checkpoint '{checkpoint}'", "the feature store")
+    options = {name: value for name, value in recipe.model.items() if name not in ("released", "checkpoint")}
+    try:
+        return BMDetrForMomentRetrieval.from_pretrained(checkpoint, **options)
+    except RuntimeError as error:
+        given = ", ".join(options)
+        raise ValueError(f"`model` must keep the sizes of the checkpoint '{checkpoint}'; it changes {given}") from error
+
+
+def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:
+    """The model's configuration. `released: true` in `model` starts from the forms of the released code."""
+    options = {name: value for name, value in recipe.model.items() if name != "checkpoint"}
+    features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    if options.pop("released", False):
+        return BMDetrConfig.released(**{**features, **options})
+    return BMDetrConfig(**{**features, **options})
+
+
+def training_arguments(
+    recipe: Recipe, output_dir: str | os.PathLike, seed: int | None = None
+) -> BMDetrTrainingArguments:
+    """The training arguments, with another output folder and perhaps another seed."""
+    seeds = {} if seed is None else {"seed": seed}
+    return BMDetrTrainingArguments(**{**recipe.training, **seeds, "output_dir": str(output_dir)})

@@ -1,0 +1,288 @@
+"""Runs a recipe, once or for several seeds: trains, evaluates, writes model, predictions, card and report."""
+
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+
+from ..calibration_bmdetr import calibration_lines
+from ..cards import write_model_card
+from ..data.batches.negative_sampling import NegativeSampler, Strategy
+from ..data.features.store import FeatureStore
+from ..evaluation import write_jsonl
+from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
+from ..training.record import library_versions, training_record
+from .preparation import (
+    RecipeRows,
+    add_negatives,
+    build_model,
+    labels_of,
+    load_rows,
+    open_store,
+    title_of,
+    training_arguments,
+    write_json,
+)
+from .recipe import Recipe
+
+PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
+# Shown in the table; the report has all.
+HEADLINES = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP")
+_SEEDS = ("training.seed", "training.data_seed")
+_NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def train_by_recipe(
+    recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Runs a recipe, once or for each seed, and returns the report that it writes to `out`."""
+    folders = {None: out} if seeds is None else {seed: out / f"seed{seed}" for seed in seeds}
+    # The first arguments start the process group; every process reads the rows, one of them mines negatives.
+    arguments = training_arguments(recipe, out)
+    say = print if arguments.process_index == 0 else lambda *_: None
+    rows = load_rows(recipe)
+    store = open_store(recipe, rows)
+    with arguments.main_process_first(local=False, desc="mining negative queries"):
+        rows = add_negatives(recipe, rows, out)
+    data = describe_data(recipe, rows)
+    say(json.dumps(data, indent=2))
+    of_run = {folder: training_arguments(recipe, folder, seed) for seed, folder in folders.items()}
+    before = {folder: find_progress(recipe, arguments, resume) for folder, arguments in of_run.items()}
+    results = []
+    for folder, arguments in of_run.items():
+        progress = before[folder]
+        if progress.result is not None:
+            say(f"{folder}: done before")
+        results.append(progress.result or run(recipe, rows, store, arguments, progress.checkpoint))
+    report = {
+        "recipe": recipe.to_dict(),
+        "data": data,
+        "summary": summarize(results),
+        "runs": results,
+        "machine": describe_machine(arguments),
+        "versions": library_versions(PACKAGES),
+    }
+    if arguments.process_index == 0:
+        table = report_table(report)
+        write_json(out / "report.json", report)
+        (out / "report.md").write_text(table + "\n", encoding="utf-8")
+        say(f"\n{table}\n\n{out / 'report.json'}")
+    return report
+
+
+@dataclass
+class Progress:
+    """How far a run came before: its result if it is done, else the checkpoint to resume from, if any; and which
+    of its seeds are not those asked for."""
+
+    result: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    other_seed: str = ""
+
+
+def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
+    """What an earlier run left in the output folder. All processes answer alike, as the first one sees it.
+
+    Raises:
+        ValueError: the folder holds a run, and it is not to be resumed, or was begun with another seed.
+    """
+    folder, answer = Path(str(arguments.output_dir)), [Progress()]
+    if arguments.process_index == 0:
+        path = folder / "result.json"
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        answer[0] = Progress(result, last_checkpoint(folder))
+        # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
+        if resume and result and result["recipe"] != recipe_of_run(recipe, arguments):
+            answer[0].result = None
+        if resume:
+            changes = find_changes(recipe, arguments)
+            seeds = [f"{name} = {old}, not {new}" for name, (old, new) in changes.items() if name in _SEEDS]
+            answer[0].other_seed = "; ".join(seeds)
+            for name, (old, new) in () if seeds else changes.items():
+                print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
+    if arguments.world_size > 1:
+        broadcast_object_list(answer)
+    if not resume and answer[0] != Progress():
+        raise ValueError(f"'{folder}' holds a run: pass --resume to go on with it, or another --out")
+    if answer[0].other_seed:
+        raise ValueError(
+            f"'{folder}' holds a run that was begun with {answer[0].other_seed}: give each seed a folder of its own, "
+            "by --seeds or another --out"
+        )
+    return answer[0]
+
+
+def recipe_of_run(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, Any]:
+    """The recipe as JSON reads it back, with the seed of one run."""
+    entries = recipe.to_dict()
+    return json.loads(json.dumps({**entries, "training": {**entries["training"], "seed": arguments.seed}}))
+
+
+def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, tuple[Any, Any]]:
+    """Entries of the recipe that differ from those with which the run in the output folder was begun: then and now."""
+    path, now = Path(str(arguments.output_dir)) / "recipe.json", recipe_of_run(recipe, arguments)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    before["training"].setdefault("seed", now["training"]["seed"])
+    changes = {}
+    for section, entries in now.items():
+        for name in sorted({*entries, *before[section]}):
+            pair = (before[section].get(name, "unset"), entries.get(name, "unset"))
+            if pair[0] != pair[1]:
+                changes[f"{section}.{name}"] = pair
+    return changes
+
+
+def run(
+    recipe: Recipe,
+    rows: RecipeRows,
+    store: FeatureStore,
+    arguments: BMDetrTrainingArguments,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Trains once, evaluates the best checkpoint, and writes model, predictions and result."""
+    out, is_main = Path(str(arguments.output_dir)), arguments.process_index == 0
+    set_seed(arguments.seed)
+    model = build_model(recipe, store.contract)
+    trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
+    if is_main and checkpoint is None:
+        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+    started = time.perf_counter()
+    trainer.train(checkpoint)
+    trained_s = time.perf_counter() - started
+    if is_main:  # what was refused has not become the recipe of the run
+        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+    if rows.eval and all(row.get("relevant_windows") is not None for row in rows.eval):
+        calibration = trainer.calibrate(rows.eval)
+        if is_main:
+            print("\n".join(calibration_lines(calibration)))
+    trainer.save_model(str(out / "model"))
+
+    metrics = {}
+    labels = labels_of(["eval", *rows.test])
+    for name, part in {"eval": rows.eval, **rows.test}.items():
+        label = labels[name]
+        predictions, metrics[label] = predict_and_evaluate(trainer, part)
+        if is_main:
+            write_jsonl(predictions, out / f"predictions_{label}.jsonl")
+    if is_main:
+        write_card(trainer, recipe, out / "model", *list(metrics.items())[-1])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    result = {
+        "seed": arguments.seed,
+        "metrics": metrics,
+        "best": {
+            "metric": arguments.metric_for_best_model,
+            "value": trainer.state.best_metric,
+            "checkpoint": trainer.state.best_model_checkpoint,
+        },
+        "training": {
+            "loss": round(losses[-1], 5) if losses else None,  # the last that was logged
+            "epochs": trainer.state.epoch,
+            "updates": trainer.state.global_step,
+            "parameters": model.num_parameters(),
+            "resumed_from": checkpoint,
+        },
+        "seconds": {"train": round(trained_s, 1), "total": round(time.perf_counter() - started, 1)},
+        "recipe": recipe_of_run(recipe, arguments),
+    }
+    if is_main:
+        write_json(out / "result.json", result)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    return result
+
+
+def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Predictions and metrics of rows; no metrics where they have no labels."""
+    if not all(row.get("relevant_windows") is not None for row in rows):
+        return trainer.predict_rows(rows), {}
+    output = trainer.predict(rows, metric_key_prefix="test")
+    named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}
+    metrics = {name: value for name, value in named.items() if name not in _NO_METRICS}
+    return trainer.as_predictions(output.predictions, output.label_ids, rows), metrics
+
+
+def write_card(trainer: BMDetrTrainer, recipe: Recipe, folder: Path, split: str, metrics: dict[str, float]) -> None:
+    """A model card with the metrics of one set, and `results.json`, from which it can be written again."""
+    record = {**training_record(trainer, {"name": title_of(recipe), "split": split}), "metrics": metrics}
+    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_model_card(trainer.accelerator.unwrap_model(trainer.model), folder, record)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def describe_data(recipe: Recipe, rows: RecipeRows) -> dict[str, Any]:
+    """Sizes of the sets, and where the negative queries of an epoch come from."""
+    strategy = recipe.training.get("negative_sampling", "mined")
+    used = strategy if recipe.model.get("background_aware", True) else "none"
+    sets = {"train": rows.train, "eval": rows.eval, **rows.test}
+    return {
+        "sets": {
+            name: {"queries": len(part), "videos": len({row["vid"] for row in part})} for name, part in sets.items()
+        },
+        "negatives": {
+            name: round(share, 4) for name, share in NegativeSampler(rows.train, cast(Strategy, used)).shares().items()
+        },
+        "moments_a_query": dict(sorted(Counter(len(row["relevant_windows"] or ()) for row in rows.train).items())),
+    }
+
+
+def describe_machine(arguments: BMDetrTrainingArguments) -> dict[str, Any]:
+    device = arguments.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "processes": arguments.world_size,
+        "precision": getattr(arguments, "mixed_precision", "no"),
+        "batch_size": arguments.per_device_train_batch_size * arguments.world_size,
+        "accumulated_batches": arguments.gradient_accumulation_steps,
+    }
+
+
+def summarize(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean and sample standard deviation over the runs, for each set and metric that all runs have."""
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
+    for label in results[0]["metrics"]:
+        summary[label] = {}
+        for name in results[0]["metrics"][label]:
+            values = [result["metrics"][label].get(name) for result in results]
+            if None not in values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                summary[label][name] = {
+                    "mean": round(statistics.fmean(values), 4),
+                    "std": None if spread is None else round(spread, 4),
+                    "values": values,
+                }
+    return summary
+
+
+def report_table(report: dict[str, Any]) -> str:
+    """The headline metrics in Markdown, percent: mean and standard deviation over the seeds."""
+    seeds = [result["seed"] for result in report["runs"]]
+    lines = [f"Seeds {', '.join(map(str, seeds))}; percent, mean ± standard deviation.", ""]
+    lines += ["| set | " + " | ".join(HEADLINES) + " |", "|---|" + "---:|" * len(HEADLINES)]
+    for label, metrics in report["summary"].items():
+        entries = (metrics.get(f"MR-full-{name}") for name in HEADLINES)
+        lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in entries) + " |")
+    return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
+    return f"{entry['mean']:.2f}{spread}"

@@ -1,0 +1,213 @@
+"""`bmdetr train`: from a table and a folder of videos to a model, and what is said of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from annotation_samples import write_video
+
+from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr.cli import main
+from modeling_bmdetr.data import read_rows
+from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
+from modeling_bmdetr.recipes import own_data
+from modeling_bmdetr.recipes.own_data import choose_recipe, with_content_qids
+from modeling_bmdetr.recipes.verdict import answers_alike, judge
+
+VIDEOS, DURATION_S = 6, 20.0
+SMALL = [
+    "model.hidden_size=16",
+    "model.intermediate_size=16",
+    "model.num_attention_heads=2",
+    "training.num_train_epochs=1",
+]
+ENCODERS = ["--video-encoder", "pixel-grid", "--text-encoder", "hashed-words"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Six videos, and a table with two sentences about each."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "videos").mkdir()
+    lines = ["video,start,end,sentence"]
+    for number in range(VIDEOS):
+        write_video(folder / "videos" / f"v{number}.mp4", DURATION_S)
+        lines += [
+            f"v{number}.mp4,{number},{number + 5},It gets brighter.",
+            f"v{number}.mp4,0:10,0:15,It darkens {number}.",
+        ]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def train(world, out, *more):
+    arguments = ["train", str(world / "table.csv"), "--videos", str(world / "videos"), "--out", str(out)]
+    return main([*arguments, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "model_of_mine"
+    assert train(world, out, *ENCODERS, "--override", *SMALL) == 0
+    return out
+
+
+def test_a_table_and_videos_become_a_model_with_a_report(trained):
+    report = json.loads((trained / "report.json").read_text())
+    assert set(report["baselines"]) == {"whole video", "best fixed span"}
+    assert "10 training queries are few" in " ".join(report["verdict"]["words"])
+    assert "2 validation queries are few" in " ".join(report["verdict"]["words"])
+    assert any("1 of 6 videos are held out" in note for note in report["notes"])
+    text = (trained / "report.md").read_text()
+    assert report["verdict"]["words"][0] in text
+    assert "| best fixed span |" in text
+    assert (trained / "model" / "README.md").is_file()
+    model = BMDetrForMomentRetrieval.from_pretrained(trained / "model")
+    assert model.config.feature_contract.video_encoders[0]["name"] == "pixel-grid"
+    train_videos, val_videos = (
+        {row["vid"] for row in read_rows(trained / "data" / f"{n}.jsonl")} for n in ("train", "val")
+    )
+    assert not train_videos & val_videos
+
+
+def test_the_model_answers_a_video(trained, world, capsys):
+    video = str(world / "videos" / "v0.mp4")
+    assert main(["predict", video, "It gets brighter.", "--model", str(trained / "model"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["moments"]
+
+
+def test_the_recipe_lies_beside_the_model_and_runs_again(trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    import train as script
+
+    assert script.main([str(trained / "recipe.yaml"), "--out", str(tmp_path / "again"), "--override", *SMALL]) == 0
+    first, again = (json.loads((out / "result.json").read_text())["metrics"] for out in (trained, tmp_path / "again"))
+    assert first == again
+
+
+def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained, monkeypatch, capsys, tmp_path):
+    assert train(world, trained, *ENCODERS) == 2
+    assert "holds a trained model: pass --resume" in capsys.readouterr().err
+    counts = []
+    extract = own_data.extract_features
+
+    def counting(*arguments, **options):
+        report = extract(*arguments, **options)
+        counts.append((report.videos_encoded, report.videos_present))
+        return report
+
+    monkeypatch.setattr(own_data, "extract_features", counting)
+    monkeypatch.setattr(own_data, "train_by_recipe", lambda *_, **__: pytest.skip("not reached"))
+    monkeypatch.setattr(own_data, "choose_recipe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert train(world, trained, *ENCODERS, "--resume") == 130
+    record = trained / "features" / "contents.json"
+    kept = record.read_text()
+    record.write_text(kept.replace('"v0": "', '"v0": "0'))  # as if the file of v0 had been another one
+    assert train(world, trained, *ENCODERS, "--resume") == 130
+    assert counts == [(0, VIDEOS), (VIDEOS, 0)]
+    assert record.read_text() == kept
+
+
+def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys):
+    source = str(trained / "model")
+    assert train(world, tmp_path / "on", "--from", source, "--override", "training.num_train_epochs=1") == 0
+    recipe = yaml.safe_load((tmp_path / "on" / "recipe.yaml").read_text())
+    assert recipe["model"] == {"checkpoint": source}
+    before, after = (BMDetrForMomentRetrieval.from_pretrained(path) for path in (source, tmp_path / "on" / "model"))
+    assert after.config.hidden_size == before.config.hidden_size == 16
+    assert train(world, tmp_path / "no", "--from", source, *ENCODERS) == 2
+    assert "--from brings its own encoders" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_features_is_refused(trained, world, tmp_path, capsys):
+    assert train(world, tmp_path / "other", "--video-encoder", "pixel-grid", "--text-encoder", "hashed-words",
+                 "--clip-length", "2", "--override", f"model.checkpoint={trained / 'model'}") == 2  # fmt: skip
+    assert "do not fit the checkpoint" in capsys.readouterr().err
+
+
+def test_a_single_video_cannot_be_held_out(world, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("video,start,end,sentence\nv0.mp4,1,2,a\n")
+    arguments = ["train", str(tmp_path / "one.csv"), "--videos", str(world / "videos"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, *ENCODERS]) == 2
+    assert "at least two videos are needed, one to hold out, received 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_count_their_queries_from_1_can_share_a_store():
+    row = {"vid": "a", "duration": 9.0, "relevant_windows": [[1, 2]]}
+    first = with_content_qids(
+        [{**row, "qid": "1", "query": "x"}, {**row, "qid": "2", "query": "y", "neg_query_ids": ["1"]}]
+    )
+    other = with_content_qids([{**row, "qid": "1", "query": "z"}, {**row, "qid": "2", "query": "x"}])
+    assert first[1]["neg_query_ids"] == [first[0]["qid"]]
+    assert len({first[0]["qid"], first[1]["qid"], other[0]["qid"]}) == 3
+    assert first[0]["qid"] == other[1]["qid"]  # the same sentence about the same video
+
+
+@pytest.mark.parametrize(
+    ("queries", "videos", "hidden", "batch", "epochs"),
+    [(30, 10, 128, 10, 200), (1_500, 300, 128, 32, 32), (9_000, 2_000, 128, 32, 18), (20_000, 5_000, None, 32, 60)],
+)
+def test_settings_follow_the_size_of_the_data(queries, videos, hidden, batch, epochs):
+    rows = [{"qid": str(n), "vid": f"v{n % videos}"} for n in range(queries)]
+    recipe = choose_recipe(rows, "out", 1.0, 60.0)
+    assert recipe["model"].get("hidden_size") == hidden
+    assert recipe["training"]["per_device_train_batch_size"] == batch
+    assert recipe["training"]["num_train_epochs"] == epochs
+
+
+def figures(r5, miou):
+    return {"MR-full-R1@0.5": r5, "MR-full-mIoU": miou}
+
+
+def test_the_verdict_is_in_words():
+    baselines = {"whole video": figures(10.0, 25.0), "best fixed span": figures(30.0, 30.0)}
+    better = judge(figures(60.0, 50.0), baselines, 200, False, 2_000)
+    assert better["beats_baselines"] is True
+    assert better["words"] == [
+        "The model beats the baselines: R1@0.5 60.0 % against 30.0 % of the best fixed span, on 200 validation queries."
+    ]
+    worse = judge(figures(20.0, 28.0), baselines, 200, True, 35)
+    assert worse["beats_baselines"] is False
+    assert worse["words"][0].startswith("The model does not beat the baselines")
+    assert "the same part of the video" in worse["words"][1]
+    assert worse["words"][2].startswith("35 training queries are few")
+    unclear = judge(figures(33.0, 31.0), baselines, 20, False, 2_000)
+    assert unclear["beats_baselines"] is None
+    assert "by less than chance may give" in unclear["words"][0]
+    assert "20 validation queries are few" in unclear["words"][1]
+
+
+def test_one_answer_for_every_sentence_is_noticed():
+    rows = [{"qid": str(n), "duration": 10.0 * (n + 1)} for n in range(4)]
+    same = [
+        {"qid": row["qid"], "pred_relevant_windows": [[0.2 * row["duration"], 0.6 * row["duration"], 0.9]]}
+        for row in rows
+    ]
+    assert answers_alike(same, rows)
+    other = [{**row, "pred_relevant_windows": [[n * 2.0, n * 2.0 + 3, 0.9]]} for n, row in enumerate(same)]
+    assert not answers_alike(other, rows)
+
+
+def test_the_best_fixed_span_is_the_best_of_the_grid():
+    generator = np.random.default_rng(0)
+    starts = generator.uniform(0, 0.6, 40)
+    rows = [
+        {"qid": str(n), "vid": "v", "query": "q", "duration": 10.0, "relevant_windows": [[10 * s, 10 * s + 3.0]]}
+        for n, s in enumerate(starts)
+    ]
+
+    def hits(start, end):
+        count = 0
+        for row in rows:
+            left, right = (time / 10 for time in row["relevant_windows"][0])
+            overlap = max(0.0, min(end, right) - max(start, left))
+            count += overlap / (max(end, right) - min(start, left)) >= 0.7
+        return count
+
+    window = best_fixed_span(rows, rows[:1])[0]["pred_relevant_windows"][0]
+    grid = [step / 20 for step in range(21)]
+    assert hits(window[0] / 10, window[1] / 10) == max(hits(s, e) for s in grid for e in grid if e > s)
+    assert whole_video(rows)[0]["pred_relevant_windows"] == [[0.0, 10.0, 1.0]]
