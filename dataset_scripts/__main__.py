@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--drop-duplicates", action="store_true", help="drop repeated rows from the training split")
     exporting.add_argument("--drop-zero-length", action="store_true", help="drop empty windows from the training split")
     exporting.add_argument("--clip-windows", action="store_true", help="cut windows of the training split at the end")
+    exporting.add_argument("--absent-share", type=float, help="add absent rows by rule, per row that has a moment (0)")
+    exporting.add_argument("--absent-seed", type=int, help="seed of these draws (0)")
     exporting.add_argument("--text-features", help="folder of qid<qid>.npz; refuse to export rows it does not fit")
     exporting.add_argument("--push-to-hub", metavar="REPO", help="upload the export to this data set repository")
     exporting.add_argument("--public", action="store_true", help="make a new repository public; mind the licence")
@@ -109,7 +111,8 @@ def _export(options: argparse.Namespace) -> None:
         zero_length="drop" if options.drop_zero_length else "keep",
         duplicates="drop" if options.drop_duplicates else "keep",
     )
-    builder = _builder(options, train_rules=None if rules == CleaningRules() else rules)
+    more = {"absent_share": options.absent_share, "absent_seed": options.absent_seed}
+    builder = _builder(options, train_rules=None if rules == CleaningRules() else rules, **more)
     if isinstance(builder, BenchmarkBuilder):
         for split in builder.splits:
             print(f"{split}: {builder.cleaning_report(split).format()}")

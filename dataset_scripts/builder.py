@@ -24,9 +24,8 @@ from typing import Any, ClassVar
 import datasets
 from datasets import Features, List, Value
 
-import modeling_bmdetr.data.rows.cleaning
-import modeling_bmdetr.data.rows.schema
-from modeling_bmdetr.data import CanonicalRow, CleaningReport, CleaningRules, clean_rows, validate_rows
+from modeling_bmdetr.data import CanonicalRow, CleaningReport, CleaningRules, add_absent_rows, clean_rows, validate_rows
+from modeling_bmdetr.data.rows import absent, cleaning, schema
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +68,15 @@ class BenchmarkConfig(datasets.BuilderConfig):
       is chosen here, so that evaluation stays comparable.
     - `released_jsonl`: folder with the annotation files that published text features were made from; rows then carry
       the `qid`s of those files (Charades-STA and Charades-CD only, see `released_qids`).
+    - `absent_share`: absent rows to add by rule to every labelled split, per row that has a moment, drawn with
+      `absent_seed` (see `modeling_bmdetr.data.add_absent_rows`). 0, the default, leaves the benchmark as published.
     """
 
     splits: tuple[str, ...] | None = None
     train_rules: CleaningRules = field(default_factory=CleaningRules)
     released_jsonl: str | None = None
+    absent_share: float = 0.0
+    absent_seed: int = 0
 
 
 class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
@@ -131,6 +134,10 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
     def stored_rows(self, split: str) -> list[CanonicalRow]:
         """The rows of a split as the original file has them: canonical fields, nothing cleaned, nothing dropped."""
 
+    def features(self) -> dict[str, Any]:
+        """The columns of the data set."""
+        return {**self.FEATURES, **({"absent_kind": Value("string")} if self.config.absent_share else {})}
+
     def path(self, name: str) -> Path:
         """Path of one of `FILES`."""
         return self.files[name]
@@ -173,6 +180,9 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         if split not in self._cleaned:
             rules = self.config.train_rules if split == TRAINING_SPLIT else CleaningRules()
             rows, report = clean_rows(self.stored_rows(split), rules)
+            if self.config.absent_share:
+                rows, absent_report = add_absent_rows(rows, self.config.absent_share, self.config.absent_seed)
+                logger.warning("%s %s: %s", self.TITLE, split, absent_report)
             validate_rows(rows, require_windows=False, source=f"{self.TITLE} {split}").raise_for_errors()
             self._cleaned[split] = rows, report
         return self._cleaned[split]
@@ -210,7 +220,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         """A hash of the annotation files and of the code that turns them into rows."""
         digest = hashlib.sha256()
         modules = {cls.__module__ for cls in type(self).__mro__ if issubclass(cls, BenchmarkBuilder)}
-        modules |= {modeling_bmdetr.data.rows.cleaning.__name__, modeling_bmdetr.data.rows.schema.__name__}
+        modules |= {module.__name__ for module in (absent, cleaning, schema)}
         code = [sys.modules[module].__file__ for module in sorted(modules)]
         paths = [*self.files.values(), *(Path(file) for file in code if file is not None)]
         if released_jsonl is not None:
@@ -225,7 +235,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=self.DESCRIPTION,
-            features=Features(self.FEATURES),
+            features=Features(self.features()),
             homepage=self.HOMEPAGE,
             license=self.LICENCE,
             citation=self.CITATION,
@@ -246,4 +256,4 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
                 self.TITLE, split, report.reversed, report.clipped_windows, report.dropped_rows,
             )  # fmt: skip
         for index, row in enumerate(self.rows(split)):
-            yield index, {name: row.get(name) for name in self.FEATURES}
+            yield index, {name: row.get(name) for name in self.features()}

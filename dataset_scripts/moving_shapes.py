@@ -4,7 +4,8 @@
 
 Each video is 20-40 s of H.264 and shows four or five coloured shapes. They are on screen all the time; now and then one
 of them, or two at once, slides, grows, spins, blinks or bounces for 5-15 s (`shapes_scenes.py`). Every such
-event has a sentence (`shapes_sentences.py`). Each shape shares its colour or its form with another one of the video,
+event has a sentence (`shapes_sentences.py`), and every video up to four sentences about what it does not show
+(`shapes_absent.py`). Each shape shares its colour or its form with another one of the video,
 and the same few actions recur in it, so one word of a sentence does not find the moment.
 
 Two ways in: `render_moving_shapes(folder)` returns canonical rows by split, and `MovingShapes(data_dir=folder)` is a
@@ -29,6 +30,7 @@ from tqdm.auto import tqdm
 from modeling_bmdetr.data import write_rows
 from modeling_bmdetr.files_bmdetr import replacing_file
 
+from .shapes_absent import absent_queries
 from .shapes_rendering import render_scene
 from .shapes_scenes import Scene, sample_scene
 from .shapes_sentences import describe_scene
@@ -51,6 +53,7 @@ def render_moving_shapes(
     workers: int = 1,
     progress: bool = True,
     overwrite: bool = False,
+    absent: bool = False,
 ) -> dict[str, list[Row]]:
     """Renders the data set into a folder, or what is missing of it, and returns its rows.
 
@@ -59,12 +62,15 @@ def render_moving_shapes(
     rendered.
 
     Args:
-        out_dir: gets `<split>/<vid>.mp4`, one `<split>.jsonl` of the rows, and `manifest.json` with the settings.
+        out_dir: gets `<split>/<vid>.mp4`, one `<split>.jsonl` of the rows, one `<split>_absent.jsonl` of the queries
+            about what the videos do not show, and `manifest.json` with the settings.
         seed: of everything that is random.
         num_videos: videos by split, from `train`, `val` and `test`; 400, 30 and 70 if None.
         workers: processes that render; 1 renders in this one.
         progress: whether to show a progress bar.
         overwrite: whether to replace a data set with other settings in `out_dir`.
+        absent: whether the rows returned include the absent queries, after all others of their split; they have
+            `relevant_windows: []` and their kind as `absent_kind`.
 
     Returns:
         Canonical rows by split, in the order of the events; `video` is the path of the file relative to `out_dir`.
@@ -85,9 +91,10 @@ def render_moving_shapes(
     _prepare_folder(out, {"version": VERSION, "seed": seed, "fps": FPS, "num_videos": counts}, overwrite)
 
     rows: dict[str, list[Row]] = {}
+    absent_rows: dict[str, list[Row]] = {}
     missing: list[RenderJob] = []
     for split in sorted(counts, key=list(NUM_VIDEOS).index):
-        rows[split] = []
+        rows[split], absent_rows[split] = [], []
         for index in range(counts[split]):
             key = (seed, list(NUM_VIDEOS).index(split), index)
             rng = np.random.default_rng(key)
@@ -105,12 +112,25 @@ def render_moving_shapes(
                         "video": video,
                     }
                 )
+            for number, query in enumerate(absent_queries(np.random.default_rng((*key, 2)), scene)):
+                absent_rows[split].append(
+                    {
+                        "qid": f"{vid}_absent_{number}",
+                        "vid": vid,
+                        "query": query.sentence,
+                        "duration": scene.duration_s,
+                        "relevant_windows": [],
+                        "absent_kind": query.kind,
+                        "video": video,
+                    }
+                )
             if not (out / video).is_file():
                 missing.append((out / video, scene, (*key, 1), FPS))
     _render_all(missing, workers, progress)
     for split, split_rows in rows.items():
         write_rows(out / f"{split}.jsonl", split_rows)
-    return rows
+        write_rows(out / f"{split}_absent.jsonl", absent_rows[split])
+    return {split: rows[split] + absent_rows[split] for split in rows} if absent else rows
 
 
 def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -128,7 +148,8 @@ def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> Non
                 )
             for split in NUM_VIDEOS:
                 shutil.rmtree(out / split, ignore_errors=True)
-                (out / f"{split}.jsonl").unlink(missing_ok=True)
+                for name in (f"{split}.jsonl", f"{split}_absent.jsonl"):
+                    (out / name).unlink(missing_ok=True)
     for split in settings["num_videos"]:
         (out / split).mkdir(parents=True, exist_ok=True)
     with replacing_file(manifest) as file:
@@ -151,13 +172,16 @@ def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:
 
 @dataclass
 class MovingShapesConfig(datasets.BuilderConfig):
-    """Options of `MovingShapes`: the seed, the videos of each split, and how many processes render them."""
+    """Options of `MovingShapes`: the seed, the videos of each split, how many processes render them, and whether the
+    queries about what a video does not show are among the rows.
+    """
 
     seed: int = 0
     train_videos: int = NUM_VIDEOS["train"]
     val_videos: int = NUM_VIDEOS["val"]
     test_videos: int = NUM_VIDEOS["test"]
     workers: int = 1
+    absent: bool = False
 
 
 class MovingShapes(datasets.GeneratorBasedBuilder):
@@ -183,7 +207,8 @@ class MovingShapes(datasets.GeneratorBasedBuilder):
         super().__init__(data_dir=str(Path(data_dir).absolute()), cache_dir=cache, **options)
 
     def _info(self) -> datasets.DatasetInfo:
-        text = {name: Value("string") for name in ("qid", "vid", "query", "video")}
+        names = ("qid", "vid", "query", "video", *(["absent_kind"] if self.config.absent else []))
+        text = {name: Value("string") for name in names}
         return datasets.DatasetInfo(
             description="Videos of moving shapes, rendered from a seed, with one sentence an event.",
             features=Features({**text, "duration": Value("float64"), "relevant_windows": List(List(Value("float64")))}),
@@ -202,9 +227,11 @@ class MovingShapes(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, rows: list[Row]) -> Iterator[tuple[int, Row]]:
-        yield from enumerate(rows)
+        features = self.info.features or {}
+        for index, row in enumerate(rows):
+            yield index, {name: row.get(name) for name in features}
 
     def _render(self) -> dict[str, list[Row]]:
         config = self.config
         counts = {"train": config.train_videos, "val": config.val_videos, "test": config.test_videos}
-        return render_moving_shapes(config.data_dir, config.seed, counts, workers=config.workers)
+        return render_moving_shapes(config.data_dir, config.seed, counts, workers=config.workers, absent=config.absent)

@@ -92,10 +92,12 @@ def _describe(rng: np.random.Generator, scene: Scene, index: int) -> Description
         if sum(fits(scene, other, *choice) for other in scene.events) == 1:
             said = choice
     start_s, end_s = _annotated_moment(rng, event, scene.duration_s)
-    return Description(_sentence(rng, *said), index, *said, start_s, end_s)
+    return Description(say(rng, *said), index, *said, start_s, end_s)
 
 
-def _sentence(rng: np.random.Generator, colour: str | None, shape: str | None, action: str) -> str:
+def say(rng: np.random.Generator, colour: str | None, shape: str | None, action: str) -> str:
+    """A sentence with these words, or synonyms; None is left out."""
+
     def one_of(options: tuple) -> Any:
         return options[rng.integers(len(options))]
 

@@ -8,8 +8,9 @@
 The checkpoint is a folder or a name on the Hub; its feature contract must fit the features. With a recipe, rows and
 features are those of its `data` and `features`; `--sets` are splits or files, those of `data.eval` and `data.test` when
 left out. Written to `--out` (`outputs/evaluation/<checkpoint>`), for each set: `<set>.metrics.json`, `<set>.md`,
-`<set>.png`, and `<set>.submission.jsonl`, whose qids have the type that they have in the annotations, as an evaluation
-server expects. A set in which a query has no label gets the submission alone.
+`<set>.png`, `<set>.reliability.png` (how far scores are probabilities), and `<set>.submission.jsonl`, whose qids have
+the type that they have in the annotations, as an evaluation server expects. A set in which a query has no label gets
+the submission alone.
 """
 
 import argparse
@@ -25,12 +26,13 @@ import numpy as np
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
-from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
+from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.metrics import best_iou
 from modeling_bmdetr.recipes import Recipe, RecipeRows, load_set, open_store, predict_and_evaluate, read_recipe
 from modeling_bmdetr.recipes.preparation import labels_of, tests_of
 from modeling_bmdetr.recipes.recipe import HELD_OUT
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+from modeling_bmdetr.visualization import plot_reliability
 
 LENGTHS_S = {"0-10 s": (0.0, 10.0), "10-30 s": (10.0, 30.0), "30-150 s": (30.0, 150.0), "over 150 s": (150.0, np.inf)}
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
@@ -135,7 +137,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / f"{label}.submission.jsonl", predictions, integer_qids=numbered)
     if not metrics:
-        unlabelled = sum(not row.get("relevant_windows") for row in rows)
+        unlabelled = sum(row.get("relevant_windows") is None for row in rows)
         print(f"{label}: {unlabelled} of {len(rows)} queries without labels; {out / f'{label}.submission.jsonl'}")
         return {"queries": len(rows)}
     lengths = metrics_by_length(predictions, rows)
@@ -144,6 +146,8 @@ def report(
     text = f"# {label}: {len(rows)} queries\n\n{format_metrics(metrics, 'markdown')}\n\n{length_table(lengths)}\n"
     (out / f"{label}.md").write_text(text, encoding="utf-8")
     plot(out / f"{label}.png", label, predictions, rows, lengths)
+    if bins := submission_reliability(predictions, rows):
+        plot_reliability(bins, out / f"{label}.reliability.png", title=f"{label}: {len(rows)} queries")
     print(f"{text}\n{out / f'{label}.png'}\n")
     return figures
 
@@ -180,8 +184,9 @@ def recall_curves(
     predictions: Sequence[Mapping[str, Any]], rows: Sequence[CanonicalRow]
 ) -> dict[str, tuple[np.ndarray, float]]:
     """For R1 and R5, percent of queries by IoU threshold, and the mean of the best IoU."""
-    predicted = _padded([prediction["pred_relevant_windows"] for prediction in predictions])
-    windows = _padded([row["relevant_windows"] or [] for row in rows])
+    present = [index for index, row in enumerate(rows) if row["relevant_windows"]]
+    predicted = _padded([predictions[index]["pred_relevant_windows"] for index in present])
+    windows = _padded([rows[index]["relevant_windows"] or [] for index in present])
     curves = {}
     for rank in (1, 5):
         iou = best_iou(predicted, windows, max_rank=rank)

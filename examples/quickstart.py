@@ -32,10 +32,11 @@ from modeling_bmdetr import (
     BMDetrTrainer,
     BMDetrTrainingArguments,
 )
+from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
-from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
+from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
-from modeling_bmdetr.visualization import plot_moments
+from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
 VIDEO_ENCODER, CLIP_LENGTH_S = "pixel-grid", 1.0
 FREE_TEXT = "_free"  # ends the qid of a test query that is asked in other words
@@ -74,9 +75,10 @@ def main() -> None:
 
     with stages("render", "rendering videos"):
         num_videos = dict(zip(NUM_VIDEOS, args.videos, strict=True))
-        splits = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers)
+        with_absent = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers, absent=True)
+    splits = {split: [row for row in rows if row["relevant_windows"]] for split, rows in with_absent.items()}
     free_rows = [{**row, "qid": row["qid"] + FREE_TEXT} for row in paraphrase_rows(splits["test"], args.seed, "test")]
-    everything = [row for rows in (*splits.values(), free_rows) for row in rows]
+    everything = [row for rows in (*with_absent.values(), free_rows) for row in rows]
 
     with stages("extract", "extracting features"):
         report = extract_features(
@@ -135,9 +137,16 @@ def main() -> None:
         )
         trainer.train()
 
+    with stages("calibrate", "calibrating scores and presence on the validation queries"):
+        calibration = trainer.calibrate(with_absent["val"])
+        print("\n".join(calibration_lines(calibration)))
+
     with stages("evaluate", f"evaluating on {len(splits['test'])} queries of videos never seen"):
         test_rows = splits["test"]
-        metrics = evaluate_submission(trainer.predict_rows(test_rows), test_rows, clip_length_s=CLIP_LENGTH_S)
+        predictions = trainer.predict_rows(with_absent["test"])
+        metrics = evaluate_submission(predictions, with_absent["test"], clip_length_s=CLIP_LENGTH_S)
+        bins = submission_reliability(predictions, with_absent["test"])
+        plot_reliability(bins, args.out / "reliability.png", title="on videos never seen")
         swapped = swap_sentences(test_rows)
         swapped_metrics = evaluate_submission(trainer.predict_rows(swapped), swapped, clip_length_s=CLIP_LENGTH_S)
         free_metrics = evaluate_submission(trainer.predict_rows(free_rows), free_rows, clip_length_s=CLIP_LENGTH_S)
@@ -164,6 +173,8 @@ def main() -> None:
             name: {"videos": len({r["vid"] for r in rows}), "queries": len(rows)} for name, rows in splits.items()
         },
         "negatives": mining.to_dict(),
+        "calibration": calibration.to_dict(),
+        "reliability": {name: some.to_dict() for name, some in bins.items()},
         "training": {
             "epochs": args.epochs,
             "learning_rate": training.learning_rate,
@@ -173,7 +184,12 @@ def main() -> None:
         },
         "seconds": {**stages.seconds, "total": round(sum(stages.seconds.values()), 1)},
         "answers": [
-            {"query": a["query"], "truth": t, "moments": a["moments"]} for a, t in zip(answers, truth, strict=True)
+            {
+                "query": a["query"],
+                "truth": t,
+                **{name: a[name] for name in ("moments", "calibrated", "presence") if name in a},
+            }
+            for a, t in zip(answers, truth, strict=True)
         ],
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
     }
@@ -224,6 +240,8 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
     for name, metrics in columns.items():
         values = (metrics[f"MR-full-{key}"] for key in ("R1@0.5", "R1@0.7", "mIoU"))
         print(f"{name:<28}" + "".join(f"{value:>8.2f}" for value in values))
+    judged = {name: value for name, value in result["metrics"].items() if name.startswith(("CAL-", "PR-"))}
+    print("\n" + "\n".join(f"{name:<28}{value:>8.2f}" for name, value in judged.items()))
     for name, holds in result["checks"].items():
         print(f"{'yes' if holds else 'NO ':<4}{name}")
     for answer in result["answers"]:

@@ -26,6 +26,7 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from .calibration_bmdetr import as_calibration, calibration_lines
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
 from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
 from .files_bmdetr import replacing_file
@@ -43,7 +44,7 @@ RUNNABLE_ENCODERS = (
 )
 _STATED_ELSEWHERE = frozenset(FeatureContract.__dataclass_fields__) | {
     *("video_dim", "text_dim", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads"),
-    *("intermediate_size", "num_queries", "model_type"),
+    *("intermediate_size", "num_queries", "model_type", "calibration"),
 }
 
 Record = Mapping[str, Any]
@@ -89,7 +90,7 @@ def render_model_card(
     metrics = record.get("metrics") or {}
     repo_id, license = repo_id or record.get("repo_id"), license or record.get("license")
     sentence, other_sentence = record.get("examples") or EXAMPLES
-    contract = config.feature_contract
+    contract, calibration = config.feature_contract, as_calibration(config.calibration)
     encoders = [*contract.video_encoders, *([contract.text_encoder] if contract.text_encoder else [])]
     runnable = bool(contract.video_encoders) and bool(contract.text_encoder)
     results_listed = eval_results(metrics, dataset)
@@ -114,6 +115,8 @@ def render_model_card(
         other_sentence=json.dumps(str(other_sentence)),
         encodes_raw_video=runnable and all(encoder["name"].startswith(RUNNABLE_ENCODERS) for encoder in encoders),
         contract=contract_rows(config),
+        is_calibrated=calibration is not None and calibration.score is not None,
+        calibration=[_plain(line) for line in calibration_lines(calibration)],
         evaluated_on=_evaluated_on(dataset, record.get("data") or {}),
         main_metrics=_main_metrics(metrics),
         systems=systems(metrics, record.get("baselines") or {}),

@@ -69,6 +69,8 @@ class BMDetrConfig(_ContractConfig):
         presence_head: A head predicts whether the video shows what the query says at all.
         score: What spans are ranked by: the `class` probability of foreground as in the paper, the predicted `quality`,
             or their `product`. Without a quality head it is the class.
+        calibration: What turns scores and presence into probabilities, fitted after training for these weights; the
+            fields of [`Calibration`]. None: scores are no probabilities.
 
     Loss weights (0 switches a loss off, Table 8):
         class_loss_weight, l1_loss_weight, giou_loss_weight: Class loss and Eq. 14.
@@ -119,6 +121,8 @@ class BMDetrConfig(_ContractConfig):
     quality_head: bool = True
     presence_head: bool = True
     score: Literal["class", "quality", "product"] = "quality"
+
+    calibration: dict[str, Any] | None = None
 
     class_loss_weight: float | int = 8.0
     l1_loss_weight: float | int = 0.5

@@ -545,8 +545,8 @@ LOSS_TERMS: dict[str, LossTerm] = {
             if x.config.fit_loss_weight
             else None
         ),
-        of_spans=True,
         per="present",
+        of_spans=True,
     ),
     "loss_quality": LossTerm(
         "quality_loss_weight",

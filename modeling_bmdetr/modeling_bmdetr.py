@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .calibration_bmdetr import Calibration, as_calibration
 from .configuration_bmdetr import BMDetrConfig
 from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import (
@@ -103,11 +104,14 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
         loss_dict: Every unweighted term by the paper's name, those of the shifted view prefixed `shifted_`.
         logits: `(batch, queries, 2)`, class 0 is foreground.
         pred_spans: `(batch, queries, 2)`, (centre, width) in (0, 1) of the time axis.
-        scores: `(batch, queries)` in [0, 1], what spans are ranked by, see `config.score`.
+        scores: `(batch, queries)` in [0, 1], what spans are ranked by, see `config.score`. In evaluation of a
+            calibrated model they are probabilities that a span overlaps a described moment with an IoU of at least 0.5.
         quality_logits: `(batch, queries)`, whose sigmoid is the predicted IoU of a span with the best described moment.
             None without a quality head.
         presence_logits: `(batch,)`, whose sigmoid says whether the video shows what the query says at all. None without
             a presence head.
+        presence: `(batch,)` in [0, 1]: the probability that the video shows what the query says, in evaluation. Without
+            a calibration it is the sigmoid of the logits; None where a calibration could not fit it.
         frame_probabilities, frame_attention, positive_probabilities, negative_probabilities: Eq. 4-7, as in
             [`BMDetrModelOutput`].
         saliency_scores: `(batch, video_len)`, f W of Eq. 15; unbounded, 0 on padding.
@@ -126,6 +130,7 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
     scores: Tensor | None = None
     quality_logits: Tensor | None = None
     presence_logits: Tensor | None = None
+    presence: Tensor | None = None
     frame_probabilities: Tensor | None = None
     frame_attention: Tensor | None = None
     positive_probabilities: Tensor | None = None
@@ -645,6 +650,10 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
         self.criterion = BMDetrLoss(config)  # called by `forward` with labels, and by the Trainer
+        self._fitting: tuple[Any, Calibration] | None = (
+            None  # the configuration's calibration, known to fit the weights
+        )
+        as_calibration(config.calibration)  # raises if it is malformed
         self.post_init()
 
     @can_return_tuple
@@ -687,6 +696,8 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             **kwargs,
         )
         result = self.predict(output, video_mask, text_mask)
+        if not self.training:
+            result = BMDetrMomentRetrievalOutput(**{**result, **self.as_probabilities(result)})
         if output.shifted is not None:
             result.shifted = self.predict(output.shifted, video_mask, text_mask)
         if output.negative is not None and negative_text_mask is not None:
@@ -749,6 +760,36 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         if len(layers) > 1:
             answer["layers"] = tuple(BMDetrMomentRetrievalOutput(**layer) for layer in layers[:-1])
         return answer
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the configuration, once it is known to be that of these weights.
+
+        Raises:
+            ValueError: it was fitted for other weights.
+        """
+        values = self.config.calibration
+        if values is None:
+            return None
+        if self._fitting is None or self._fitting[0] is not values:
+            calibration = Calibration.from_dict(values)
+            if not torch.compiler.is_compiling():
+                calibration.require_weights(self)
+            self._fitting = values, calibration
+        return self._fitting[1]
+
+    def train(self, mode: bool = True) -> "BMDetrForMomentRetrieval":
+        if mode:
+            self._fitting = None  # the weights may become others
+        return super().train(mode)
+
+    def as_probabilities(self, output: BMDetrMomentRetrievalOutput) -> dict[str, Tensor | None]:
+        """`scores` and `presence` of an output, calibrated where the model is."""
+        logits, calibration = output.get("presence_logits"), self.calibration
+        if calibration is not None:
+            scores, presence = calibration.apply(output["scores"], logits)
+            return {"scores": scores, "presence": presence}
+        return {} if logits is None else {"presence": logits.float().sigmoid()}
 
 
 _SHARED_FIELDS = (

@@ -17,6 +17,7 @@ from .video_bmdetr import is_one_video
 
 logger = logging.get_logger(__name__)
 
+_SELECTION = ("top_k", "score_threshold", "nms_threshold", "min_presence")
 WINDOW_NMS_IOU = 0.7  # moments that two windows found both
 
 
@@ -32,8 +33,11 @@ class MomentRetrievalPipeline(Pipeline):
 
     The encoders are those that the checkpoint's feature contract names. Each answer is a dict:
         query: the sentence;
-        moments: dicts `start`, `end` (s) and `score` (probability in [0, 1] that the span is a described moment),
-            best first;
+        moments: dicts `start`, `end` (s) and `score`, best first; the score is the probability that the span overlaps a
+            described moment with an IoU of at least 0.5;
+        calibrated: whether score and presence are such probabilities; if false, no calibration was fitted, and they
+            are only what the model ranks by (`bmdetr calibrate`);
+        presence: the probability that the video shows what the sentence says at all, where the model tells;
         saliency: a value for each clip, higher where the clip matters more to the query; unbounded;
         frame_probabilities, frame_attention: p (Eq. 6) and o (Eq. 7) for each clip, where the model has them;
         duration, clip_length: seconds;
@@ -75,6 +79,7 @@ class MomentRetrievalPipeline(Pipeline):
             nms_threshold: Temporal IoU above which the weaker of two moments is left out (None: keep all).
             long_video: Overrides the contract for a video of more than `max_clips` clips: `window`, `truncate` or
                 `resample`.
+            min_presence: Gives no moments where presence is lower (0).
             query_batch_size: Pairs of a window and a query the model sees at once (32).
         """
         if isinstance(video, Iterator) and not is_one_video(video):
@@ -97,10 +102,12 @@ class MomentRetrievalPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts arguments by step; what a call leaves out keeps the value the pipeline was made with."""
-        steps = (("fps", "long_video"), ("query_batch_size",), ("top_k", "score_threshold", "nms_threshold"))
+        steps = (("fps", "long_video"), ("query_batch_size",), _SELECTION)
         if unknown := sorted(set(kwargs).difference(*steps)):
             raise TypeError(f"unknown arguments {unknown}; expected some of {sorted(sum(steps, ()))}")
         selection = {name: kwargs[name] for name in steps[2] if kwargs.get(name) is not None}
+        if not 0 <= (least := selection.pop("min_presence", 0.0)) <= 1:
+            raise ValueError(f"`min_presence` must lie in [0, 1], received {least!r}")
         check_selection(**selection)
         size = kwargs.get("query_batch_size", 1)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -111,6 +118,12 @@ class MomentRetrievalPipeline(Pipeline):
             )
         preprocess, forward, postprocess = ({k: kwargs[k] for k in names if k in kwargs} for names in steps)
         return preprocess, forward, postprocess
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities: a calibration was fitted for these weights."""
+        calibration = self.model.config.calibration
+        return calibration is not None and calibration["score"] is not None
 
     def encode_video(
         self, video: Video, fps: float | None = None, progress: Any = None, long_video: str | None = None
@@ -186,6 +199,8 @@ class MomentRetrievalPipeline(Pipeline):
                 for name in ("saliency_scores", "frame_probabilities"):
                     if outputs.get(name) is not None:
                         result[name] = outputs[name][row, :real].float().cpu()
+                if outputs.get("presence") is not None:
+                    result["presence"] = outputs["presence"][row].float().cpu()
                 results.append(result)
         return {**model_inputs, "results": results}
 
@@ -195,6 +210,7 @@ class MomentRetrievalPipeline(Pipeline):
         top_k: int | None = 5,
         score_threshold: float = 0.0,
         nms_threshold: float | None = None,
+        min_presence: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
         windows, starts, clip_s = model_outputs["windows"], model_outputs["starts"], model_outputs["clip_s"]
@@ -216,9 +232,14 @@ class MomentRetrievalPipeline(Pipeline):
             ranked = self.processor.select(
                 ranked, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold
             )
+            presence = max(float(result["presence"]) for result in results) if "presence" in results[0] else None
+            if presence is not None and presence < min_presence:
+                ranked = ranked[:0]
             answer = {
                 "query": query,
                 "moments": [dict(zip(("start", "end", "score"), row, strict=True)) for row in ranked.tolist()],
+                "calibrated": self.is_calibrated,
+                **({} if presence is None else {"presence": presence}),
                 "saliency": mean_over_windows([result["saliency_scores"] for result in results], starts).tolist(),
                 "duration": duration_s,
                 "searched": [0.0, model_outputs["searched_s"]],

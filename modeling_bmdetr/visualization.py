@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+    from .evaluation.reliability import ReliabilityBins
+
 TRUTH, FOUND, PROBABILITY = "#2a9d4f", "#2f6fdb", "#d1495b"
 LEAST_SCORE = 0.005  # what would be written as 0.00 is not drawn
 TITLE_LETTERS = 105  # per line
@@ -70,7 +72,7 @@ def plot_moments(
     if ground_truth is not None and len(ground_truth) != len(several):
         raise ValueError(f"{len(ground_truth)} lists of moments for {len(several)} answers; pass one for each")
     duration_s = float(several[0]["duration"])
-    titles = [_wrapped(f"“{answer['query']}”") for answer in several]
+    titles = [_wrapped(f"“{answer['query']}”{_presence(answer)}") for answer in several]
     heights: list[float] = [FRAME_HEIGHT_IN] if video is not None else []
     for answer in several:
         bars = len(_moments(answer, max_moments)) + (ground_truth is not None)
@@ -100,6 +102,53 @@ def plot_moments(
             with replacing_path(path) as aside:
                 figure.savefig(aside, dpi=120)
     return figure
+
+
+def plot_reliability(
+    bins: Mapping[str, "ReliabilityBins"], path: str | os.PathLike | None = None, *, title: str | None = None
+) -> "Figure":
+    """Draws how often what was given a probability came true: on the diagonal, probabilities are what they say.
+
+    Args:
+        bins: By name, the result of `reliability_bins`; one panel each, with the counts below.
+        path: Where to save the picture; its suffix says in which format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: `bins` is empty.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "modeling-bmdetr[plot]"') from error
+
+    if not bins:
+        raise ValueError("`bins` is empty: there is nothing to draw")
+    figure = Figure(figsize=(4.2 * len(bins), 4.8), layout="constrained")
+    axes = figure.subplots(2, len(bins), height_ratios=[3, 1], sharex=True, squeeze=False)
+    for (name, some), curve, counts in zip(bins.items(), axes[0], axes[1], strict=True):
+        width = np.diff(some.edges)
+        curve.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+        curve.bar(some.edges[:-1], np.nan_to_num(some.share_true), width, align="edge", color=FOUND, alpha=0.35)
+        curve.plot(some.mean_probability, some.share_true, color=FOUND, marker="o", linestyle="none")
+        curve.set_title(f"{name}: calibration error {some.calibration_error:.3f}", fontsize=10)
+        curve.set_ylim(0, 1)
+        counts.bar(some.edges[:-1], some.counts, width, align="edge", color="#999999")
+        counts.set_xlim(0, 1)
+        counts.set_xlabel("probability given")
+    axes[0, 0].set_ylabel("share that came true")
+    axes[1, 0].set_ylabel("queries")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    if path is not None:
+        with replacing_path(path) as aside:
+            figure.savefig(aside, dpi=120)
+    return figure
+
+
+def _presence(answer: Mapping[str, Any]) -> str:
+    presence = answer.get("presence")
+    return "" if presence is None else f"   presence {presence:.2f}"
 
 
 def _moments(answer: Mapping[str, Any], max_moments: int) -> list[Mapping[str, float]]:

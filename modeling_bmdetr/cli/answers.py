@@ -10,6 +10,7 @@ from typing import Any
 
 from .common import printable
 
+ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
 CSV_COLUMNS = ("video", "query", "rank", "start", "end", "score", "presence")
 
 
@@ -46,7 +47,8 @@ def as_text(result: Mapping[str, Any], threshold: float, *, named: bool) -> str:
     lines = [printable(str(result["video"]))] if named else []
     for answer in result["answers"]:
         presence = answer.get("presence")
-        shown = "" if presence is None else f"   (in this video with probability {presence:.2f})"
+        is_absent = presence is not None and presence < ABSENT_BELOW
+        shown = "" if presence is None else f"   ({'not in this video, ' if is_absent else ''}presence {presence:.2f})"
         lines.append(printable(answer["query"]) + shown)
         for moment in answer["moments"]:
             span = f"{moment['start']:8.2f} s - {moment['end']:8.2f} s"

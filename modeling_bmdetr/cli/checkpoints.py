@@ -1,4 +1,4 @@
-"""Checkpoints: `convert`, `info` and `export`."""
+"""Checkpoints: `convert`, `calibrate`, `info` and `export`."""
 
 import argparse
 from typing import Any
@@ -24,9 +24,22 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(args: argparse.Namespace) -> int:
+    from .. import BMDetrForMomentRetrieval
+    from ..calibrating import calibrate_folder
+    from ..data import FeatureStore, read_rows
+
+    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    rows, store = read_rows(args.rows), FeatureStore.from_packed(args.features)
+    calibration, lines = calibrate_folder(model, rows, store, args.out or args.checkpoint, seed=args.seed)
+    show(args, calibration.to_dict(), "\n".join(lines))
+    return 0 if calibration.score is not None else 1
+
+
 def info(args: argparse.Namespace) -> int:
     check_model(args.checkpoint)
 
+    from ..calibration_bmdetr import as_calibration, calibration_lines
     from ..configuration_bmdetr import BMDetrConfig
     from ..modeling_bmdetr import BMDetrForMomentRetrieval
 
@@ -51,6 +64,8 @@ def info(args: argparse.Namespace) -> int:
     for section in ("sizes", "forms", "loss_weights", "feature_contract"):
         lines.append(section.replace("_", " "))
         lines += [f"  {name}: {value}" for name, value in result[section].items()]
+    result["calibration"] = config.calibration
+    lines += ["calibration", *(f"  {line}" for line in calibration_lines(as_calibration(config.calibration)))]
     span_s = contract.max_clips * contract.clip_length
     lines.append(f"reads up to {contract.max_clips} clips of {contract.clip_length:g} s ({span_s:g} s) at once")
     show(args, result, "\n".join(lines))
@@ -82,6 +97,14 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--lenient", action="store_true", help="list unknown and missing parameters and go on")
     formats = "how the checkpoint's pipeline writes moments (seconds)"
     command.add_argument("--prediction-format", choices=["seconds", "released"], default="seconds", help=formats)
+
+    command = commands.add("calibrate", calibrate, "make a checkpoint's scores probabilities, by validation rows")
+    command.add_argument("checkpoint", help="a folder, or with --out a name on the Hub")
+    command.add_argument("rows", help="JSONL file of labelled rows that are neither of training nor of test")
+    command.add_argument("--features", required=True, help="packed store of their features")
+    command.add_argument("--out", help="folder to write the calibrated checkpoint to (the checkpoint's own)")
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    command.add_argument("--seed", type=int, default=0, help="of what is drawn where rows have no absent queries (0)")
 
     command = commands.add("info", info, "show what a checkpoint is and which features it needs")
     command.add_argument("checkpoint", help="a folder, or a name on the Hub")

@@ -44,7 +44,8 @@ def predict(args: argparse.Namespace) -> int:
         model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
         processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
     pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
-    options = {"top_k": args.top_k, "score_threshold": args.score_threshold, "nms_threshold": args.nms_threshold}
+    names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
+    options = {name: getattr(args, name) for name in names}
     results, failed = [], 0
     form = forms.form_of(args)
     for i, video in enumerate(videos):
@@ -161,6 +162,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--top-k", type=count, default=3, help="at most so many moments per answer (3)")
     least = f"leave out moments that score less ({SCORE_THRESHOLD})"
     command.add_argument("--score-threshold", type=share, default=SCORE_THRESHOLD, help=least)
+    command.add_argument("--min-presence", type=share, default=0.0, help="no moments where presence is lower (0)")
     command.add_argument("--nms-threshold", type=share, help="leave out moments that overlap a better one by more")
     command.add_argument("--long-video", choices=["window", "truncate", "resample"], help="for a long video (contract)")
     command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")

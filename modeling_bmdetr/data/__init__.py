@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .features.published import count_tokens as count_tokens
     from .features.store import FeatureStore as FeatureStore
     from .features.writer import FeatureWriter as FeatureWriter
+    from .rows.absent import AbsentReport as AbsentReport
+    from .rows.absent import add_absent_rows as add_absent_rows
+    from .rows.absent import read_absent_rows as read_absent_rows
     from .rows.cleaning import CleaningReport as CleaningReport
     from .rows.cleaning import CleaningRules as CleaningRules
     from .rows.cleaning import clean_rows as clean_rows
@@ -48,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ".features.published": ["count_tokens"],
         ".features.store": ["FeatureStore"],
         ".features.writer": ["FeatureWriter"],
+        ".rows.absent": ["AbsentReport", "add_absent_rows", "read_absent_rows"],
         ".rows.cleaning": ["CleaningReport", "CleaningRules", "clean_rows"],
         ".rows.jsonl": ["RowFile", "read_rows", "write_rows"],
         ".rows.qids": ["original_qid"],

@@ -13,11 +13,25 @@ if TYPE_CHECKING:
     from .evaluator import evaluate_module_path as evaluate_module_path
     from .evaluator import evaluate_submission as evaluate_submission
     from .evaluator import format_metrics as format_metrics
+    from .evaluator import submission_reliability as submission_reliability
+    from .presence import rejection_f1 as rejection_f1
+    from .reliability import auroc as auroc
+    from .reliability import brier_score as brier_score
+    from .reliability import expected_calibration_error as expected_calibration_error
+    from .reliability import reliability_bins as reliability_bins
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        ".evaluator": ["METRIC_FORMATS", "evaluate_module_path", "evaluate_submission", "format_metrics"],
+        ".evaluator": [
+            "METRIC_FORMATS",
+            "evaluate_module_path",
+            "evaluate_submission",
+            "format_metrics",
+            "submission_reliability",
+        ],
+        ".presence": ["rejection_f1"],
+        ".reliability": ["auroc", "brier_score", "expected_calibration_error", "reliability_bins"],
         "..data.rows.jsonl": ["read_jsonl", "write_jsonl"],
         "..data.rows.qids": ["canonical_qid", "restore_qid_types"],
     },

@@ -3,30 +3,41 @@
 import logging
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..contract_bmdetr import clip_count
-from .metrics import BoolArray, FloatArray
+from .metrics import BoolArray, FloatArray, IntArray
+from .reliability import are_probabilities
 from .submission import RowTable
 
 logger = logging.getLogger(__name__)
 
-IntArray = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class MomentArrays:
-    """Windows of every query, in seconds; padding is the empty window (0, 0)."""
+    """Windows of every query, in seconds; padding is the empty window (0, 0). A query without a window is absent."""
 
     predicted_se: FloatArray  # (queries, ranks, 2), in the order listed
     scores: FloatArray  # (queries, ranks); -inf where padded
     windows_se: FloatArray  # (queries, windows, 2)
     window_mask: BoolArray  # (queries, windows); 1 = real
+
+    @property
+    def is_present(self) -> BoolArray:
+        """Whether the video shows what the query says: (queries,)."""
+        return np.asarray(self.window_mask.any(axis=1))
+
+    @property
+    def num_predicted(self) -> IntArray:
+        """How many windows were predicted: (queries,)."""
+        return np.isfinite(self.scores).sum(axis=1)
+
+    def take(self, queries: BoolArray) -> "MomentArrays":
+        return MomentArrays(*(getattr(self, field.name)[queries] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -47,16 +58,10 @@ def moment_arrays(predictions: RowTable, ground_truth: RowTable) -> MomentArrays
     and so are queries whose predictions are not listed best first.
 
     Raises:
-        ValueError: A row lacks its windows, a window is malformed, a query has no true window, or a true window ends
-            before it starts.
+        ValueError: A row lacks its windows, a window is malformed, or a true window ends before it starts.
     """
     flat_predicted, num_predicted = _flatten(predictions, "pred_relevant_windows", 3, "[start s, end s, score]")
     flat_true, num_true = _flatten(ground_truth, "relevant_windows", 2, "[start s, end s]")
-    _check_rows(
-        ground_truth,
-        num_true == 0,
-        "no relevant window; expected at least one: remove the queries that have no moment",
-    )
     true_length_s = flat_true[:, 1] - flat_true[:, 0]
     row_of_window = np.repeat(np.arange(len(num_true)), num_true)
     is_reversed = np.bincount(row_of_window, true_length_s < 0, len(num_true)) > 0
@@ -91,6 +96,29 @@ def moment_arrays(predictions: RowTable, ground_truth: RowTable) -> MomentArrays
         windows_se=_pad(flat_true, num_true),
         window_mask=_mask(num_true),
     )
+
+
+def presence_scores(predictions: RowTable) -> FloatArray | None:
+    """`pred_exist_score` of every query, `(queries,)`, or None where no row has one.
+
+    Raises:
+        ValueError: Some rows have one and others do not, or one is no number from 0 to 1.
+    """
+    if not predictions.has("pred_exist_score"):
+        return None
+    values = [row.get("pred_exist_score") for row in predictions.rows]
+    numbers = [_as_numbers([value], ()) for value in values]
+    is_bad = np.array([number is None or not are_probabilities(number) for number in numbers])
+    _check_rows(
+        predictions,
+        is_bad,
+        lambda row: (
+            "no pred_exist_score, which other rows have; expected one for every query"
+            if values[row] is None
+            else f"pred_exist_score {values[row]!r}; expected a probability from 0 to 1"
+        ),
+    )
+    return np.array(values, dtype=np.float64)
 
 
 def saliency_arrays(predictions: RowTable, ground_truth: RowTable, clip_length_s: float) -> SaliencyArrays:

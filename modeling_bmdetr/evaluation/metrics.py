@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 
 # 0.5, 0.55, ..., 0.95 as decimal literals: arithmetic steps would move some thresholds by a rounding error.
 AVERAGE_PRECISION_IOU_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -96,7 +97,7 @@ def average_precision(
     order = np.argsort(-scores[:, :max_predictions], axis=1, kind="stable")
     ranked_se = np.take_along_axis(predicted_se[:, :max_predictions], order[:, :, None], axis=1)
     iou = temporal_iou(ranked_se, windows_se, union="lengths") * window_mask[:, None, :]
-    is_match = _match_greedily(iou, np.asarray(iou_thresholds))  # (queries, thresholds, ranks)
+    is_match = greedy_matches(iou, np.asarray(iou_thresholds)) > 0  # (queries, thresholds, ranks)
 
     rank = np.arange(1, is_match.shape[2] + 1)
     precision = np.cumsum(is_match, axis=2) / rank
@@ -105,19 +106,61 @@ def average_precision(
         return (interpolated * is_match).sum(axis=2) / window_mask.sum(axis=1)[:, None]
 
 
-def _match_greedily(iou: FloatArray, iou_thresholds: FloatArray) -> BoolArray:
-    """Which predictions are true positives: (queries, ranks, windows) -> (queries, thresholds, ranks)."""
+def greedy_matches(iou: FloatArray, iou_thresholds: FloatArray) -> FloatArray:
+    """The IoU of each prediction with the window it takes, in the order of the ranks, 0 where it takes none.
+
+    Each prediction takes the window with the highest IoU among those not yet taken whose IoU reaches the threshold; of
+    equally good windows the one listed last.
+
+    Args:
+        iou: Shape (queries, ranks, windows).
+        iou_thresholds: Shape (thresholds,), above 0.
+
+    Returns:
+        Shape (queries, thresholds, ranks).
+    """
     num_queries, num_ranks, num_windows = iou.shape
-    is_match = np.zeros((num_queries, len(iou_thresholds), num_ranks), dtype=bool)
+    matched_iou = np.zeros((num_queries, len(iou_thresholds), num_ranks))
     if num_windows == 0:
-        return is_match
+        return matched_iou
     is_taken = np.zeros((num_queries, len(iou_thresholds), num_windows), dtype=bool)
     last_first = iou[:, :, ::-1]  # argmax returns the first of equal values: the window listed last
     for rank in range(num_ranks):
         candidates = last_first[:, None, rank, :]  # (queries, 1, windows)
         is_free = (candidates >= iou_thresholds[:, None]) & ~is_taken
-        best = np.where(is_free, candidates, -1.0).argmax(axis=2)[:, :, None]
+        free_iou = np.where(is_free, candidates, 0.0)
+        best = free_iou.argmax(axis=2)[:, :, None]
         matched = np.take_along_axis(is_free, best, axis=2)  # (queries, thresholds, 1)
         np.put_along_axis(is_taken, best, np.take_along_axis(is_taken, best, axis=2) | matched, axis=2)
-        is_match[:, :, rank] = matched[:, :, 0]
-    return is_match
+        matched_iou[:, :, rank] = np.take_along_axis(free_iou, best, axis=2)[:, :, 0]
+    return matched_iou
+
+
+def moment_recall(
+    predicted_se: FloatArray,
+    windows_se: FloatArray,
+    window_mask: BoolArray,
+    num_predictions: int | IntArray,
+    iou_thresholds: tuple[float, ...],
+    beyond_first: bool = False,
+) -> FloatArray:
+    """Share of each query's moments that its first predictions find, one prediction per moment, at each IoU threshold.
+
+    Args:
+        predicted_se: Shape (queries, ranks, 2), seconds, best first.
+        windows_se: Shape (queries, windows, 2), seconds.
+        window_mask: Shape (queries, windows); 1 = the window is to be found.
+        num_predictions: How many predictions of a query count: a number, or one per query.
+        iou_thresholds: Thresholds in (0, 1].
+        beyond_first: Leave the first moment found out of the count, and one moment out of those to be found: what is
+            found beyond the easiest moment.
+
+    Returns:
+        Shape (queries, thresholds), in [0, 1]; NaN where nothing is to be found.
+    """
+    counts = np.arange(predicted_se.shape[1]) < np.reshape(num_predictions, (-1, 1))
+    iou = temporal_iou(predicted_se, windows_se) * window_mask[:, None, :] * counts[:, :, None]
+    found = (greedy_matches(iou, np.asarray(iou_thresholds)) > 0).sum(axis=2)
+    wanted = window_mask.sum(axis=1)[:, None]
+    with np.errstate(invalid="ignore"):
+        return np.maximum(found - 1, 0) / (wanted - 1) if beyond_first else found / wanted

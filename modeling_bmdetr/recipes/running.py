@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
+from ..calibration_bmdetr import calibration_lines
 from ..cards import write_model_card
 from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
@@ -161,6 +162,10 @@ def run(
     trained_s = time.perf_counter() - started
     if is_main:  # what was refused has not become the recipe of the run
         write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+    if rows.eval and all(row.get("relevant_windows") is not None for row in rows.eval):
+        calibration = trainer.calibrate(rows.eval)
+        if is_main:
+            print("\n".join(calibration_lines(calibration)))
     trainer.save_model(str(out / "model"))
 
     metrics = {}
@@ -202,7 +207,7 @@ def run(
 
 def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Predictions and metrics of rows; no metrics where they have no labels."""
-    if not all(row.get("relevant_windows") for row in rows):
+    if not all(row.get("relevant_windows") is not None for row in rows):
         return trainer.predict_rows(rows), {}
     output = trainer.predict(rows, metric_key_prefix="test")
     named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}

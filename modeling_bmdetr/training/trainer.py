@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.utils import logging
 
+from ..calibrating import fit_calibration
+from ..calibration_bmdetr import Calibration, calibration_lines
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
 from ..data.batches.collator import MomentRetrievalCollator
@@ -220,7 +222,9 @@ class BMDetrTrainer(PublishingTrainer):
     # Loss and schedule
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole."""
+        """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.
+        A calibration that the model has is dropped: it is one of other weights."""
+        self.config.calibration = None
         if self.args.device.type == "cpu":
             keep_freed_memory()
         return super().train(*args, **kwargs)
@@ -294,6 +298,23 @@ class BMDetrTrainer(PublishingTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def calibrate(self, rows: Rows) -> Calibration:
+        """Fits the calibration of the weights as they are on labelled validation rows, and puts it into the
+        configuration, so that `save_model` and all that follow have it; see [`fit_calibration`].
+
+        Raises:
+            ValueError: a row has no labels, or no features in the store.
+            ImportError: scikit-learn is not installed.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model.config.calibration = None
+        calibration = fit_calibration(model, rows, self.store, batch_size=self.args.eval_batch_size)
+        for line in calibration_lines(calibration):
+            logger.info(line)
+        if calibration.score is not None or calibration.presence is not None:
+            model.config.calibration = calibration.to_dict()
+        return calibration
+
     # Evaluation
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
@@ -314,7 +335,7 @@ class BMDetrTrainer(PublishingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,  # noqa: ARG002 - the Trainer passes it
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, (moments in seconds, saliency, mean p inside and outside the moments), row indices."""
+        """Loss, (moments in seconds, saliency, mean p inside and outside the moments, presence), row indices."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if "labels" in inputs:
@@ -329,7 +350,9 @@ class BMDetrTrainer(PublishingTrainer):
         moments = self.processor.decode(outputs["scores"], outputs["pred_spans"], mask.sum(dim=1), durations_s)
         saliency = outputs["saliency_scores"].float().masked_fill(~mask, IGNORE)
         sharpness = mean_probabilities(outputs.get("frame_probabilities"), inputs.get("labels"), mask)
-        return loss, (moments, saliency, sharpness), inputs["row_index"]
+        presence = outputs.get("presence")
+        presence = torch.full_like(durations_s, IGNORE) if presence is None else presence.float()
+        return loss, (moments, saliency, sharpness, presence), inputs["row_index"]
 
     def moment_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of [`evaluate_submission`], the mean of p inside and outside the moments (Table 9), and others."""
@@ -350,7 +373,7 @@ class BMDetrTrainer(PublishingTrainer):
     def as_predictions(self, arrays: Any, row_index: Any, rows: Rows) -> list[dict[str, Any]]:
         """Gathered arrays of `prediction_step` as canonical predictions."""
         predictions = []
-        for index, moments, saliency in zip(row_index, arrays[0], arrays[1], strict=True):
+        for index, moments, saliency, presence in zip(row_index, arrays[0], arrays[1], arrays[3], strict=True):
             row = rows[int(index)]
             kept = self.processor.select(torch.from_numpy(moments))
             predictions.append(
@@ -360,6 +383,7 @@ class BMDetrTrainer(PublishingTrainer):
                     "vid": row["vid"],
                     "pred_relevant_windows": kept.double().tolist(),
                     "pred_saliency_scores": saliency[saliency != IGNORE].astype(float).tolist(),
+                    **({} if presence == IGNORE else {"pred_exist_score": float(presence)}),
                 }
             )
         return predictions
@@ -370,7 +394,7 @@ class BMDetrTrainer(PublishingTrainer):
 
     def predict_rows(self, rows: Rows) -> list[dict[str, Any]]:
         """Predictions for rows, in their order: `qid`, `query`, `vid`, `pred_relevant_windows` ([start s, end s,
-        score] best first) and `pred_saliency_scores` (one per clip)."""
+        score] best first), `pred_saliency_scores` (one per clip) and, where the model tells, `pred_exist_score`."""
         rows = checked_rows(rows, "rows", self.contract)
         self.store.require(rows)
         compute_metrics, self.compute_metrics = self.compute_metrics, None

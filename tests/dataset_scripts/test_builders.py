@@ -205,7 +205,7 @@ def test_changed_code_or_options_are_not_answered_from_the_cache(build, monkeypa
     builder = build("tacos")
     other_code = tmp_path / "cleaning.py"
     other_code.write_text("# other rules")
-    monkeypatch.setattr(builder_module.modeling_bmdetr.data.rows.cleaning, "__file__", str(other_code))
+    monkeypatch.setattr(builder_module.cleaning, "__file__", str(other_code))
     assert build("tacos").hash != builder.hash
     assert build("tacos", train_rules=CleaningRules(duplicates="drop")).config_id != builder.config_id
     assert build("tacos").config_id == builder.config_id

@@ -82,6 +82,20 @@ def test_fields_are_optional(metric):
     assert metrics["MR-full-mAP"] == 50.0
 
 
+def test_absent_queries_and_presence(metric):
+    predictions = [
+        {"qid": "a", "pred_relevant_windows": [[0, 10, 0.9]], "pred_exist_score": 0.8},
+        {"qid": "b", "pred_relevant_windows": [[0, 5, 0.4]], "pred_exist_score": 0.3},
+    ]
+    references = [
+        {"qid": "a", "relevant_windows": [[0, 10]]},
+        {"qid": "b", "relevant_windows": [], "absent_kind": "unrelated"},
+    ]
+    metrics = metric.compute(predictions=predictions, references=references)
+    assert metrics == evaluate_submission(predictions, references)
+    assert metrics["PR-unrelated-AUROC"] == metrics["G-mIoU@1"] == 100.0
+
+
 def test_clip_length(metric):
     predictions = [{"qid": 1, "pred_saliency_scores": [0] * 9 + [1]}]
     references = [{"qid": 1, "duration": 10, "relevant_clip_ids": [9], "saliency_scores": [[4]]}]

@@ -85,6 +85,96 @@ def exact_highlight_ap(scores, relevant):
     return sum(max(precision[n:]) for n in steps) / Fraction(len(steps)) if steps else Fraction(0)
 
 
+def pairs_taken(predicted, windows, threshold):
+    """IoUs of the pairs that predictions form one after the other; threshold 0 means any overlap."""
+    remaining, ious = list(windows), []
+    for prediction in predicted:
+        reaching = [(exact_iou(prediction, w), i) for i, w in enumerate(remaining)]
+        reaching = [(iou, i) for iou, i in reaching if iou > 0 and iou >= threshold]
+        if reaching:
+            iou, index = max(reaching)
+            remaining.pop(index)
+            ious.append(iou)
+    return ious
+
+
+def exact_multi_moment(pairs):
+    shares = {}
+    multi = [(ps, ws) for ps, ws in pairs if len(ws) > 1]
+    if not multi:
+        return shares
+
+    def recall(some, size, threshold, beyond=0):
+        found = [len(pairs_taken(ps[: size or len(ws)], ws, threshold)) for ps, ws in some]
+        return mean(Fraction(max(n - beyond, 0), len(ws) - beyond) for n, (_, ws) in zip(found, some, strict=True))
+
+    for threshold in ("0.5", "0.7"):
+        shares[f"MR-full-Rn@{threshold}"] = recall(pairs, None, Fraction(threshold))
+    for size in (1, 3, 5):
+        shares[f"MR-full-mR@{size}"] = mean(recall(pairs, size, t) for t in AP_THRESHOLDS)
+    for size in (3, 5):
+        shares[f"MR-multi-mR+@{size}"] = mean(recall(multi, size, t, beyond=1) for t in AP_THRESHOLDS)
+    shares["MR-multi-mAP"] = mean(exact_moment_ap(ps, ws, t) for t in AP_THRESHOLDS for ps, ws in multi)
+    return shares
+
+
+def exact_auc(scores, positive):
+    wins = [
+        Fraction(2 * (a > b) + (a == b), 2)
+        for a, is_a in zip(scores, positive, strict=True)
+        for b, is_b in zip(scores, positive, strict=True)
+        if is_a and not is_b
+    ]
+    return mean(wins)
+
+
+def exact_reliability(scores, true):
+    """Expected calibration error over ten bins, and Brier score."""
+    scores = [Fraction(score) for score in scores]
+    error = Fraction(0)
+    for number in range(10):
+        inside = [n for n, s in enumerate(scores) if number <= 10 * s < number + 1 or (number == 9 and s == 1)]
+        if inside:
+            error += abs(sum(scores[n] for n in inside) - sum(bool(true[n]) for n in inside))
+    return error / len(scores), mean((s - bool(t)) ** 2 for s, t in zip(scores, true, strict=True))
+
+
+def exact_judgement(predictions, ground_truth):
+    by_qid = {row["qid"]: row for row in predictions}
+    rows = [(by_qid[row["qid"]], row) for row in ground_truth]
+    shares = {}
+    judged = [(p["pred_relevant_windows"][0], t["relevant_windows"]) for p, t in rows if p["pred_relevant_windows"]]
+    scores = [first[2] for first, _ in judged]
+    if scores and all(0 <= score <= 1 for score in scores):
+        right = [any(exact_iou(first, w) >= Fraction(1, 2) for w in ws) for first, ws in judged]
+        shares["CAL-ECE"], shares["CAL-Brier"] = exact_reliability(scores, right)
+        if len(set(right)) == 2:
+            shares["CAL-AUC"] = exact_auc(scores, right)
+    present = [bool(truth["relevant_windows"]) for _, truth in rows]
+    if "pred_exist_score" not in predictions[0] or len(set(present)) < 2:
+        return shares
+    presence = [prediction["pred_exist_score"] for prediction, _ in rows]
+    shares["PR-AUROC"] = exact_auc(presence, present)
+    for kind in {truth["absent_kind"] for _, truth in rows if "absent_kind" in truth}:
+        among = [n for n, (_, truth) in enumerate(rows) if present[n] or truth.get("absent_kind") == kind]
+        shares[f"PR-{kind}-AUROC"] = exact_auc([presence[n] for n in among], [present[n] for n in among])
+    rejected = [value <= 0.5 for value in presence]
+    rightly = sum(r and not p for r, p in zip(rejected, present, strict=True))
+    wrong = sum(r == p for r, p in zip(rejected, present, strict=True))  # rejected though present, or the reverse
+    shares["PR-Rej-F1"] = Fraction(2 * rightly, 2 * rightly + wrong) if rightly or wrong else Fraction(0)
+    shares["PR-ECE"], shares["PR-Brier"] = exact_reliability(presence, present)
+    for size in (1, 3, 5):
+        values = []
+        for (prediction, truth), gone in zip(rows, rejected, strict=True):
+            predicted = [] if gone else prediction["pred_relevant_windows"][:size]
+            windows = truth["relevant_windows"]
+            ious = pairs_taken(predicted, windows, 0)
+            union = len(predicted) + len(windows) - len(ious)
+            values.append(sum(ious) / Fraction(union) if union else Fraction(1))
+        shares[f"G-mIoU@{size}"] = mean(values)
+    return shares
+
+
 def mean(values):
     values = list(values)
     return Fraction(sum(values)) / len(values)
@@ -93,9 +183,11 @@ def mean(values):
 def exact_metrics(predictions, ground_truth):
     """Unrounded percent."""
     by_qid = {row["qid"]: row for row in predictions}
+    judgement = exact_judgement(predictions, ground_truth)
+    ground_truth = [row for row in ground_truth if row["relevant_windows"]]
     pairs = [(by_qid[row["qid"]]["pred_relevant_windows"], row["relevant_windows"]) for row in ground_truth]
-    shares = {}
-    for rank in (1, 5):
+    shares = exact_multi_moment(pairs) | judgement
+    for rank in (1, 5) if pairs else ():
         best = [max((exact_iou(p, w) for p in ps[:rank] for w in ws), default=Fraction(0)) for ps, ws in pairs]
         for threshold in ("0.3", "0.5", "0.7"):
             shares[f"MR-full-R{rank}@{threshold}"] = mean(iou >= Fraction(threshold) for iou in best)
@@ -127,7 +219,8 @@ def exact_metrics(predictions, ground_truth):
 
 # Quarter seconds are exact in binary, so that an IoU that equals a threshold does so in floating point too.
 quarters = st.integers(0, 200).map(lambda quarter: quarter / 4)
-predicted_windows = st.tuples(quarters, quarters, st.integers(-3, 3)).map(list)
+scores = st.integers(0, 8).map(lambda eighth: eighth / 8)
+predicted_windows = st.tuples(quarters, quarters, scores).map(list)
 # Few distinct bounds make windows equal, nested, touching, of the lengths that bound the ranges, and longer than them.
 bounds = st.sampled_from([0, 1, 5, 10, 10.25, 20, 30, 40, 50, 150, 151])
 true_windows = st.tuples(bounds, bounds).map(sorted).map(list)
@@ -137,13 +230,21 @@ coarse_predictions = st.builds(lambda w, score: [*w, score], true_windows, st.sa
 @st.composite
 def submissions(draw):
     num_queries = draw(st.integers(1, 5))
-    has_ratings = draw(st.booleans())
+    has_ratings, has_absent, has_presence, has_any_score = (draw(st.booleans()) for _ in range(4))
     predictions, ground_truth = [], []
     for qid in range(num_queries):
-        truth = {"qid": f"q{qid}", "relevant_windows": draw(st.lists(true_windows, min_size=1, max_size=4))}
+        is_absent = has_absent and draw(st.booleans())
+        true = [] if is_absent else draw(st.lists(true_windows, min_size=1, max_size=4))
+        truth = {"qid": f"q{qid}", "relevant_windows": true}
+        if is_absent and draw(st.booleans()):
+            truth["absent_kind"] = draw(st.sampled_from(["unrelated", "other_action"]))
         windows = draw(st.lists(coarse_predictions | predicted_windows, max_size=13))
+        if has_any_score and windows:
+            windows[0] = [*windows[0][:2], draw(st.integers(-3, 3))]  # no probability
         prediction = {"qid": f"q{qid}", "pred_relevant_windows": windows}
-        if has_ratings:
+        if has_presence:
+            prediction["pred_exist_score"] = draw(scores)
+        if has_ratings and not is_absent:
             num_clips = draw(st.integers(1, 8))
             clips = draw(st.lists(st.integers(0, num_clips - 1), unique=True))
             rating = st.lists(st.integers(0, 4), min_size=2, max_size=2)
@@ -155,15 +256,20 @@ def submissions(draw):
         predictions.append(prediction)
         ground_truth.append(truth)
     ratings = [rating for row in ground_truth for rating in row.get("saliency_scores", [])]
-    if has_ratings and not ratings:  # with nothing rated the number of annotators is unknown
-        ground_truth[0] |= {"relevant_clip_ids": [0], "saliency_scores": [[0, 0]]}
+    rated = [row for row in ground_truth if "saliency_scores" in row]
+    if rated and not ratings:  # with nothing rated the number of annotators is unknown
+        rated[0] |= {"relevant_clip_ids": [0], "saliency_scores": [[0, 0]]}
     return draw(st.permutations(predictions)), ground_truth
 
 
-@settings(deadline=None, derandomize=True, max_examples=400)
+@settings(deadline=None, derandomize=True, max_examples=250)
 @given(submissions())
 def test_equals_brute_force(submission):
     predictions, ground_truth = submission
+    if not exact_metrics(predictions, ground_truth):
+        with pytest.raises(ValueError, match="nothing to evaluate"):
+            evaluate_submission(predictions, ground_truth)
+        return
     metrics = evaluate_submission(predictions, ground_truth)
     expected = exact_metrics(predictions, ground_truth)
     assert metrics.keys() == expected.keys()
@@ -255,7 +361,9 @@ def test_a_perfect_submission_scores_100():
     metrics = evaluate_submission(predictions, ground_truth)
     by_range = {name: value for name, value in metrics.items() if name[3:] in ("short-mAP", "middle-mAP", "long-mAP")}
     assert len(by_range) == 3  # a window of another range that is found as well is a false positive there
-    assert all(value == 100.0 for name, value in metrics.items() if name not in by_range)
+    others = {"MR-full-mR@1": 33.33, "CAL-ECE": 10.0, "CAL-Brier": 1.0}  # one prediction of three; scores of 0.9
+    assert {name: metrics[name] for name in others} == others
+    assert all(value == 100.0 for name, value in metrics.items() if name not in {**by_range, **others})
     assert by_range["MR-short-mAP"] == 100.0
     assert by_range["MR-middle-mAP"] == 50.0
     assert by_range["MR-long-mAP"] == pytest.approx(33.33)

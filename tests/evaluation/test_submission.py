@@ -244,9 +244,14 @@ def test_reversed_true_window():
         ),
         (PREDICTIONS, changed(GROUND_TRUTH, 2, relevant_windows=None), r"ground_truth\[2\] .* has no relevant_windows"),
         (
-            PREDICTIONS,
-            changed(GROUND_TRUTH, 2, relevant_windows=[]),
-            r"ground_truth\[2\] .* no relevant window; .* \(1 of 8",
+            changed(PREDICTIONS, 2, pred_exist_score=0.5),
+            GROUND_TRUTH,
+            r"predictions\[0\] .* has no pred_exist_score, which other rows have.*\(7 of 8",
+        ),
+        (
+            [{**row, "pred_exist_score": 1.5} for row in PREDICTIONS],
+            GROUND_TRUTH,
+            r"predictions\[0\] .* pred_exist_score 1.5; expected a probability from 0 to 1",
         ),
         (PREDICTIONS, [{"qid": qid} for qid in range(8)], "a split without labels cannot be evaluated"),
         ([{"qid": qid} for qid in range(8)], GROUND_TRUTH, "nothing to evaluate"),

@@ -57,9 +57,13 @@ def test_the_whole_run_on_a_few_videos(tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert done.returncode == (0 if all(report["checks"].values()) else 1), done.stderr[-2000:]
     assert report["data"]["test"]["videos"] == 3
-    assert set(report["seconds"]) == {"render", "extract", "negatives", "train", "evaluate", "answer", "total"}
+    assert set(report["seconds"]) == {
+        *("render", "extract", "negatives", "train", "calibrate", "evaluate", "answer", "total")
+    }
     assert set(report["baselines"]) == {"whole video", "best fixed span"}
     assert (out / "timeline.png").stat().st_size > 10_000
+    assert (out / "reliability.png").stat().st_size > 10_000
+    assert report["calibration"]["notes"]["score"].startswith("not fitted")  # two videos have few queries
     from modeling_bmdetr import BMDetrForMomentRetrieval
 
     assert BMDetrForMomentRetrieval.from_pretrained(out / "model").num_parameters() == report["training"]["parameters"]

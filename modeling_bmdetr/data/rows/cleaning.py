@@ -93,7 +93,8 @@ def clean_rows(
     """Apply `rules` to rows and count what they were applied to. The rows given are not modified.
 
     Expects rows that are well formed (`validate_rows` without errors but reversed windows). Windows come back as lists
-    of two floats. Rows without `relevant_windows` (unlabelled queries) keep it None.
+    of two floats. Rows without `relevant_windows` (unlabelled queries) keep it None, absent ones
+    keep it empty.
     """
     rules = rules or CleaningRules()
     report = CleaningReport()

@@ -28,7 +28,10 @@ class CanonicalRow(TypedDict):
     - `vid`: identifies the video; video files and video features are named after it.
     - `query`: the sentence.
     - `duration`: length of the video in seconds.
-    - `relevant_windows`: the moments, `[[start, end], ...]` in seconds. Absent or None where labels are not public.
+    - `relevant_windows`: the moments, `[[start, end], ...]` in seconds. An empty list says that the video does not
+      show what the query says. Left out or None where labels are not public.
+    - `absent_kind`: for a query with no moment, in which way it is absent (`unrelated`, `no_such_object`,
+      `other_action`, `exchanged`, or any other name); optional. Presence is measured for each kind by itself.
     - `relevant_clip_ids`: indices of the clips inside the moments, ascending from 0; optional.
     - `saliency_scores`: (relevant clips, annotators), one list for each entry of `relevant_clip_ids`; optional.
     - `neg_query_ids`: qids of queries of the same video that do not describe these moments; optional.
@@ -42,6 +45,7 @@ class CanonicalRow(TypedDict):
     query: str
     duration: float
     relevant_windows: NotRequired[list[list[float]] | None]
+    absent_kind: NotRequired[str | None]
     relevant_clip_ids: NotRequired[list[int] | None]
     saliency_scores: NotRequired[list[list[float]] | None]
     neg_query_ids: NotRequired[list[str] | None]

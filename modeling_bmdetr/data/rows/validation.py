@@ -38,7 +38,8 @@ def validate_rows(
     Args:
         rows: the rows; a `RowFile` brings its own line numbers and name.
         line_numbers: the 1-based line of each row; by default the rows are counted from 1.
-        require_windows: whether a row without `relevant_windows` is an error. False for unlabelled queries.
+        require_windows: whether a row without `relevant_windows` is an error. False for unlabelled queries. An empty
+            list is a label: the video does not show what the query says.
         clip_length_s: seconds per clip; if given, `relevant_clip_ids` must lie inside the video.
         source: what to call the rows in the report.
     """
@@ -128,9 +129,15 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Finding]:
     windows = row.get("relevant_windows")
-    if windows is None or windows == []:
+    kind = row.get("absent_kind")
+    if kind is not None and (not isinstance(kind, str) or not kind.strip()):
+        yield "error", "absent_kind", f"expected a name, received {kind!r}"
+    elif kind is not None and windows is not None and len(windows):
+        yield "error", "absent_kind", "is for queries with no moment, but relevant_windows has some"
+    if windows is None:
         if require_windows:
-            yield "error", "relevant_windows", "is missing or empty; expected [[start, end], ...] in seconds"
+            message = "is missing; expected [[start, end], ...] in seconds, or [] if the video does not show it"
+            yield "error", "relevant_windows", message
         return
     if not isinstance(windows, (list, tuple)):
         yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, received {windows!r}"
@@ -164,6 +171,8 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
 
 def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iterator[Finding]:
     clip_ids, scores = row.get("relevant_clip_ids"), row.get("saliency_scores")
+    if clip_ids and row.get("relevant_windows") == []:
+        yield "error", "relevant_clip_ids", "names relevant clips, but relevant_windows is empty: nothing is relevant"
     if clip_ids is not None:
         if not isinstance(clip_ids, (list, tuple)) or not all(is_whole_number(i) and i >= 0 for i in clip_ids):
             yield "error", "relevant_clip_ids", f"expected integers from 0, received {clip_ids!r}"

@@ -9,7 +9,8 @@ from modeling_bmdetr.evaluation import canonical_qid, evaluate_submission
 
 _DESCRIPTION = """
 Video moment retrieval and highlight detection: R@1 and R@5 at temporal IoU 0.3, 0.5 and 0.7, mean IoU, mAP (also by
-moment length), and highlight mAP and HIT@1 where saliency is annotated. Equal to Moment-DETR's released evaluator.
+moment length), and highlight mAP and HIT@1 where saliency is annotated; recall of several moments, calibration
+of scores and presence where the rows have them. Equal to Moment-DETR's released evaluator.
 """
 
 _INPUTS_DESCRIPTION = """
@@ -17,8 +18,10 @@ Rows are matched by `qid` over everything that was added, so predictions and ref
 
 Args:
     predictions (`list` of `dict`): `qid` (string or integer), optional `vid`, `pred_relevant_windows`
-        [[start s, end s, score], ...] best first, optional `pred_saliency_scores` (one for each clip).
-    references (`list` of `dict`): `qid`, optional `vid`, `relevant_windows` [[start s, end s], ...]; for highlights
+        [[start s, end s, score], ...] best first, optional `pred_saliency_scores` (one for each clip) and
+        `pred_exist_score` (probability that the video shows what the query says).
+    references (`list` of `dict`): `qid`, optional `vid`, `relevant_windows` [[start s, end s], ...], empty for
+        a query that the video does not answer, optional `absent_kind`; for highlights
         also `duration` (s), `relevant_clip_ids`, `saliency_scores` (clips x annotators). Other fields are ignored.
     clip_length_s (`float`): seconds per clip of the saliency annotation, 2 by default (`compute` only).
 
@@ -41,6 +44,7 @@ _PREDICTION = {
     "vid": datasets.Value("string"),
     "pred_relevant_windows": datasets.List(_NUMBERS),
     "pred_saliency_scores": _NUMBERS,
+    "pred_exist_score": datasets.Value("float64"),
 }
 _REFERENCE = {
     "qid": datasets.Value("string"),
@@ -49,6 +53,7 @@ _REFERENCE = {
     "relevant_windows": datasets.List(_NUMBERS),
     "relevant_clip_ids": datasets.List(datasets.Value("int64")),
     "saliency_scores": datasets.List(_NUMBERS),
+    "absent_kind": datasets.Value("string"),
 }
 
 
@@ -88,7 +93,10 @@ class MomentRetrieval(evaluate.Metric):
 def _select(row: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The fields of the schema: the table that `evaluate` keeps holds all of them, and no None for a string."""
     fields = {field: row.get(field) for field in schema}
-    return {**fields, "qid": canonical_qid(row.get("qid")), "vid": row.get("vid") or ""}
+    texts: dict[str, Any] = {
+        field: row.get(field) or "" for field in ("vid", "absent_kind") if field in schema
+    }  # never None
+    return {**fields, **texts, "qid": canonical_qid(row.get("qid"))}
 
 
 def _drop_absent(row: dict[str, Any]) -> dict[str, Any]:

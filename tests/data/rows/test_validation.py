@@ -43,8 +43,12 @@ ERRORS = {
     "duration text": ({"duration": "20"}, "duration", "received '20'"),
     "duration zero": ({"duration": 0}, "duration", "above 0"),
     "duration NaN": ({"duration": float("nan")}, "duration", "above 0"),
-    "windows missing": ({"relevant_windows": ...}, "relevant_windows", "is missing or empty"),
-    "windows empty": ({"relevant_windows": []}, "relevant_windows", "is missing or empty"),
+    "windows missing": ({"relevant_windows": ...}, "relevant_windows", "is missing; expected"),
+    "absent with clips": (
+        {"relevant_windows": [], "relevant_clip_ids": [1]}, "relevant_clip_ids", "nothing is relevant"
+    ),
+    "absent kind no name": ({"relevant_windows": [], "absent_kind": 3}, "absent_kind", "expected a name, received 3"),
+    "absent kind of a moment": ({"absent_kind": "unrelated"}, "absent_kind", "relevant_windows has some"),
     "windows flat": ({"relevant_windows": [2, 6]}, "relevant_windows", "write [[2, 6]]"),
     "windows text": ({"relevant_windows": "2-6"}, "relevant_windows", "received '2-6'"),
     "window of three": ({"relevant_windows": [[1, 2, 3]]}, "relevant_windows[0]", "expected [start, end]"),

@@ -1,0 +1,87 @@
+"""What Moving Shapes says of what its videos do not show."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_scripts import moving_shapes
+from dataset_scripts.moving_shapes import FPS, MovingShapes, render_moving_shapes
+from dataset_scripts.shapes_absent import ABSENT_KINDS, absent_queries
+from dataset_scripts.shapes_scenes import sample_scene
+from dataset_scripts.shapes_sentences import describe_scene, fits
+from modeling_bmdetr.data import validate_rows
+
+# Hashes of the rows as they were before absent queries were written; seed 3, videos as in `SMALL`.
+SMALL = {"train": 2, "val": 1, "test": 1}
+PRESENT_ROWS_SHA = "765bec6d08c6321fa0438d0481e193680ece2170db74c05ca795b5ecf8c67e61"
+
+
+@pytest.fixture
+def no_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving_shapes, "render_scene", lambda path, *_: path.touch())
+
+
+@pytest.mark.usefixtures("no_rendering")
+def test_present_rows_are_what_they_were(tmp_path: Path) -> None:
+    rows = render_moving_shapes(tmp_path, 3, SMALL, progress=False)
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == PRESENT_ROWS_SHA
+
+
+@pytest.mark.usefixtures("no_rendering")
+def test_absent_rows_follow_the_present_ones(tmp_path: Path) -> None:
+    present = render_moving_shapes(tmp_path, 3, SMALL, progress=False)
+    everything = render_moving_shapes(tmp_path, 3, SMALL, progress=False, absent=True)
+    for split, rows in everything.items():
+        validate_rows(rows, source=split).raise_for_errors()
+        absent = rows[len(present[split]) :]
+        assert rows[: len(present[split])] == present[split]
+        assert [json.loads(line) for line in (tmp_path / f"{split}_absent.jsonl").read_text().splitlines()] == absent
+        assert {row["vid"] for row in absent} == {row["vid"] for row in present[split]}
+        assert all(row["relevant_windows"] == [] and row["absent_kind"] in ABSENT_KINDS for row in absent)
+
+
+@pytest.mark.usefixtures("no_rendering")
+def test_the_builder_yields_them_on_demand(tmp_path: Path) -> None:
+    videos = {"train_videos": 2, "val_videos": 1, "test_videos": 1}
+    options = {"data_dir": tmp_path / "v", "cache_dir": tmp_path / "c", **videos}
+    plain, full = MovingShapes(**options), MovingShapes(**options, absent=True)
+    for builder in (plain, full):
+        builder.download_and_prepare()
+    assert "absent_kind" not in plain.as_dataset("test").column_names
+    kinds = Counter(full.as_dataset("test")["absent_kind"])
+    assert kinds[None] == len(plain.as_dataset("test"))
+    assert set(kinds) - {None} <= set(ABSENT_KINDS)
+
+
+def test_nothing_in_the_video_fits_and_the_kinds_are_what_they_say() -> None:
+    counts: Counter = Counter()
+    for index in range(150):
+        rng = np.random.default_rng((7, index))
+        scene = sample_scene(rng, FPS)
+        before = rng.bit_generator.state
+        queries = absent_queries(np.random.default_rng(index), scene)
+        assert rng.bit_generator.state == before
+        objects = {(obj.colour, obj.shape) for obj in scene.objects}
+        actions = {event.action for event in scene.events}
+        for query in queries:
+            counts[query.kind] += 1
+            said = query.colour, query.shape, query.action
+            assert not any(fits(scene, event, *said) for event in scene.events)
+            assert query.colour in query.sentence.lower()
+            is_there, is_done = (query.colour, query.shape) in objects, query.action in actions
+            assert (is_there, is_done) == {
+                "unrelated": (False, False),
+                "no_such_object": (False, True),
+                "other_action": (True, False),
+                "exchanged": (True, True),
+            }[query.kind]
+            if query.kind == "unrelated":
+                assert query.colour not in {colour for colour, _ in objects}
+                assert query.shape not in {shape for _, shape in objects}
+        assert queries == absent_queries(np.random.default_rng(index), scene)
+        assert not {query.sentence for query in queries} & {told.sentence for told in describe_scene(rng, scene)}
+    assert all(counts[kind] > 140 for kind in ABSENT_KINDS)
