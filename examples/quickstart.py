@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
-    parser.add_argument("--epochs", type=int, default=18, help="passes over the training queries")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the training queries")
     text = "encoder of sentences (hashed-words); minilm understands words that no training sentence has"
     parser.add_argument("--text-encoder", default="hashed-words", help=text)
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
