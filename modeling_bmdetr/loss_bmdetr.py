@@ -96,6 +96,8 @@ class ViewTargets:
     ) -> "ViewTargets":
         """Targets from the model's label tensors; the shapes are those of `BMDetrForMomentRetrieval.forward`."""
         video_mask = video_mask.bool()
+        if not labels_cxw.shape[1]:  # no moment in any row
+            labels_cxw = labels_cxw.new_full((len(labels_cxw), 1, 2), IGNORE)
         foreground = foreground_clips(labels_cxw, video_mask)
         negative_foreground = None
         if negative_labels_cxw is not None:

@@ -43,7 +43,8 @@ def test_rows_are_valid_and_fit_their_store():
 
 
 def test_predictions_give_the_same_metrics():
-    assert evaluate_submission(LEGACY / "predictions.jsonl", LEGACY / "rows.jsonl") == EXPECTED["metrics"]
+    metrics = evaluate_submission(LEGACY / "predictions.jsonl", LEGACY / "rows.jsonl")
+    assert {name: metrics[name] for name in EXPECTED["metrics"]} == EXPECTED["metrics"]  # there are others now
 
 
 def test_checkpoint_gives_the_same_answers():

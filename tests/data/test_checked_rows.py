@@ -47,11 +47,16 @@ def test_training_on_nothing_is_refused():
 
 def test_errors_are_refused_with_all_qids():
     rows = rows_with([[7.0, 3.0]], [[1.0, 2.0]], [], [[1.0, float("nan")]])
+    rows[2]["relevant_windows"] = None
     with pytest.raises(ValueError, match=r"has 3 errors in 4 rows, of qid \['q0', 'q2', 'q3'\]") as error:
         check(rows)
-    for part in ("reversed", "is missing or empty", "nan"):
+    for part in ("reversed", "is missing", "nan"):
         assert part in str(error.value)
-    assert len(check([rows[1], rows[2]], training=False)) == 2  # rows without a moment can be predicted
+    assert len(check([rows[1], rows[2]], training=False)) == 2  # rows without labels can be predicted
+
+
+def test_rows_that_describe_nothing_are_trained_on():
+    assert len(check(rows_with([[1.0, 2.0]], []))) == 2
 
 
 def test_negatives_are_looked_at_only_where_they_are_read():

@@ -61,7 +61,7 @@ def arguments(folder, variants, seeds="0", out="out", **options):
 
 
 def results_of(folder, out="out"):
-    results = [json.loads(path.read_text()) for path in sorted((folder / out / "runs").glob("*.json"))]
+    results = [json.loads(path.read_text()) for path in sorted((folder / out / "runs").glob("[!.]*.json"))]
     return {(result["variant"], result["seed"]): result for result in results}
 
 
@@ -128,7 +128,7 @@ def test_a_killed_grid_goes_on_with_what_is_missing(folder):
     process.wait()
     done = results_of(folder)
     assert 0 < len(done) < 4
-    before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "runs").glob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "runs").glob("[!.]*.json")}
 
     ablate.main(command)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -147,7 +147,7 @@ def test_a_half_written_result_does_not_count(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         ablate.write_json(folder / "runs" / "a.json", {"variant": "a"})
-    assert not list((folder / "runs").glob("*.json"))
+    assert not list((folder / "runs").glob("[!.]*.json"))
 
 
 def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_again(folder, capsys, monkeypatch):
@@ -162,11 +162,11 @@ def test_runs_that_compute_the_same_are_done_once_and_other_settings_are_done_ag
     assert result["history"][-1]["MR-full-R1@0.7"] == result["metrics"]["MR-full-R1@0.7"]
     assert result["steps"] == 4
     ablate.main([*arguments(folder, [REFERENCE]), "--training", *TRAINING[1:], "num_train_epochs=1"])
-    assert len(list((folder / "out" / "runs").glob("*.json"))) == 2
+    assert len(list((folder / "out" / "runs").glob("[!.]*.json"))) == 2
     # The best of several checkpoints is another result, although these are the defaults of the training arguments.
     best = ["eval_strategy=epoch", "save_strategy=epoch", "load_best_model_at_end=true"]
     ablate.main([*arguments(folder, [REFERENCE]), "--training", *TRAINING[1:], "num_train_epochs=1", *best])
-    assert len(list((folder / "out" / "runs").glob("*.json"))) == 3
+    assert len(list((folder / "out" / "runs").glob("[!.]*.json"))) == 3
     assert not list(cwd.iterdir())  # nothing lies about
     with open(folder / "out" / "ablation.csv", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file)] == [REFERENCE]

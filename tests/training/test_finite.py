@@ -12,6 +12,7 @@ from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm
 from modeling_bmdetr.training.finite import all_finite
 
 ROWS = make_rows(6, several_moments=False)
+ONE_VIEW = {**NO_DROPOUT, "answer_negatives": False}  # a term is computed once in a step
 STEPS = {"logging_strategy": "steps", "logging_steps": 1, "eval_strategy": "no", "load_best_model_at_end": False}
 
 
@@ -30,7 +31,7 @@ def bad_on(steps, value, model):
 
 def make_bad_run(tmp_path, steps=(3,), value=math.nan, **options):
     options = {"save_strategy": "steps", "save_steps": 1, "temporal_shifting": False, **STEPS, **options}
-    trainer = make_trainer(tmp_path, ROWS, model=NO_DROPOUT, store=make_store(ROWS, make_rows(5, 1, "e")), **options)
+    trainer = make_trainer(tmp_path, ROWS, model=ONE_VIEW, store=make_store(ROWS, make_rows(5, 1, "e")), **options)
     trainer.criterion = bad_on(steps, value, trainer.model)
     return trainer
 
