@@ -179,8 +179,8 @@ def export_released(model_dir: str | os.PathLike, out_file: str | os.PathLike) -
             save_file(state_dict, aside)
         return out_file
     # Plain containers only, so that weights-only loading, the default since PyTorch 2.6, accepts the file.
-    with replacing_path(out_file) as aside:
-        torch.save({"model": state_dict, "epoch": 0, "opt": options}, aside)
+    with replacing_file(out_file, binary=True) as file:
+        torch.save({"model": state_dict, "epoch": 0, "opt": options}, file)
     options_file = out_file.with_name("opt.json")
     if options_file.exists():
         logger.warning(f"{options_file} is already there and was left as it is; it may belong to another checkpoint")

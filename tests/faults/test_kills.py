@@ -1,0 +1,111 @@
+"""Whatever ends a task, no file is half written under its name, and running it again gives the undisturbed result.
+
+Small here, larger among the slow tests, and by hand with `BMDETR_KILLS=50 pytest -m long tests/faults`. The counts of
+the last long run stand in docs/reliability.md.
+"""
+
+import os
+import sys
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("kills processes as Linux does", allow_module_level=True)
+
+from faulty_runs import TASKS, clear, contents, count_calls, fork, full_at, interruptions, make_inputs
+
+CONFIG, WEIGHTS = "model/config.json", "model/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("faults") / "inputs")
+
+
+def prepared(task, folder):
+    """An empty folder, or with what is there before the task begins."""
+    clear(folder)
+    if task.prepare is not None:
+        assert fork(lambda: task.prepare(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs):
+    """The result of each task, how often it touches files, and the sizes of what it writes; found once."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            task, report = TASKS[name], inputs.parent / f"{name}.calls"
+            folder, again = (prepared(task, inputs.parent / name / part) for part in ("whole", "again"))
+            assert fork(lambda: task.run(inputs, folder)) == 0
+            assert fork(lambda: count_calls(lambda: task.run(inputs, again), report)) == 0
+            assert contents(again) == contents(folder)
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            known[name] = contents(folder), int(report.read_text()), [size for size in sizes if size > 1]
+        return known[name]
+
+    return of
+
+
+def is_hidden(path):
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def require_no_part(task, after, whole, before):
+    """Every file under its own name is as before or as it will be, or belongs to a store that says it is unfinished."""
+    for path, digest in after.items():
+        if not is_hidden(path) and not task.unfinished(path):
+            assert digest in (whole.get(path), before.get(path)), f"{path} is half written"
+    if CONFIG in after:  # a model that can be loaded is the old one or the new one
+        weights = {path: digest for path, digest in after.items() if path.startswith("model/model")}
+        of_old = after[CONFIG] == before.get(CONFIG)
+        expected = before if of_old else whole
+        assert weights == {path: digest for path, digest in expected.items() if path.startswith("model/model")}
+
+
+def check_kills(name, inputs, undisturbed, number, seed=0):
+    """Ends a task in `number` ways; returns how many of the runs were indeed ended early."""
+    task, (whole, calls, sizes) = TASKS[name], undisturbed(name)
+    folder = inputs.parent / name / "out"
+    ended = 0
+    for what, interrupted in interruptions(lambda: task.run(inputs, folder), calls, sizes, number, seed):
+        print(f"{name}: {what}")
+        before = contents(prepared(task, folder))
+        ended += fork(interrupted) != 0
+        require_no_part(task, contents(folder), whole, before)
+        assert fork(lambda: task.run(inputs, folder)) == 0, f"{what}: cannot be run again"
+        assert contents(folder) == whole, f"{what}: another result"
+    return ended
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_killed_task_leaves_nothing_half_written_and_runs_again(name, inputs, undisturbed):
+    assert check_kills(name, inputs, undisturbed, 4) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_kills_at_many_places(name, inputs, undisturbed):
+    assert check_kills(name, inputs, undisturbed, 16, seed=1) >= 8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TASKS)
+def test_kills_at_very_many_places(name, inputs, undisturbed):
+    number = int(os.environ.get("BMDETR_KILLS", "50"))
+    ended = check_kills(name, inputs, undisturbed, number, seed=2)
+    print(f"\n{name}: {ended} of {number} runs ended early, all run again to the same result")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_on_a_full_disk_nothing_half_written_stays(name, inputs, undisturbed):
+    task, (whole, _, sizes) = TASKS[name], undisturbed(name)
+    folder = prepared(task, inputs.parent / name / "full")
+    before = contents(folder)
+    assert fork(full_at(lambda: task.run(inputs, folder), max(sizes) // 2)) == 1
+    assert not [path for path in contents(folder) if is_hidden(path)], "litter"
+    require_no_part(task, contents(folder), whole, before)
+    assert fork(lambda: task.run(inputs, folder)) == 0
+    assert contents(folder) == whole
