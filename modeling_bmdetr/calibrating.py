@@ -250,6 +250,7 @@ def pairs_with_other_videos(rows: Rows, seed: int) -> list[dict[str, Any]]:
         for other in rng.integers(len(rows), size=64):
             video = rows[int(other)]
             if words and video["vid"] != row["vid"] and not words & said[video["vid"]]:
-                pairs.append({**row, "vid": video["vid"], "duration": video["duration"], "relevant_windows": []})
+                asked = {name: row[name] for name in ("qid", "query")}  # clips and negatives are those of its own video
+                pairs.append({**asked, "vid": video["vid"], "duration": video["duration"], "relevant_windows": []})
                 break
     return pairs
