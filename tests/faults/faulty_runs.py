@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import av
 import numpy as np
 import torch
 from factories import make_row, make_rows
+from tqdm import tqdm
 
 from dataset_scripts.export import export
 from dataset_scripts.moving_shapes import render_moving_shapes
@@ -162,6 +164,13 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def give_own_lock(bars: type[tqdm]) -> None:
+    """The lock of progress bars that a fork inherits is shared: a process that dies would keep it for ever."""
+    bars.set_lock(threading.RLock())
+    for kind in bars.__subclasses__():
+        give_own_lock(kind)
+
+
 def fork(function: Callable[[], None]) -> int:
     """Runs a function in a process forked from this one; its exit code, negative for the signal that ended it."""
     sys.stdout.flush()
@@ -170,6 +179,7 @@ def fork(function: Callable[[], None]) -> int:
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            give_own_lock(tqdm)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             faulthandler.dump_traceback_later(60, exit=True, file=sys.__stdout__)  # a task that hangs fails
             function()
