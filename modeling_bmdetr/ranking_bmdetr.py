@@ -152,10 +152,13 @@ class BMDetrClipProposals(nn.Module):
     Deformable DETR; per-clip boundaries as in UniVTG).
     """
 
+    ranks: Tensor
+
     def __init__(self, config: BMDetrConfig):
         super().__init__()
         d = config.hidden_size
-        self.number = config.num_queries
+        # Kept with the weights: no other tensor tells for how many spans they were trained.
+        self.register_buffer("ranks", torch.arange(config.num_queries))
         self.distances = BMDetrMLP(d, d, 2)
         self.quality = BMDetrMLP(d, d, 1)
         self.quality[-1].start_bias = UNLIKELY  # type: ignore[assignment]
@@ -182,7 +185,7 @@ class BMDetrClipProposals(nn.Module):
             `(rows, queries)` long and `(rows, queries, 2)`.
         """
         spans_se = spans_se.detach().clamp(0, 1)
-        index = select_apart(spans_se, logits.detach().masked_fill(~video_mask.bool(), -1e9), self.number)
+        index = select_apart(spans_se, logits.detach().masked_fill(~video_mask.bool(), -1e9), len(self.ranks))
         spans_cxw = spans_se_to_cxw(spans_se.gather(1, index[..., None].expand(-1, -1, 2)))
         return index, torch.stack((spans_cxw[..., 0], spans_cxw[..., 1].clamp(min=NARROWEST)), dim=-1)
 

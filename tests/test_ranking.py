@@ -1,5 +1,6 @@
 """Proposals, refinement, quality and presence: each part against numbers worked out by hand or loops."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from factories import PAPER, tiny_batch, tiny_model
 from loss_by_hand import giou_by_hand, mean, moments_of, predictions
 from torch import Tensor, nn
 
+from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.modeling_bmdetr import span_scores
 from modeling_bmdetr.ranking_bmdetr import (
     BMDetrClipProposals,
@@ -261,3 +263,11 @@ def test_a_model_in_half_precision_answers():
     for name in ("scores", "pred_spans", "presence_logits", "proposed_spans"):
         assert output[name].isfinite().all()
     assert output.scores.dtype == output.presence_logits.dtype == torch.float32
+
+
+def test_weights_of_another_number_of_spans_are_refused(tmp_path):
+    tiny_model(clip_proposals=True).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_queries": 3}))
+    with pytest.raises(ValueError, match=r"another shape \(model.clip_proposals.ranks\)"):
+        BMDetrForMomentRetrieval.from_pretrained(tmp_path)
