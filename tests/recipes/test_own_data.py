@@ -99,7 +99,7 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
         return report
 
     monkeypatch.setattr(own_data, "extract_features", counting)
-    monkeypatch.setattr(own_data, "train_by_recipe", lambda *_, **__: pytest.skip("not reached"))
+    monkeypatch.setattr(own_data, "train_by_recipe", lambda *_, **__: pytest.fail("not to be reached"))
     monkeypatch.setattr(own_data, "choose_recipe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train(world, trained, *ENCODERS, "--resume") == 130
     record = trained / "features" / "contents.json"
