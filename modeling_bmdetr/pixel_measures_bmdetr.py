@@ -1,4 +1,4 @@
-"""What the weightless encoders measure on frames: colour planes, their moments, the directions of their edges, their flow.
+"""What the weightless encoders measure on frames: colour planes, their moments, the directions of edges, and flow.
 
 Pure tensor functions on square frames. Planes are `(..., size, size)`; every measure is a mean over the frame.
 """
