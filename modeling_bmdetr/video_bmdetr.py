@@ -116,6 +116,11 @@ class VideoFile(AbstractContextManager):
         """Seconds from time 0 to the end of the last picture."""
         return self.info.duration_s
 
+    @property
+    def fps(self) -> float:
+        """Average frame rate."""
+        return self.info.fps
+
     @cached_property
     def info(self) -> VideoInfo:
         """Duration, frame rate and size.
