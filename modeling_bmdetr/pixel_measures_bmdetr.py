@@ -126,7 +126,7 @@ def moving_shapes(planes: torch.Tensor, change: torch.Tensor, harmonics: int = 8
     """What the changing part of each plane looks like: how much of it there is, and its shape whatever its size.
 
     Args:
-        planes: `(clips, frames, planes, size, size)`.
+        planes: `(clips, frames, planes, size, size)`, all frames of the clips or some.
         change: `(clips, frames - 1, planes, size, size)`, the size of the change of each pixel.
         harmonics: the last angular harmonic of the directions of edges.
 
