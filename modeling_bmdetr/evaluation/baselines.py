@@ -17,8 +17,12 @@ def whole_video(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def best_fixed_span(
     train_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], iou: float = 0.7
 ) -> list[dict[str, Any]]:
-    """Predictions: the share of the video that overlaps a training query's first moment with this IoU most often."""
-    spans = np.array([[time / row["duration"] for time in row["relevant_windows"][0]] for row in train_rows])
+    """Predictions: the share of the video that overlaps a training query's first moment with this IoU most often.
+
+    Training queries without a moment tell nothing.
+    """
+    first = [(row["relevant_windows"][0], row["duration"]) for row in train_rows if row["relevant_windows"]]
+    spans = np.array([[time / duration_s for time in window] for window, duration_s in first])
     grid = np.linspace(0.0, 1.0, STEPS + 1)
     candidates = np.array([(start, end) for start in grid for end in grid if end > start])
     overlap = np.minimum(spans[:, None, 1], candidates[None, :, 1]) - np.maximum(

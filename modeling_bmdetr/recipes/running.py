@@ -34,7 +34,7 @@ from .preparation import (
     training_arguments,
     write_json,
 )
-from .recipe import Recipe
+from .recipe import SECTIONS, Recipe
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 # Shown in the table; the report has all.
@@ -135,7 +135,8 @@ def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
     before["training"].setdefault("seed", now["training"]["seed"])
     changes = {}
-    for section, entries in now.items():
+    for section in SECTIONS:
+        entries = now[section]
         for name in sorted({*entries, *before[section]}):
             pair = (before[section].get(name, "unset"), entries.get(name, "unset"))
             if pair[0] != pair[1]:
