@@ -36,6 +36,7 @@ def nothing_imported(monkeypatch):
     monkeypatch.setattr(plugins_bmdetr, "_imported", [])
     monkeypatch.setattr(plugins_bmdetr, "_losses", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
 
 
 def write_loss(folder: Path, module: str, name: str) -> None:
@@ -107,8 +108,8 @@ SMALL = ["hidden_size=16", "intermediate_size=16", "num_attention_heads=2"]
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """The working directory, where `bmdetr train --import own_parts` trained with the module's encoder and loss."""
+def trained(tmp_path, monkeypatch, capsys):
+    """What `bmdetr train --import own_parts`, with the module's encoder and loss, printed in the working directory."""
     write_loss(tmp_path, "own_parts", "own-width")
     with (tmp_path / "own_parts.py").open("a") as file:
         file.write(OWN_GRID)
@@ -122,20 +123,21 @@ def trained(tmp_path, monkeypatch):
     command = ["train", "rows.csv", "--videos", "videos", "--out", "out", "--video-encoder", "own-grid"]
     command += ["--text-encoder", "hashed-words", "--import", "own_parts", "--override", "model.loss=own-width"]
     assert main([*command, *(f"model.{size}" for size in SMALL), "training.num_train_epochs=1"]) == 0
-    return tmp_path
+    return capsys.readouterr().out
 
 
-def test_a_loss_and_an_encoder_on_the_command_line(trained, capsys):
+def test_a_loss_and_an_encoder_on_the_command_line(trained):
     assert yaml.safe_load(Path("out/recipe.yaml").read_text())["import"] == ["own_parts"]
     assert json.loads(Path("out/model/config.json").read_text())["loss"] == "own-width"
-    assert "'loss_width'" in capsys.readouterr().out  # as the Trainer logs it
+    assert "'loss_width'" in trained  # as the Trainer logs it
 
 
 @pytest.mark.slow
-def test_other_processes_import_them_by_name(trained):
+@pytest.mark.usefixtures("trained")
+def test_other_processes_import_them_by_name():
     """`bmdetr predict --import`, and the recipe that lies beside the model."""
     root = str(Path(__file__).parents[1])
-    run = {"cwd": trained, "env": {**os.environ, "PYTHONPATH": root}, "capture_output": True}
+    run = {"env": {**os.environ, "PYTHONPATH": root}, "capture_output": True}
     code = "import sys; from modeling_bmdetr.cli import main; sys.exit(main(sys.argv[1:]))"
     ask = [sys.executable, "-c", code, "predict", "videos/v0.mp4", "It darkens.", "--model", "out/model", "--quiet"]
     assert subprocess.run([*ask, "--import", "own_parts"], **run).returncode == 0

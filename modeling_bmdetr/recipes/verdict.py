@@ -12,8 +12,6 @@ from ..data.features.video_files import find_video
 from ..data.rows.jsonl import read_rows
 from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
-from ..evaluation import evaluate_submission
-from ..evaluation.baselines import best_fixed_span, whole_video
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
@@ -38,10 +36,7 @@ def add_verdict(
     """The report of a run with baselines, verdict and notes, written again with pictures of the first answers."""
     predictions = list(read_rows(out / "predictions_eval.jsonl"))
     metrics = report["runs"][0]["metrics"]["eval"]
-    baselines = {
-        "whole video": evaluate_submission(whole_video(val_rows), val_rows),
-        "best fixed span": evaluate_submission(best_fixed_span(train_rows, val_rows), val_rows),
-    }
+    baselines = report["baselines"]["eval"]
     asked = sum(bool(row["relevant_windows"]) for row in val_rows)
     verdict = judge(metrics, baselines, asked, answers_alike(predictions, val_rows), len(train_rows))
     pictures = draw_answers(val_rows, Path(video_dir), out)
