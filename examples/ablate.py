@@ -35,11 +35,15 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.data import CanonicalRow
+from modeling_bmdetr.data.rows.absent import add_absent_rows
+from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.recipes import write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
 _JOINT = ("joint_p_inside", "joint_p_outside")
+_TRUST = ("CAL-ECE", "CAL-AUC", "PR-AUROC", "PR-ECE")
 # Of every run, unless `--training` says otherwise.
 _NOTHING_SAVED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 _TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)} | _NOTHING_SAVED
@@ -154,6 +158,7 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not run.mining:  # the evaluation rows keep the data's own negative queries
         metrics |= joint_probabilities(trainer, metrics)
+    metrics |= trust_figures(trainer, data.eval_rows, run.seed)
     history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
     return {
         "variant": run.variant.name,
@@ -201,6 +206,22 @@ def joint_probabilities(trainer: BMDetrTrainer, metrics: Mapping[str, float]) ->
     finally:
         trainer.args.evaluate_with_negatives = given
     return {f"joint_{name}": measured[f"joint_{name}"] for name in names}
+
+
+def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: int) -> dict[str, float]:
+    """How far scores and presence can be trusted: calibrated on one half of the videos, measured on the other.
+
+    Each half gets absent rows, sentences of other videos, one for every two rows. A model without presence head has no
+    figures of presence, and one whose score could not be fitted none at all.
+    """
+    videos = sorted({row["vid"] for row in rows})
+    first = set(videos[::2])
+    halves = [[row for row in rows if (row["vid"] in first) == wanted] for wanted in (True, False)]
+    fitted_on, measured_on = (add_absent_rows(half, seed=seed)[0] for half in halves)
+    if trainer.calibrate(fitted_on).score is None:
+        return {}
+    found = evaluate_submission(trainer.predict_rows(measured_on), measured_on)
+    return {name: found[name] for name in _TRUST if name in found}
 
 
 def _printer() -> Any:
@@ -280,7 +301,9 @@ def progress_line(result: Mapping[str, Any]) -> str:
     """One line about one run."""
     metrics = result["metrics"]
     shown = "  ".join(
-        f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in (*_METRICS, *_JOINT) if name in metrics
+        f"{name.removeprefix('MR-full-')} {metrics[name]:g}"
+        for name in (*_METRICS, *_JOINT, *_TRUST)
+        if name in metrics
     )
     return f"{result['variant']:32} seed {result['seed']}  {shown}  ({result['seconds']:.0f} s)"
 
