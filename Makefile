@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install quickstart card test test-slow check format docs clean
+.PHONY: help install quickstart card test test-slow bench check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,9 @@ test: $(VENV)/.installed-dev  ## the default test suite
 
 test-slow: $(VENV)/.installed-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-dev  ## measure times and memory; BENCH="--only update" for a part of it
+	$(BIN)/python examples/benchmarks/bench.py $(BENCH)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
