@@ -47,11 +47,7 @@ def commands(options: Namespace) -> dict[str, Any]:
                 clock.append(time.perf_counter() - started)
                 processor.append(used.ru_utime + used.ru_stime)
                 memory.append(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
-        values = {
-            "time, ms": milliseconds(clock),
-            "processor time, ms": milliseconds(processor),
-            "peak memory, MiB": memory,
-        }
+        times = {"time, ms": milliseconds(clock), "processor time, ms": milliseconds(processor)}
         rows[f"bmdetr {name} --help".replace("  ", " ")] = {"values": {**times, "peak memory, MiB": memory}}
     return {"rows": rows}
 
