@@ -35,8 +35,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.calibrating import pairs_with_other_videos
 from modeling_bmdetr.data import CanonicalRow
-from modeling_bmdetr.data.rows.absent import add_absent_rows
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.recipes import write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
@@ -211,16 +211,23 @@ def joint_probabilities(trainer: BMDetrTrainer, metrics: Mapping[str, float]) ->
 def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: int) -> dict[str, float]:
     """How far scores and presence can be trusted: calibrated on one half of the videos, measured on the other.
 
-    Each half gets absent rows, sentences of other videos, one for every two rows. A model without presence head has no
-    figures of presence, and one whose score could not be fitted none at all.
+    Absent queries are the half's own sentences, each asked of another video that shares no content word with it. What
+    could not be calibrated has no figures.
     """
-    videos = sorted({row["vid"] for row in rows})
-    first = set(videos[::2])
-    halves = [[row for row in rows if (row["vid"] in first) == wanted] for wanted in (True, False)]
-    fitted_on, measured_on = (add_absent_rows(half, seed=seed)[0] for half in halves)
-    if trainer.calibrate(fitted_on).score is None:
+    first = set(sorted({row["vid"] for row in rows})[::2])
+    fitted_on, measured_on = ([row for row in rows if (row["vid"] in first) == half] for half in (True, False))
+    calibration = trainer.calibrate(fitted_on)
+    if calibration.score is None:
         return {}
-    found = evaluate_submission(trainer.predict_rows(measured_on), measured_on)
+    answers = trainer.predict_rows(measured_on)
+    found = evaluate_submission(answers, measured_on)
+    if calibration.presence is not None:
+        pairs = pairs_with_other_videos(measured_on, seed)
+        asked = trainer.predict_rows(pairs)
+        for entry in (*pairs, *asked):  # a sentence is asked twice: of its own video, and of another one
+            entry["qid"] = f"{entry['qid']}_absent"
+        together = evaluate_submission([*answers, *asked], [*measured_on, *pairs])
+        found |= {name: value for name, value in together.items() if name.startswith("PR-")}
     return {name: found[name] for name in _TRUST if name in found}
 
 
