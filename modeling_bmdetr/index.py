@@ -28,7 +28,7 @@ from .contract_bmdetr import FeatureContract
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
 from .data.rows.schema import VIDEO_SUFFIXES
-from .files_bmdetr import replacing_file
+from .files_bmdetr import remove_leftovers, replacing_file
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 
 logger = logging.get_logger(__name__)
@@ -216,6 +216,7 @@ class VideoIndex:
         """Starts an index, or checks that this one is of the same folder, and takes note of the model."""
         held = self._manifest
         if not held:
+            remove_leftovers(self.directory)
             if self.directory.is_dir() and any(self.directory.iterdir()):
                 raise ValueError(f"'{self.directory}' is neither an index nor empty: name another folder for the index")
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -259,7 +260,7 @@ class VideoIndex:
             return
         number = int(self._manifest["store"].partition("-")[2]) + 1
         with FeatureWriter(self.directory / f"store-{number}", self.contract, dtype=self._manifest["dtype"]) as writer:
-            for key in used:
+            for key in sorted(used):  # in the same order again after a kill
                 if key not in writer.videos:
                     writer.add_video(key, self.source.read(key))
             writer.finish()

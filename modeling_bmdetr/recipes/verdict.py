@@ -14,6 +14,7 @@ from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
 from ..evaluation import evaluate_submission
 from ..evaluation.baselines import best_fixed_span, whole_video
+from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
@@ -46,7 +47,8 @@ def add_verdict(
     pictures = draw_answers(val_rows, Path(video_dir), out)
     report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(in_words(report, len(val_rows)) + "\n", encoding="utf-8")
+    with replacing_file(out / "report.md") as file:
+        file.write(in_words(report, len(val_rows)) + "\n")
     return report
 
 
