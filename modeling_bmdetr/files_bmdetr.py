@@ -148,7 +148,9 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
             file.chmod((aside.stat().st_mode & 0o666) | 0o600)
             _sync(file)
         files = [file for file in files if not _is_same(file, folder / file.relative_to(aside))]
-        old_files = {old for pattern in stale for old in folder.glob(pattern) if old.name not in names and old.is_file()}
+        old_files = {
+            old for pattern in stale for old in folder.glob(pattern) if old.name not in names and old.is_file()
+        }
         if key in names and (old_files or files not in ([], [aside / key])):
             (folder / key).unlink(missing_ok=True)
             files += [] if aside / key in files else [aside / key]

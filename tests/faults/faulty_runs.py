@@ -24,7 +24,7 @@ from tqdm import tqdm
 # Calls that touch files; between two of them bytes are written.
 _CALLS = [(os, name) for name in ("open", "replace", "rename", "unlink", "mkdir", "rmdir", "fsync", "chmod")]
 _CALLS += [(builtins, "open"), (io, "open")]
-_HANGS_S = 120
+_HANGS_S = 300
 
 
 def contents(folder: Path, timed: Callable[[str], bool] = lambda path: False) -> dict[str, str]:
@@ -187,7 +187,9 @@ def interruptions(
         elif kind == 4:
             how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             seconds = draw.uniform(0, duration_s)
-            chosen.append((f"{how.name} after {seconds:.3f} s of {duration_s:.3f}", killed_after(function, seconds, how)))
+            chosen.append(
+                (f"{how.name} after {seconds:.3f} s of {duration_s:.3f}", killed_after(function, seconds, how))
+            )
         else:
             how = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[kind]
             event = draw.randrange(1, events + 1)
