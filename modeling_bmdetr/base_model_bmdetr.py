@@ -2,7 +2,7 @@
 
 Axis legend, used by every shape comment below:
     batch      video-query pairs            video_len  clips, padded       text_len  tokens, padded
-    negatives  negative queries a pair      queries    learnable spans M   hidden    model width d
+    negatives  negative queries per pair    queries    learnable spans M   hidden    model width d
     passes     what one encoder call sees: (1 + negatives) x views x batch
     views      1, or 2 with temporal shifting: the video as it is, and with its frames in another order
 

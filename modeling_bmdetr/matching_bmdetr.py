@@ -52,8 +52,8 @@ def matching_cost(
 def match_moments(cost: Tensor, valid: Tensor) -> MatchedMoments:
     """Eq. 13: the one-to-one assignment of spans to moments with the least total cost.
 
-    With one label row a sample, the optimum is an argmin and stays on the device. With several, SciPy's
-    `linear_sum_assignment` solves each sample on the CPU. A cost that is not a number counts as very large, so a
+    With at most one moment per query the optimum is an argmin and stays on the device. With several, SciPy's
+    `linear_sum_assignment` solves each query on the CPU. A cost that is not a number counts as very large, so a
     diverged model shows in its loss, not as an error of the solver.
 
     Args:
@@ -61,7 +61,7 @@ def match_moments(cost: Tensor, valid: Tensor) -> MatchedMoments:
         valid: `(batch, moments)` bool.
 
     Raises:
-        ImportError: several moments a sample, and SciPy is not installed.
+        ImportError: several moments per query, and SciPy is not installed.
     """
     cost = torch.nan_to_num(cost.float(), nan=1e6, posinf=1e6, neginf=-1e6)
     if cost.shape[2] == 1:

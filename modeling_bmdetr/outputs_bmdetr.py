@@ -35,7 +35,7 @@ class BMDetrModelOutput(ModelOutput):
         negative: The same outputs for the negative queries, `(negatives x batch, ...)`, with
             `answer_negatives`; their `positive_probabilities` are P(f|Q-).
         encoder_hidden_states, encoder_attentions, decoder_hidden_states, decoder_attentions, cross_attentions: One
-            tensor a layer, when asked for by `output_hidden_states` (what enters the first layer comes before) and
+            tensor per layer, when asked for by `output_hidden_states` (what enters the first layer comes before) and
             `output_attentions` (`eager` attention only).
     """
 

@@ -298,6 +298,7 @@ def test_a_data_set_that_renders_its_own_folder(run, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------- the real files
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
 @pytest.mark.parametrize(
     ("name", "splits"),
