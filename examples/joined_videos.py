@@ -29,8 +29,8 @@ from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features
 from modeling_bmdetr.data import FeatureStore, read_rows, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission
-from modeling_bmdetr.pipeline_bmdetr import WINDOW_NMS_IOU, window_starts
 from modeling_bmdetr.spans_bmdetr import temporal_nms
+from modeling_bmdetr.windows_bmdetr import WINDOW_NMS_IOU, window_starts
 
 Row = Mapping[str, Any]
 RANKINGS = ("score", "score x presence", "score x p inside")
