@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
+# Tests run in as many processes as there are processors; `make test PARALLEL=` runs them in one.
+PARALLEL ?= --numprocesses logical --dist worksteal
+
 .PHONY: help install quickstart card test test-slow check format docs clean
 .DEFAULT_GOAL := help
 
@@ -31,10 +34,10 @@ card: $(VENV)/.installed-quickstart  ## record the last quickstart and render mo
 	$(BIN)/python examples/render_model_card.py examples/results/quickstart.json --out model_card.md
 
 test: $(VENV)/.installed-dev  ## the default test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.installed-dev  ## the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

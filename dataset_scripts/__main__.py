@@ -14,7 +14,7 @@ from modeling_bmdetr.files_bmdetr import replacing_file
 
 from .builder import BenchmarkBuilder
 from .export import export, push_to_hub
-from .registry import BENCHMARKS, builder_class
+from .registry import BENCHMARKS, builder_class, open_benchmark
 from .split_statistics import builder_statistics, format_statistics, statistics_as_json
 
 
@@ -81,19 +81,8 @@ def _list(options: argparse.Namespace) -> None:  # noqa: ARG001
 
 
 def _builder(options: argparse.Namespace, **more: Any) -> datasets.DatasetBuilder:
-    """The builder asked for, given only the options that were set: not every builder has all."""
-    optional = {
-        "cache_dir": options.cache_dir,
-        "splits": None if options.splits is None else tuple(options.splits),
-        "released_jsonl": options.released_jsonl,
-        **more,
-    }
-    given = {name: value for name, value in optional.items() if value is not None}
-    builder = builder_class(options.name)
-    unknown = [] if issubclass(builder, BenchmarkBuilder) else sorted(set(given) - {"cache_dir"})
-    if unknown:
-        raise ValueError(f"{options.name} is rendered, not read: it has no options {', '.join(unknown)}.")
-    return builder(data_dir=options.data_dir, **given)
+    shared = {name: getattr(options, name) for name in ("cache_dir", "splits", "released_jsonl")}
+    return open_benchmark(options.name, options.data_dir, **shared, **more)
 
 
 def _stats(options: argparse.Namespace) -> None:

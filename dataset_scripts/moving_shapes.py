@@ -213,7 +213,7 @@ class MovingShapes(datasets.GeneratorBasedBuilder):
         names = ("qid", "vid", "query", "video", *(["absent_kind"] if self.config.absent else []))
         text = {name: Value("string") for name in names}
         return datasets.DatasetInfo(
-            description="Videos of moving shapes, rendered from a seed, with one sentence an event.",
+            description="Videos of moving shapes, rendered from a seed, with one sentence per event.",
             features=Features({**text, "duration": Value("float64"), "relevant_windows": List(List(Value("float64")))}),
             license="MIT",
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dataset_scripts.registry import BENCHMARKS, builder_class
+from dataset_scripts.registry import BENCHMARKS, builder_class, open_benchmark
 from modeling_bmdetr.data import CanonicalRow
 from modeling_bmdetr.recipes import register_benchmarks
 from modeling_bmdetr.recipes.recipe import DATA, suggestion
@@ -18,9 +18,8 @@ def rows_of_benchmark(data: Mapping[str, Any], split: str) -> list[CanonicalRow]
         )
     if not data.get("data_dir"):
         raise ValueError(f"`data.data_dir` is missing: {DATA['data_dir']}")
-    options = {"released_jsonl": data["released_jsonl"]} if data.get("released_jsonl") else {}
-    builder = builder_class(data["benchmark"])(data_dir=data["data_dir"], splits=(split,), **options)
-    return builder.rows(split)
+    released = data.get("released_jsonl") or None
+    return open_benchmark(data["benchmark"], data["data_dir"], splits=(split,), released_jsonl=released).rows(split)
 
 
 register_benchmarks(rows_of_benchmark, lambda name: builder_class(name).TITLE)

@@ -37,7 +37,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from dataset_scripts.registry import BENCHMARKS, builder_class
+from dataset_scripts.registry import BENCHMARKS, load_benchmark
 from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count
 from modeling_bmdetr.data import CanonicalRow, read_rows, validate_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import mine_negative_queries
@@ -327,9 +327,8 @@ def load_splits(
             raise ValueError(f"the files of `--rows` must have different names, received {list(rows_files)}")
         return splits
     assert benchmark is not None
-    builder = builder_class(benchmark)(data_dir=data_dir, splits=tuple(split_names) if split_names else None)
-    builder.download_and_prepare()
-    return {name: [dict(row) for row in split] for name, split in builder.as_dataset().items()}  # type: ignore[misc]
+    splits = load_benchmark(benchmark, data_dir, splits=split_names or None)
+    return {name: [dict(row) for row in split] for name, split in splits.items()}  # type: ignore[misc]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -42,7 +42,7 @@ class VideoEncoder(ABC):
     Attributes:
         name: the name it is built by.
         dim: values per row.
-        frames_per_clip: frames sampled from each clip, at the centres of equal parts of it.
+        frames_per_clip: frames sampled from each clip, see `clip_times`.
         clips_per_batch: clips whose frames are held and encoded at once.
         frame_size, interpolation: how frames are resized while decoding, as `iter_frames` takes it.
     """
@@ -68,6 +68,14 @@ class VideoEncoder(ABC):
         """
         return _encode_in_one_pass(video, [self], clip_length_s, fps, progress)
 
+    def clip_times(self, duration_s: float, clip_length_s: float, fps: float) -> np.ndarray:  # noqa: ARG002
+        """Seconds at which frames are sampled, `(clips, frames_per_clip)`, increasing in reading order.
+
+        A subclass that follows another rule than [`clip_times`] of the feature contract overrides this; `fps` is the
+        average frame rate of the video. Of several encoders side by side, the fewest clips count.
+        """
+        return clip_times(duration_s, clip_length_s, self.frames_per_clip)
+
     @abstractmethod
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
         """Rows `(clips, dim)` of `clips x frames_per_clip` frames, each `(height, width, 3)` uint8."""
@@ -88,15 +96,20 @@ class TextEncoder(ABC):
     name: str
     dim: int
 
-    def encode_text(self, sentences: Sequence[str], max_tokens: int = 32) -> list[np.ndarray]:
+    def encode_text(self, sentences: Sequence[str], max_tokens: int = 32, padding: bool = False) -> list[np.ndarray]:
         """Encodes sentences; each keeps its first `max_tokens` rows, and a warning names those that are longer.
+
+        Args:
+            padding: whether rows of padding follow those of real tokens, as in some published features; for encoders
+                that have such rows.
 
         Returns:
             one `(tokens, dim)` float32 array per sentence, in the order given, not normalised; at least one row each.
 
         Raises:
             TypeError: if `sentences` is a single string.
-            ValueError: if a sentence is empty or blank, or `max_tokens` is less than 1.
+            ValueError: if a sentence is empty or blank, `max_tokens` is less than 1, or the encoder has no rows of
+                padding and they are asked for.
         """
         if isinstance(sentences, str):
             raise TypeError(f"sentences must be a list of strings, received one string; pass [{sentences!r}]")
@@ -114,11 +127,17 @@ class TextEncoder(ABC):
                 f"{len(cut)} of {len(sentences)} sentences have more than {max_tokens} tokens; only the first "
                 f"{max_tokens} are read, and what follows changes nothing: {cut[0][:200]!r}"
             )
+        if padding:
+            rows = self._encode_padded(list(sentences))
         return [row[:max_tokens] for row in rows]
 
     @abstractmethod
     def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
         """Rows of checked sentences, one `(tokens, dim)` float32 array each."""
+
+    def _encode_padded(self, sentences: list[str]) -> list[np.ndarray]:  # noqa: ARG002
+        """Rows of checked sentences with those of padding, the same number for each."""
+        raise ValueError(f"the text encoder {self.name!r} has no rows of padding, which text_rows='all' asks for.")
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -176,7 +195,7 @@ def _encode_in_one_pass(
 ) -> EncodedVideo:
     with open_video(video, fps) as source:
         most = opened(source.name, source.duration_s) if opened is not None else None
-        times_s = [clip_times(source.duration_s, clip_length_s, one.frames_per_clip)[:most] for one in encoders]
+        times_s = [one.clip_times(source.duration_s, clip_length_s, source.fps)[:most] for one in encoders]
         plans = [
             FramePlan(times.ravel(), encoder.frame_size, encoder.interpolation)
             for times, encoder in zip(times_s, encoders, strict=True)

@@ -6,6 +6,7 @@
 | `hf:NAME_OR_PATH` | any model of transformers that sees images or videos, or reads text, by what it can do |
 | `clip:NAME_OR_PATH` | the same for CLIP-like models and other image models; the name that first checkpoints have |
 | `timm:NAME` | an image backbone of timm |
+| `slowfast`, `slowfast:FILE` | SlowFast 8x8 R50 of pytorchvideo |
 | `minilm` | for text: all-MiniLM-L6-v2, whose weights install as a package |
 
 Further ones are registered by a module of their own (`register_video_encoder`, `register_text_encoder`), which is
@@ -27,8 +28,9 @@ from functools import partial
 from typing import Any
 
 from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
-from .image_encoders_bmdetr import ImageEncoder
+from .image_encoders_bmdetr import Clips, ImageEncoder
 from .pretrained_models_bmdetr import Pooling, ability_of
+from .slowfast_encoder_bmdetr import SlowFastEncoder
 from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
 from .video_encoders_bmdetr import FrameSequenceEncoder
@@ -45,6 +47,7 @@ __all__ = [
     "ImageEncoder",
     "FrameSequenceEncoder",
     "TimmEncoder",
+    "SlowFastEncoder",
     "TokenEncoder",
     "build_video_encoder",
     "build_text_encoder",
@@ -66,11 +69,16 @@ def pretrained_video_encoder(
     device: Any = "cpu",
     dtype: Any = "float32",
     revision: str | None = None,
+    clips: Clips = "started",
 ) -> VideoEncoder:
     """The encoder for a model of transformers: `FrameSequenceEncoder` where it sees videos, else `ImageEncoder`."""
     ability, _ = ability_of(model, revision)
-    encoder = FrameSequenceEncoder if ability in ("video-text tower", "video backbone") else ImageEncoder
-    return encoder(model, frames_per_clip, pooling, batch_size, device, dtype, revision, PRETRAINED_PREFIX)
+    options = (frames_per_clip, pooling, batch_size, device, dtype, revision, PRETRAINED_PREFIX)
+    if ability not in ("video-text tower", "video backbone"):
+        return ImageEncoder(model, *options, clips)
+    if clips != "started":
+        raise ValueError(f"clips={clips!r} is for models that see images, and {model!r} sees videos.")
+    return FrameSequenceEncoder(model, *options)
 
 
 # A name that ends in a colon is followed by an argument of its own.
@@ -79,6 +87,8 @@ _VIDEO_ENCODERS: dict[str, Callable[..., VideoEncoder]] = {
     CLIP_PREFIX: partial(ImageEncoder, prefix=CLIP_PREFIX),
     PRETRAINED_PREFIX: pretrained_video_encoder,
     "timm:": TimmEncoder,
+    "slowfast": SlowFastEncoder,
+    "slowfast:": SlowFastEncoder,
 }
 _TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     HashedWordTextEncoder.name: HashedWordTextEncoder,

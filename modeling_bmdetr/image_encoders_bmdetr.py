@@ -3,7 +3,8 @@
 Each sampled frame is encoded by itself, and the rows of a clip are averaged.
 """
 
-from typing import Any
+import math
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from .pretrained_models_bmdetr import (
     require_ability,
 )
 
+Clips: TypeAlias = Literal["started", "nearest"]
+
 
 class ImageEncoder(VideoEncoder):
     """A model of transformers that sees single images.
@@ -36,9 +39,11 @@ class ImageEncoder(VideoEncoder):
         dtype: precision of the model; rows are float32 all the same.
         revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
         prefix: what the encoder's name begins with.
+        clips: `started` counts a last clip that the video fills by a tenth; `nearest` rounds the number of clips, as in
+            published CLIP features, which hold the frame in the middle of each clip (`frames_per_clip=1`).
 
     Raises:
-        ValueError: if the model sees no images.
+        ValueError: if the model sees no images, or `clips` is neither.
         OSError: if there is no such model, or no access to it.
         ImportError: if Pillow, which prepares the frames, is not installed.
     """
@@ -55,9 +60,13 @@ class ImageEncoder(VideoEncoder):
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
         prefix: str = "hf:",
+        clips: Clips = "started",
     ) -> None:
         frames_per_clip = 2 if frames_per_clip is None else frames_per_clip
         require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
+        if clips not in ("started", "nearest"):
+            raise ValueError(f"clips must be 'started' or 'nearest', received {clips!r}.")
+        self.clips: Clips = clips
         ability, _ = require_ability(model, revision, "see images", "image-text tower", "image backbone")
         self.name = prefix + str(model)
         self.frames_per_clip = frames_per_clip
@@ -82,9 +91,17 @@ class ImageEncoder(VideoEncoder):
         self.dim = self._rows(blank).shape[-1]
 
     def spec(self) -> dict[str, Any]:
-        options = {"pooling": self.pooling, "revision": self.revision}
+        clips = None if self.clips == "started" else self.clips
+        options = {"pooling": self.pooling, "revision": self.revision, "clips": clips}
         given = {name: value for name, value in options.items() if value is not None}
         return {"name": self.name, "dim": self.dim, "frames_per_clip": self.frames_per_clip, **given}
+
+    def clip_times(self, duration_s: float, clip_length_s: float, fps: float) -> np.ndarray:
+        if self.clips == "started":
+            return super().clip_times(duration_s, clip_length_s, fps)
+        clips = max(1, math.floor(round(duration_s / clip_length_s, 4) + 0.5))
+        centres = (np.arange(self.frames_per_clip) + 0.5) / self.frames_per_clip
+        return np.minimum((np.arange(clips)[:, None] + centres) * clip_length_s, duration_s)
 
     @torch.inference_mode()
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:

@@ -128,7 +128,7 @@ def check_features(name: str, features: Tensor, dims: int, width: int, hint: Cal
 
 
 def check_mask(name: str, mask: Tensor | None, features: Tensor, may_be_empty: bool = False) -> None:
-    """A mask of the features' shape, 0 or 1, at least one real position a row."""
+    """A mask of the features' shape, 0 or 1, at least one real position per row."""
     expected = tuple(features.shape[:-1])
     if mask is None:
         raise ValueError(
@@ -215,7 +215,7 @@ def check_labels(
         not isinstance(saliency_labels, Tensor) or tuple(saliency_labels.shape) != (batch, video_len)
     ):
         raise ValueError(
-            f"`saliency_labels` must have shape {(batch, video_len)}, one rating a clip and -100 where unknown, "
+            f"`saliency_labels` must have shape {(batch, video_len)}, one rating per clip and -100 where unknown, "
             f"received {describe(saliency_labels)}"
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Pipeline
@@ -64,7 +65,14 @@ class MomentRetrievalPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
 
-    def __call__(self, video: Any, query: str | Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self,
+        video: Any,
+        query: str | Sequence[str] | None = None,
+        *,
+        text_features: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Answers one query with a dict, a list of queries with a list of dicts.
 
         Args:
@@ -73,6 +81,8 @@ class MomentRetrievalPipeline(Pipeline):
                 ...}` is accepted too. A list or a generator of any of these gives one answer for each, in a list or a
                 generator.
             query: A sentence, or a list of them.
+            text_features: Raw rows `(tokens, dim)` for each query, where they were encoded elsewhere; the sentences
+                then only name the answers.
             fps: Frame rate of decoded frames.
             top_k: At most so many moments per answer (5).
             score_threshold: Leaves out moments that score less (0).
@@ -83,11 +93,11 @@ class MomentRetrievalPipeline(Pipeline):
             query_batch_size: Pairs of a window and a query the model sees at once (32).
         """
         if isinstance(video, Iterator) and not is_one_video(video):
-            return (self(one, query, **kwargs) for one in video)
+            return (self(one, query, text_features=text_features, **kwargs) for one in video)
         if isinstance(video, Sequence) and not is_one_video(video):
             if not video:
                 raise ValueError("`video` is an empty list: pass at least one video")
-            return [self(one, query, **kwargs) for one in video]
+            return [self(one, query, text_features=text_features, **kwargs) for one in video]
         if isinstance(video, Mapping):
             if "video" not in video:
                 raise ValueError(f"a dict of inputs has the keys `video` and `query`, received {sorted(video)}")
@@ -97,7 +107,12 @@ class MomentRetrievalPipeline(Pipeline):
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("`query` is an empty list: pass at least one sentence")
-        answers = super().__call__({"video": video, "queries": queries}, **kwargs)
+        if text_features is not None and len(text_features) != len(queries):
+            raise ValueError(
+                f"`text_features` must hold rows for each query, received {len(text_features)} for {len(queries)}"
+            )
+        inputs = {"video": video, "queries": queries, "text_features": text_features}
+        answers = super().__call__(inputs, **kwargs)
         return answers[0] if isinstance(query, str) else answers
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -166,13 +181,17 @@ class MomentRetrievalPipeline(Pipeline):
         windows = [video.features if mode == "resample" else video.features[i : i + longest] for i in starts]
         lengths = [min(len(window), longest) for window in windows]
         prepared = replace(contract, long_video="resample" if mode == "resample" else "truncate")
+        prepare_video_features(windows[0], prepared)  # refuses features that are none before a sentence is encoded
+        text_features = inputs.get("text_features")
+        if text_features is None:
+            text_features = self.processor.encode_text(inputs["queries"])
         clip_s = time_axis_s(lengths[0], video.duration_s, prepared) / lengths[0]
         return {
             "windows": windows,
             "starts": starts,
             "lengths": lengths,
             "prepared": prepared,
-            "texts": [prepare_text_features(row, contract) for row in self.processor.encode_text(inputs["queries"])],
+            "texts": [prepare_text_features(np.asarray(row), contract) for row in text_features],
             "queries": inputs["queries"],
             "duration_s": video.duration_s,
             "clip_s": clip_s,

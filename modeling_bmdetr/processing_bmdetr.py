@@ -148,18 +148,14 @@ class BMDetrProcessor(ProcessorMixin):
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Sentences to the raw rows of the text encoder, `(tokens, dim)` float32 each.
 
+        With `text_rows="all"` in the contract, rows of padding follow those of the sentence, as in the features that
+        such checkpoints were trained on.
+
         Raises:
-            ValueError: the checkpoint was trained on text features that keep their padding rows, which the encoders
-                here do not make.
+            ValueError: a sentence is empty, or the contract asks for rows of padding that the encoder does not have.
         """
-        if self.contract.text_rows == "all":
-            raise ValueError(
-                "this checkpoint was trained on text features with padding rows (feature contract: text_rows='all', "
-                "as in features released for other code), and the text encoders here give rows of real tokens only: "
-                "pass `text_features` made like those of its training, or set text_rows='to_end_of_text' in its "
-                "configuration and processor, knowing that its accuracy was measured on the former"
-            )
-        return self.text_encoder.encode_text(sentences, self.contract.max_tokens)
+        padding = self.contract.text_rows == "all"
+        return self.text_encoder.encode_text(sentences, self.contract.max_tokens, padding)
 
     def __call__(
         self,

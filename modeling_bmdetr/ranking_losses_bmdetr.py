@@ -1,12 +1,14 @@
 """The losses of `ranking_bmdetr.py`: of clip proposals, of the quality of a span, of the presence of a moment.
 
-Like those of `loss_bmdetr.py`, they take plain tensors and explicit masks, and means may be given another divisor.
+Like those of `paper_losses_bmdetr.py`, they take plain tensors and explicit masks, and a mean may be given another
+divisor.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .paper_losses_bmdetr import masked_mean
 from .spans_bmdetr import generalized_temporal_iou, has_moment, spans_cxw_to_se, temporal_iou
 
 ELSEWHERE = -5.0  # start and end of a label row without a moment: overlaps with nothing
@@ -55,7 +57,7 @@ def fit_loss(
     misfit = l1_weight * (spans_cxw - wanted).abs().sum(dim=-1)
     misfit = misfit + giou_weight * (1 - generalized_temporal_iou(spans_se, spans_cxw_to_se(wanted)))
     misfit = misfit.masked_fill(~near, 0.0).sum(dim=1) / near.sum(dim=1).clamp(min=1)
-    return _mean_over_rows(misfit, rows, count)
+    return masked_mean(misfit, rows, count)
 
 
 def quality_loss(logits: Tensor, overlap: Tensor, rows: Tensor, count: Tensor | None = None) -> Tensor:
@@ -66,7 +68,7 @@ def quality_loss(logits: Tensor, overlap: Tensor, rows: Tensor, count: Tensor | 
         rows: `(batch,)` bool, rows that count; those without a moment do.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, overlap, reduction="none")
-    return _mean_over_rows(entropy.mean(dim=1), rows, count)
+    return masked_mean(entropy.mean(dim=1), rows, count)
 
 
 def presence_loss(logits: Tensor, present: Tensor, rows: Tensor, count: Tensor | None = None) -> Tensor:
@@ -77,7 +79,7 @@ def presence_loss(logits: Tensor, present: Tensor, rows: Tensor, count: Tensor |
         present, rows: `(batch,)` bool.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none")
-    return _mean_over_rows(entropy, rows, count)
+    return masked_mean(entropy, rows, count)
 
 
 def proposal_loss(
@@ -104,7 +106,7 @@ def proposal_loss(
     misfit = l1_weight * (spans_se - wanted).abs().sum(dim=-1)
     misfit = misfit + giou_weight * (1 - generalized_temporal_iou(spans_se, wanted))
     misfit = misfit.masked_fill(~foreground, 0.0).sum(dim=1) / foreground.sum(dim=1).clamp(min=1)
-    return _mean_over_rows(misfit, rows, count)
+    return masked_mean(misfit, rows, count)
 
 
 def proposal_quality_loss(
@@ -128,7 +130,7 @@ def proposal_quality_loss(
     overlap = temporal_iou(spans_se.detach().clamp(0, 1), wanted)[0].masked_fill(~foreground, 0.0)
     entropy = F.binary_cross_entropy_with_logits(logits, overlap, reduction="none")
     weight = torch.where(foreground, 1.0, BACKGROUND_WEIGHT) * video_mask
-    return _mean_over_rows((entropy * weight).sum(dim=1) / video_mask.sum(dim=1).clamp(min=1), rows, count)
+    return masked_mean((entropy * weight).sum(dim=1) / video_mask.sum(dim=1).clamp(min=1), rows, count)
 
 
 def nearest_moment(labels_cxw: Tensor, video_mask: Tensor) -> Tensor:
@@ -138,8 +140,3 @@ def nearest_moment(labels_cxw: Tensor, video_mask: Tensor) -> Tensor:
     moments = moments_se(labels_cxw)
     distance = torch.maximum(moments[:, None, :, 0] - centres[..., None], centres[..., None] - moments[:, None, :, 1])
     return moments.gather(1, distance.argmin(dim=2)[..., None].expand(-1, -1, 2))
-
-
-def _mean_over_rows(values: Tensor, rows: Tensor, count: Tensor | None) -> Tensor:
-    number = rows.sum() if count is None else count
-    return (values * rows).sum() / number.clamp(min=1e-6)

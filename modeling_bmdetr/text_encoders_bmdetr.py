@@ -77,6 +77,22 @@ class TokenEncoder(TextEncoder):
             rows += [state[keep][:max_tokens].numpy() for state, keep in zip(states, mask, strict=True)]
         return rows
 
+    def _encode_padded(self, sentences: list[str]) -> list[np.ndarray]:
+        """All rows of a text tower, as many as it has positions, padded with token 0 as the original CLIP pads."""
+        if not self.is_tower:
+            return super()._encode_padded(sentences)
+        rows: list[np.ndarray] = []
+        for start in range(0, len(sentences), self.batch_size):
+            batch = sentences[start : start + self.batch_size]
+            tokens = self.tokenizer(batch, truncation=True, max_length=self.max_positions)["input_ids"]
+            padded = torch.zeros(len(batch), self.max_positions, dtype=torch.long)
+            for row, ids in zip(padded, tokens, strict=True):
+                row[: len(ids)] = torch.tensor(ids)
+            with torch.inference_mode():
+                states = self.model.get_text_features(input_ids=padded.to(self.model.device)).last_hidden_state
+            rows += list(states.float().cpu().numpy())
+        return rows
+
     @torch.inference_mode()
     def _last_hidden_states(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """States (sentences, tokens, dim) and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""

@@ -33,7 +33,7 @@ class PixelGridVideoEncoder(VideoEncoder):
     Signed square roots keep small changes visible beside large areas.
 
     Args:
-        grid: pixels a side.
+        grid: pixels per side.
         frames_per_clip: frames per clip, at least 3.
         raster: cells per side of the raster of mean colours.
     """

@@ -4,6 +4,7 @@ import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 from collections.abc import Callable, Iterator
 
@@ -39,6 +40,14 @@ def tiny_batch() -> Callable[..., dict[str, Tensor]]:
 def _seeded() -> None:
     """Every test draws from the same seed, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are not made durable: no test can tell, and a slow disk would take minutes of the suite."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

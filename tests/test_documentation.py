@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,11 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_readme_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sentence = re.search(r"Extras: (.*?)\. ", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert sentence is not None
+    # Extras of which one holds another are named with it: `all` (those, but `ray`).
+    assert set(re.findall(r"`([a-z]+)`", sentence.group(1))) == set(extras)

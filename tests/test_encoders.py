@@ -454,6 +454,44 @@ def test_clip_text_rows_run_from_start_to_end_of_text(clip_folder: Path) -> None
     np.testing.assert_allclose(rows[0], expected.numpy(), atol=1e-5)
 
 
+def test_padded_clip_rows_are_those_of_the_whole_input(clip_folder: Path) -> None:
+    """Every position, padded with token 0 and unmasked, as in published features of sentences."""
+    encoder = TokenEncoder(str(clip_folder), batch_size=1)
+    rows = encoder.encode_text(["red ball", "a"], max_tokens=40, padding=True)
+    assert [row.shape for row in rows] == [(40, 16), (40, 16)]
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    tokens = torch.zeros(1, 40, dtype=torch.long)
+    tokens[0, :9] = CLIPTokenizer.from_pretrained(clip_folder)(["red ball"], return_tensors="pt")["input_ids"][0]
+    with torch.no_grad():
+        expected = model.text_model(input_ids=tokens).last_hidden_state[0]
+    np.testing.assert_allclose(rows[0], expected.numpy(), atol=1e-5)
+    # Attention is causal, so that padding changes nothing before it.
+    np.testing.assert_allclose(rows[0][:9], encoder.encode_text(["red ball"])[0], atol=1e-5)
+    assert len(encoder.encode_text(["red ball"], max_tokens=32, padding=True)[0]) == 32
+
+
+def test_only_towers_have_rows_of_padding() -> None:
+    with pytest.raises(ValueError, match=r"'hashed-words' has no rows of padding, which text_rows='all' asks for"):
+        HashedWordTextEncoder().encode_text(["a"], padding=True)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "clip_length_s", "clips"),
+    [(23023 / 750, 2, 15), (23023 / 750, 1, 31), (150.0, 2, 75), (31.0, 2, 16), (0.3, 1, 1), (30.49, 1, 30)],
+)
+def test_published_clip_rows_are_the_middles_of_rounded_clips(clip_folder, duration_s, clip_length_s, clips) -> None:
+    encoder = build_video_encoder(f"clip:{clip_folder}", frames_per_clip=1, clips="nearest")
+    times_s = encoder.clip_times(duration_s, clip_length_s, 30.0)
+    expected = np.minimum((np.arange(clips) + 0.5) * clip_length_s, duration_s)
+    np.testing.assert_allclose(times_s, expected[:, None])
+    assert encoder.spec() == {"name": encoder.name, "dim": 12, "frames_per_clip": 1, "clips": "nearest"}
+
+
+def test_other_rules_for_clips_are_refused(clip_folder) -> None:
+    with pytest.raises(ValueError, match="clips must be 'started' or 'nearest', received 'all'"):
+        build_video_encoder(f"clip:{clip_folder}", clips="all")
+
+
 def test_siglip_sentences_are_padded_as_in_training(siglip_folder: Path) -> None:
     encoder = TokenEncoder(str(siglip_folder))
     rows = encoder.encode_text(["red ball"])[0]
@@ -495,7 +533,7 @@ def test_clip_refuses_bad_options(clip_folder: Path, options: dict) -> None:
 
 @pytest.mark.parametrize("build", [build_video_encoder, build_text_encoder])
 def test_unknown_encoders_are_named_with_the_known_ones(build) -> None:
-    for name in ("slowfast", "clip", "clip:", "slowfast:r50"):
+    for name in ("slow", "clip", "clip:", "slow:r50"):
         with pytest.raises(ValueError, match=r"unknown (video|text) encoder .*clip:NAME_OR_PATH.*--import"):
             build(name)
     with pytest.raises(ValueError, match="unknown"):

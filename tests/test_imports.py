@@ -85,10 +85,18 @@ print(type(AutoModel.from_config(config)).__name__, type(config).__name__)
     [
         "import modeling_bmdetr\nfrom transformers import AutoConfig, AutoModel, pipeline",
         "from transformers import AutoConfig, AutoModel, pipeline\nimport modeling_bmdetr",
-        "import transformers\nimport modeling_bmdetr\nfrom transformers import AutoConfig, AutoModel",
-        "import modeling_bmdetr.pipeline_bmdetr\nfrom transformers import AutoConfig, AutoModel",
+        pytest.param(  # each of these takes an interpreter of its own
+            "import transformers\nimport modeling_bmdetr\nfrom transformers import AutoConfig, AutoModel",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "import modeling_bmdetr.pipeline_bmdetr\nfrom transformers import AutoConfig, AutoModel",
+            marks=pytest.mark.slow,
+        ),
         "from modeling_bmdetr.configuration_bmdetr import BMDetrConfig\nfrom transformers import AutoModel, AutoConfig",
-        "import modeling_bmdetr.training\nfrom transformers import AutoModel, AutoConfig",
+        pytest.param(
+            "import modeling_bmdetr.training\nfrom transformers import AutoModel, AutoConfig", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_transformers_knows_the_model_in_whatever_order_the_two_are_imported(imports: str) -> None:

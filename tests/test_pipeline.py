@@ -56,6 +56,17 @@ class TestPipeline:
         assert isinstance(pipe(world[1], QUERIES[:1]), list)
         assert one["moments"][0]["score"] == pytest.approx(several[0]["moments"][0]["score"], abs=1e-5)
 
+    def test_text_features_stand_for_the_sentences(self, pipe, world):
+        rows = pipe.processor.encode_text(QUERIES)
+        answers = pipe(world[1], ["first", "second"], text_features=rows)
+        assert [answer["query"] for answer in answers] == ["first", "second"]
+        for answer, expected in zip(answers, pipe(world[1], QUERIES), strict=True):
+            assert answer["moments"] == expected["moments"]
+        (alone,) = pipe([world[1]], "first", text_features=[torch.from_numpy(rows[0])])
+        assert alone["moments"][0]["score"] == pytest.approx(answers[0]["moments"][0]["score"], abs=1e-5)
+        with pytest.raises(ValueError, match="`text_features` must hold rows for each query, received 2 for 1"):
+            pipe(world[1], "first", text_features=rows)
+
     def test_moments_are_ranked_and_lie_in_the_video(self, pipe, world):
         answer = pipe(world[1], QUERIES[0], long_video="window", top_k=50)
         scores = [moment["score"] for moment in answer["moments"]]

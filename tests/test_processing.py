@@ -1,6 +1,7 @@
 """Features in, moments out: preparation by the contract, and the way back to seconds."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,10 +99,15 @@ class TestProcessor:
         with pytest.raises(ValueError, match="pass `video_features`"):
             BMDetrProcessor().encode_video("x.mp4")
 
-    def test_padded_text_rows_are_refused_for_sentences(self):
+    def test_padded_text_rows_are_refused_where_the_encoder_has_none(self):
         contract = FeatureContract(text_encoder={"name": "hashed-words", "dim": 256}, text_rows="all")
         with pytest.raises(ValueError, match="text_rows='all'"):
             BMDetrProcessor(contract).encode_text(["a"])
+
+    def test_padded_text_rows_are_asked_of_the_encoder(self):
+        processor = BMDetrProcessor(FeatureContract(text_rows="all", max_tokens=7))
+        processor.text_encoder = SimpleNamespace(encode_text=lambda *arguments: arguments)
+        assert processor.encode_text(["a"]) == (["a"], 7, True)
 
     def test_saved_and_loaded(self, tmp_path):
         processor = BMDetrProcessor(TWO_ENCODERS, prediction_format="released", nms_threshold=0.7)

@@ -12,7 +12,11 @@ FILES = [
     for folder in ("modeling_bmdetr", "dataset_scripts", "examples")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-PER = re.compile(r"\b(values?|rows?|one|frames|seconds) an? (clip|token|query|video|batch|epoch)\b(?! (covers|lasts))")
+PER = re.compile(
+    r"\b(values?|rows?|one|rating|folder|frames|seconds|sentence|pixels|tensor|position)"
+    r" an? (clip|token|query|video|batch|epoch|row|pair|process|side|layer|event|sample)\b"
+    r"(?! (covers|lasts|has|holds|that|of|in|to))"
+)
 
 # The name of an encoder in feature stores that exist.
 STORED = {" (last hidden layer, one row a token)"}

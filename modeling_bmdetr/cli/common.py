@@ -45,6 +45,29 @@ def add_plugins(command: argparse.ArgumentParser) -> None:
     command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
 
 
+def add_checkpoint(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Declares the checkpoint that answers (`default` says in words which, where it may be left out), its plug-ins, and
+    where it runs; `load_pipeline` reads them."""
+    add_plugins(command)
+    model = f"checkpoint ({default})" if default else "checkpoint: a folder, or a name on the Hub"
+    command.add_argument("--model", required=default is None, help=model)
+    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")
+
+
+def load_pipeline(args: argparse.Namespace) -> Any:
+    """The pipeline of the arguments that `add_checkpoint` declares."""
+    check_model(args.model)
+    check_device(args.device)
+
+    from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+
+    with model_errors(args.model):
+        model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
+        processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
+    return MomentRetrievalPipeline(model, processor=processor, device=args.device)
+
+
 # ------------------------------------------------------------------------------------------------- values of arguments
 
 

@@ -69,26 +69,15 @@ def pack(args: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
-    add_plugins(command)
     command.add_argument("rows", help="JSONL file of canonical rows")
-    command.add_argument("--videos", required=True, help="folder of the video files")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")
-    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
-    encoders += "or a plug-in; several stand side by side"
-    command.add_argument("--video-encoder", nargs="+", required=True, help=encoders)
-    text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
-    command.add_argument("--text-encoder", required=True, help=text_encoders)
-    command.add_argument("--clip-length", type=seconds, required=True, help="seconds per clip")
+    add_encoding(command)
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
-    command.add_argument(
-        "--workers", type=count_or_none, default=0, help="processes that decode and encode (0: this one)"
-    )
     engines = "where videos are encoded: here, or on a Ray cluster with --workers actors (local)"
     command.add_argument("--engine", choices=["local", "ray"], default="local", help=engines)
     command.add_argument("--address", help="of a running Ray cluster (one is started on this machine)")
     shard = "encode the I-th of N parts of the videos, into a store of its own: for arrays of jobs"
     command.add_argument("--shard", type=part_of, metavar="I/N", help=shard)
-    command.add_argument("--device", type=device, help="for encoders with weights, such as cuda:0")
 
     command = commands.add("pack", pack, "copy published feature files into a packed feature store")
     command.add_argument("videos", nargs="+", help="folders of video features, concatenated in this order")
@@ -102,3 +91,25 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--text-key", help="the same for text features (last_hidden_state)")
     command.add_argument("--video-suffix", help="what file names of video features have after the video's, as -cam-002")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float32", help="number type (float32)")
+
+
+def add_encoding(command: argparse.ArgumentParser, encoder: str | None = None, clip_length: str | None = None) -> None:
+    """Declares what every command that encodes videos and sentences takes.
+
+    Args:
+        encoder: Encoder of both that is taken where none is named; without one they must be named.
+        clip_length: The same for the clip length, in words.
+    """
+    add_plugins(command)
+    command.add_argument("--videos", required=True, help="folder of the video files")
+    default = f" ({encoder})" if encoder else ""
+    encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
+    encoders += f"or a plug-in; several stand side by side{default}"
+    command.add_argument("--video-encoder", nargs="+", required=encoder is None, help=encoders)
+    text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
+    command.add_argument("--text-encoder", required=encoder is None, help=text_encoders + default)
+    length = f"seconds per clip ({clip_length})" if clip_length else "seconds per clip"
+    command.add_argument("--clip-length", type=seconds, required=clip_length is None, help=length)
+    workers = "processes that decode and encode (0: this one)"
+    command.add_argument("--workers", type=count_or_none, default=0, help=workers)
+    command.add_argument("--device", type=device, help="for encoders with weights, such as cuda:0")

@@ -9,20 +9,17 @@ from . import answers as forms
 from .common import (
     Bar,
     Commands,
-    add_plugins,
-    check_device,
+    add_checkpoint,
     check_model,
     check_output,
     complain,
     count,
-    device,
-    model_errors,
+    load_pipeline,
     printable,
     share,
 )
 from .faults import is_expected, message_of
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov")
 SCORE_THRESHOLD = 0.05
@@ -36,14 +33,7 @@ def predict(args: argparse.Namespace) -> int:
     check_output(args.out)
     if plots:
         import matplotlib  # noqa: F401  (found missing before the video is encoded)
-    check_device(args.device)
-
-    from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
-
-    with model_errors(args.model):
-        model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
-        processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
-    pipe = MomentRetrievalPipeline(model, processor=processor, device=args.device)
+    pipe = load_pipeline(args)
     names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
     options = {name: getattr(args, name) for name in names}
     results, failed = [], 0
@@ -78,6 +68,8 @@ def videos_and_queries(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         FileNotFoundError: a video does not exist.
         ValueError: there is no sentence.
     """
+    from ..data.rows.schema import VIDEO_SUFFIXES
+
     videos, rest = args.video_or_query[:1], args.video_or_query[1:]
     while rest and (Path(rest[0]).suffix.lower() in VIDEO_SUFFIXES or _is_file(rest[0])):
         videos.append(rest.pop(0))
@@ -147,12 +139,10 @@ def _draw_and_cut(
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("predict", predict, "find the moments that sentences describe in videos")
-    add_plugins(command)
     wanted = "one or more video files, then one or more sentences, each in quotes"
     command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)
     command.add_argument("--queries", metavar="FILE", help="text file with one sentence per line (-: standard input)")
-    command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
-    command.add_argument("--revision", help="branch, tag or commit on the Hub")
+    add_checkpoint(command)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print a table: one line per moment")
     form.add_argument("--vtt", action="store_true", help="print WebVTT, which players show as chapters; one video")
@@ -165,4 +155,3 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--min-presence", type=share, default=0.0, help="no moments where presence is lower (0)")
     command.add_argument("--nms-threshold", type=share, help="leave out moments that overlap a better one by more")
     command.add_argument("--long-video", choices=["window", "truncate", "resample"], help="for a long video (contract)")
-    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from .common import Commands, check_device, check_model, count, device, model_errors, printable, show
+from .common import Commands, add_checkpoint, count, load_pipeline, printable, show
 
 
 def index(args: argparse.Namespace) -> int:
@@ -39,19 +38,6 @@ def search(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_pipeline(args: argparse.Namespace) -> Any:
-    """The pipeline of `--model` on `--device`."""
-    check_model(args.model)
-    check_device(args.device)
-
-    from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
-
-    with model_errors(args.model):
-        model = BMDetrForMomentRetrieval.from_pretrained(args.model)
-        processor = BMDetrProcessor.from_pretrained(args.model)
-    return MomentRetrievalPipeline(model, processor=processor, device=args.device)
-
-
 def _lasting_name(model: str) -> str:
     """A folder's name from wherever a later command is given; a name on the Hub as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -78,13 +64,11 @@ def add_commands(commands: Commands) -> None:
     command = commands.add("index", index, text)
     command.add_argument("folder", help="folder of the video files, searched with its subfolders")
     command.add_argument("--out", required=True, help="the index")
-    command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
+    add_checkpoint(command)
     command.add_argument("--dtype", choices=["float16", "float32"], help="number type of a new index (float16)")
-    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")
 
     command = commands.add("search", search, "find the moments that sentences describe in all videos of an index")
     command.add_argument("index", help="what `bmdetr index` wrote")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--top", type=count, default=10, help="moments per sentence, one per video at most (10)")
-    command.add_argument("--model", help="checkpoint (the one that the index was made with)")
-    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")
+    add_checkpoint(command, default="the one that the index was made with")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .common import Commands, check_folder, count, device
+from .common import Commands, add_checkpoint, check_folder, count, load_pipeline
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -13,7 +13,6 @@ def demo(args: argparse.Namespace) -> int:
     import gradio  # noqa: F401  (found missing before the model is loaded)
 
     from ..demo import DemoLimits, build_demo, launch_demo
-    from .searching import load_pipeline
 
     limits = DemoLimits(upload_mb=args.upload_mb, minutes=args.minutes)
     videos = sorted(path for path in Path(args.videos).iterdir() if path.suffix == ".mp4") if args.videos else []
@@ -27,10 +26,9 @@ def demo(args: argparse.Namespace) -> int:
 def add_commands(commands: Commands) -> None:
     """Declares the commands of this group."""
     command = commands.add("demo", demo, "serve a web page that finds moments in videos")
-    command.add_argument("--model", required=True, help="checkpoint: a folder, or a name on the Hub")
+    add_checkpoint(command)
     command.add_argument("--videos", metavar="FOLDER", help="mp4 files to choose from")
     command.add_argument("--host", default="127.0.0.1", help="interface; 0.0.0.0 lets others in (127.0.0.1)")
     command.add_argument("--port", type=count, help="(the first free one from 7860)")
     command.add_argument("--upload-mb", type=count, default=500, help="largest upload in MB (500)")
     command.add_argument("--minutes", type=count, default=60, help="longest video in minutes (60)")
-    command.add_argument("--device", type=device, help="such as cuda:0 (the first accelerator, else the CPU)")

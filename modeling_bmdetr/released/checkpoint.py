@@ -54,6 +54,8 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
 
 _CLIP = "clip:openai/clip-vit-base-patch32"
 _ENCODER_NAMES = {"clip": _CLIP}
+# How the published CLIP features of videos were sampled: the frame in the middle of each clip, clips rounded.
+_ENCODER_OPTIONS: dict[str, dict[str, Any]] = {"clip": {"frames_per_clip": 1, "clips": "nearest"}}
 _ENCODER_WIDTHS = {"slowfast": 2304, "clip": 512}
 
 
@@ -293,7 +295,10 @@ def _video_encoders(options: Mapping[str, Any], video_dim: int) -> list[dict[str
         widths[widths.index(0)] = max(0, video_dim - sum(widths))
     if not kinds or 0 in widths or sum(widths) != video_dim:
         return None
-    return [{"name": _ENCODER_NAMES.get(kind, kind), "dim": dim} for kind, dim in zip(kinds, widths, strict=True)]
+    return [
+        {"name": _ENCODER_NAMES.get(kind, kind), "dim": dim, **_ENCODER_OPTIONS.get(kind, {})}
+        for kind, dim in zip(kinds, widths, strict=True)
+    ]
 
 
 def _text_encoder(options: Mapping[str, Any], text_dim: int) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,14 @@ def rotate_checkpoints(output_dir: str | os.PathLike, limit: int | None, best: s
         delete_checkpoint(path)
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(Trainer, ABC):
     """A Trainer whose checkpoints are whole or not there, and which goes on from one only where that is right."""
 
     _writes_checkpoint = False
 
+    @abstractmethod
     def batches_per_epoch(self) -> int:
         """Batches of this process in an epoch of the training rows."""
-        raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As [`Trainer.train`]. `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole.

@@ -17,8 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..loss_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets
+from ..background_bmdetr import present_negatives
 from ..spans_bmdetr import has_moment
+from ..targets_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets
 
 
 def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
@@ -30,7 +31,7 @@ def count_targets(batch: Mapping[str, Tensor], num_queries: int) -> Tensor:
         num_queries: Spans that the model predicts; no more moments than that are matched in a row.
     """
     counts = torch.zeros(len(VIEWS), len(COUNTS))
-    negatives = batch["negative_text_mask"].any(dim=-1) if "negative_text_mask" in batch else None
+    negatives = present_negatives(batch["negative_text_mask"]) if "negative_text_mask" in batch else None
     views: dict[str, tuple[Tensor, Tensor | None]] = {
         VIEWS[0]: (batch["labels"], None)
     }  # labels, and rows that take part: all, or those with a moment

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loss_bmdetr import COUNTS, BMDetrLoss
+from ..loss_bmdetr import BMDetrLoss
+from ..targets_bmdetr import COUNTS
 from .distributed import count_targets
 
 

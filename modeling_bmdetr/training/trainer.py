@@ -24,10 +24,11 @@ from ..data.batches.sampler import UniqueVideoBatchSampler
 from ..data.features.store import FeatureStore
 from ..data.rows.checked import checked_rows
 from ..evaluation import evaluate_submission
-from ..loss_bmdetr import BMDetrLoss, MomentTargets
+from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
+from ..targets_bmdetr import MomentTargets
 from .arguments import BMDetrTrainingArguments
 from .distributed import gather_texts, mean_counts
 from .evaluation_loss import EvaluationLoss

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard
 
 from dataset_scripts import __main__ as cli
 from dataset_scripts import export as export_module
+from dataset_scripts import registry
 from modeling_bmdetr.data import read_rows, validate_rows
 
 LABELS = {
@@ -280,7 +281,7 @@ class Rendered(datasets.GeneratorBasedBuilder):
 
 
 def test_a_data_set_that_renders_its_own_folder(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "builder_class", lambda name: Rendered)
+    monkeypatch.setattr(registry, "builder_class", lambda name: Rendered)
     folder = tmp_path / "videos"
     code, out, _ = run("stats", "moving_shapes", "--data-dir", folder)
     assert code == 0
@@ -291,12 +292,13 @@ def test_a_data_set_that_renders_its_own_folder(run, tmp_path, monkeypatch):
     assert "# Rendered" in (tmp_path / "out" / "README.md").read_text()
     code, _, err = run("stats", "moving_shapes", "--data-dir", folder, "--splits", "train")
     assert code == 2
-    assert "it has no options splits" in err
+    assert "has no options splits; it is rendered, not read" in err
 
 
 # ----------------------------------------------------------------------------------------------------- the real files
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
 @pytest.mark.parametrize(
     ("name", "splits"),

@@ -262,7 +262,7 @@ def submissions(draw):
     return draw(st.permutations(predictions)), ground_truth
 
 
-@settings(deadline=None, derandomize=True, max_examples=250)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(submissions())
 def test_equals_brute_force(submission):
     predictions, ground_truth = submission

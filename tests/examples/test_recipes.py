@@ -174,6 +174,7 @@ def test_negative_queries_beyond_a_limit_are_left_out():
         (["data.train="], ValueError, "`data.train` is missing"),
         (["data.benchmark=charades"], ValueError, "did you mean `charades_cd` or `charades_sta`"),
         (["data.benchmark=tacos"], ValueError, "`data.data_dir` is missing"),
+        (["data.benchmark=moving_shapes", "data.data_dir=own"], ValueError, "has no options splits; it is rendered"),
         (["data.train=own/other.jsonl"], FileNotFoundError, "No annotation file"),
         (["data.test=[a/val.jsonl, b/val.jsonl]"], ValueError, "'a/val.jsonl', 'b/val.jsonl' would all be reported as"),
         (["data.test=own/eval.jsonl"], ValueError, "'eval', 'own/eval.jsonl' would all be reported as 'eval'"),

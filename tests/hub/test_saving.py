@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -239,10 +240,10 @@ def test_what_a_dead_process_left_half_written_is_mended(tmp_path):
 def test_saving_over_another_model_never_mixes_the_two(tmp_path, monkeypatch):
     """Whichever renaming a process dies at, the folder holds the old model, the new one, or is refused."""
     old, new = make_model(0), make_model(1, encoder_layers=2)
+    old.save_pretrained(tmp_path / "old")
     original, refused = os.replace, 0
     for steps in itertools.count():
-        folder = tmp_path / str(steps)
-        old.save_pretrained(folder)
+        folder = shutil.copytree(tmp_path / "old", tmp_path / str(steps))
         calls = iter(range(steps))
 
         def die(*names, calls=calls):

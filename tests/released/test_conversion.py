@@ -236,7 +236,9 @@ def test_released_widths_name_their_encoders():
     assert notes == []
     assert [encoder["dim"] for encoder in config.video_encoders] == [2304, 512]
     assert [encoder["name"].split(":")[0] for encoder in config.video_encoders] == ["slowfast", "clip"]
-    assert config.text_encoder["dim"] == 512
+    assert config.video_encoders[1]["frames_per_clip"] == 1
+    assert config.video_encoders[1]["clips"] == "nearest"
+    assert config.text_encoder == {"name": "clip:openai/clip-vit-base-patch32", "dim": 512}
     assert config.video_dim == 2816
 
 

@@ -9,8 +9,8 @@ from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_trainer
 from training_runs import EVAL_SIZES, RUNS, batch_of, inputs_of, start_processes, train, wait_for
 from training_runs import evaluate as evaluate_here
 
-from modeling_bmdetr import loss_bmdetr
-from modeling_bmdetr.loss_bmdetr import COUNTS, MomentTargets
+from modeling_bmdetr import paper_losses_bmdetr
+from modeling_bmdetr.targets_bmdetr import COUNTS, MomentTargets
 from modeling_bmdetr.training.distributed import count_targets, mean_counts
 
 SAME = [name for name in RUNS if name != "not_gathered"]
@@ -39,14 +39,14 @@ def assert_same_training(one, other, gathered):
 def test_counts_are_what_the_terms_are_means_over(tmp_path, monkeypatch):
     """The counts that are exchanged equal the divisors that the loss terms come to by themselves."""
     divisors: list[float] = []
-    masked_mean = loss_bmdetr.masked_mean
+    masked_mean = paper_losses_bmdetr.masked_mean
 
     def recording_mean(values, mask, count=None):
         assert count is None
         divisors.append(float(mask.sum()))
         return masked_mean(values, mask)
 
-    monkeypatch.setattr(loss_bmdetr, "masked_mean", recording_mean)
+    monkeypatch.setattr(paper_losses_bmdetr, "masked_mean", recording_mean)
     units = ["rows", "moments", "moments", "present", "present", "rows", "rows", "negatives"]  # of `LOSS_TERMS`
     model = {**NO_DROPOUT, **PAPER, "num_queries": 2}
     trainer = make_trainer(tmp_path, make_rows(11), num_negatives=2, model=model)

@@ -23,7 +23,7 @@ from modeling_bmdetr.training.checkpointing import (
     unfinished_dir,
 )
 
-QUICK = ("in_mid_epoch", "after_an_epoch", "while_the_optimizer_is_written", "before_the_checkpoint_is_moved")
+QUICK = ("in_mid_epoch", "while_the_optimizer_is_written", "before_the_checkpoint_is_moved")
 EVERY = [point if point in QUICK else pytest.param(point, marks=pytest.mark.slow) for point in POINTS]
 
 

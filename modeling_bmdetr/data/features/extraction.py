@@ -357,7 +357,7 @@ def _in_processes(
     encode: _VideoEncoding, todo: Sequence[tuple[str, Path]], workers: int
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Results as they come. A decoder that takes its process down costs one video, not the run: whatever was under way
-    then is done again, one video a process, and the one that does it again is the culprit."""
+    then is done again, one video per process, and the one that does it again is the culprit."""
     waiting = list(reversed(todo))
     while waiting:
         suspects: list[tuple[str, Path]] = []

@@ -130,7 +130,7 @@ class FeatureStore:
         """Opens features in the layouts in which they are published; `published.py` lists them.
 
         Args:
-            video_dirs: one folder a video encoder, in the order of the contract; their rows are concatenated after
+            video_dirs: one folder per video encoder, in the order of the contract; their rows are concatenated after
                 cutting to the shortest.
             text_dir: folder of text features.
             contract: what the features are. Where it names no encoder, the folders are taken as they are, each as

@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="JSONL file of canonical rows to write")
     parser.add_argument("--videos", help="folder of the videos, for durations and frame rates that the files lack")
     parser.add_argument("--format", choices=FORMATS, help="of the files (told from name and content)")
-    columns = f"tables: what a column is, by name or number, for {', '.join(ROLES)} (guessed from their names)"
-    parser.add_argument("--columns", nargs="+", default=[], metavar="ROLE=NAME", help=columns)
+    add_reading(parser)
     parser.add_argument(
         "--header", type=int, metavar="LINE", help="tables: line of the column names, 0 for none (first)"
     )
@@ -28,10 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delimiter", help="tables: what separates cells (the most frequent of , ; | and tab)")
     parser.add_argument("--sheet", help="spreadsheets: name of the sheet (the first)")
     parser.add_argument("--encoding", help="of text files (UTF-8, or UTF-16 with its mark)")
-    parser.add_argument("--fps", type=float, help="frames per second that frame numbers count (file, then video)")
     parser.add_argument("--video", help="captions, ELAN: the video that the file is about (by its name)")
     parser.add_argument("--tier", action="append", dest="tiers", help="ELAN: a tier that holds sentences; repeatable")
     parser.add_argument("--attribute", help="VIA: the attribute that holds the sentence")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that reads annotations of any format."""
+    columns = f"tables: what a column is, by name or number, for {', '.join(ROLES)} (guessed from their names)"
+    parser.add_argument("--columns", nargs="+", default=[], metavar="ROLE=NAME", help=columns)
+    parser.add_argument("--fps", type=float, help="frames per second that frame numbers count (file, then video)")
     past_end = "a moment that ends more than 1 s after its video (error)"
     parser.add_argument("--past-end", choices=["error", "clip", "keep"], default="error", help=past_end)
 
