@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_bmdetr.encoders_bmdetr import build_video_encoder, import_plugins
+from modeling_bmdetr.encoders_bmdetr import build_video_encoder
+from modeling_bmdetr.plugins_bmdetr import import_plugins
 
 FAR_S = 10.0
 

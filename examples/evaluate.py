@@ -143,7 +143,13 @@ def report(
     lengths = metrics_by_length(predictions, rows)
     figures = {"queries": len(rows), "metrics": dict(metrics), "by_length": lengths}
     (out / f"{label}.metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    text = f"# {label}: {len(rows)} queries\n\n{format_metrics(metrics, 'markdown')}\n\n{length_table(lengths)}\n"
+    shares = [name for name in ("p_inside", "p_outside") if name in metrics]
+    percent = {name: value for name, value in metrics.items() if name not in shares}
+    text = f"# {label}: {len(rows)} queries\n\n{format_metrics(percent, 'markdown')}\n\n{length_table(lengths)}\n"
+    if shares:
+        text += (
+            f"\nMean of p inside and outside the moments: {' and '.join(f'{metrics[name]:.3f}' for name in shares)}\n"
+        )
     (out / f"{label}.md").write_text(text, encoding="utf-8")
     plot(out / f"{label}.png", label, predictions, rows, lengths)
     if bins := submission_reliability(predictions, rows):

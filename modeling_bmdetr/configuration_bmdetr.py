@@ -73,6 +73,8 @@ class BMDetrConfig(_ContractConfig):
             fields of [`Calibration`]. None: scores are no probabilities.
 
     Loss weights (0 switches a loss off, Table 8):
+        loss: Name of a loss that a plug-in registers (`register_loss`), which the model trains with in place of
+            BM-DETR's. To answer, a checkpoint does not need it.
         class_loss_weight, l1_loss_weight, giou_loss_weight: Class loss and Eq. 14.
         margin_loss_weight, margin: Eq. 15.
         probability_loss_weight: Eq. 16 on the joint probability: the paper's objective, with which the other two are 0.
@@ -124,6 +126,7 @@ class BMDetrConfig(_ContractConfig):
 
     calibration: dict[str, Any] | None = None
 
+    loss: str | None = None
     class_loss_weight: float | int = 8.0
     l1_loss_weight: float | int = 0.5
     giou_loss_weight: float | int = 8.0

@@ -2,7 +2,7 @@
 
 | name | encoder |
 |---|---|
-| `pixel-grid`, `hashed-words` | weightless; need no download and no accelerator |
+| `pixel-grid`, `pixel-motion`, `hashed-words` | weightless; need no download and no accelerator |
 | `hf:NAME_OR_PATH` | any model of transformers that sees images or videos, or reads text, by what it can do |
 | `clip:NAME_OR_PATH` | the same for CLIP-like models and other image models; the name that first checkpoints have |
 | `timm:NAME` | an image backbone of timm |
@@ -18,23 +18,20 @@ describes itself with `spec()`, a dict of plain JSON types with its name, its wi
 rows. `build_video_encoder` and `build_text_encoder` take such a dict, or a name.
 """
 
-import importlib
-import importlib.metadata
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
 from .image_encoders_bmdetr import Clips, ImageEncoder
+from .plugins_bmdetr import import_plugins, imported_plugins, load_declared_plugins
 from .pretrained_models_bmdetr import Pooling, ability_of
 from .slowfast_encoder_bmdetr import SlowFastEncoder
 from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
 from .video_encoders_bmdetr import FrameSequenceEncoder
-from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
+from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder, PixelMotionVideoEncoder
 
 __all__ = [
     "Video",
@@ -43,6 +40,7 @@ __all__ = [
     "VideoEncoder",
     "TextEncoder",
     "PixelGridVideoEncoder",
+    "PixelMotionVideoEncoder",
     "HashedWordTextEncoder",
     "ImageEncoder",
     "FrameSequenceEncoder",
@@ -57,7 +55,6 @@ __all__ = [
     "imported_plugins",
 ]
 
-PLUGIN_GROUP = "modeling_bmdetr.plugins"
 CLIP_PREFIX, PRETRAINED_PREFIX = "clip:", "hf:"
 
 
@@ -81,9 +78,11 @@ def pretrained_video_encoder(
     return FrameSequenceEncoder(model, *options)
 
 
+WEIGHTLESS_VIDEO_ENCODERS = (PixelGridVideoEncoder.name, PixelMotionVideoEncoder.name)
 # A name that ends in a colon is followed by an argument of its own.
 _VIDEO_ENCODERS: dict[str, Callable[..., VideoEncoder]] = {
     PixelGridVideoEncoder.name: PixelGridVideoEncoder,
+    PixelMotionVideoEncoder.name: PixelMotionVideoEncoder,
     CLIP_PREFIX: partial(ImageEncoder, prefix=CLIP_PREFIX),
     PRETRAINED_PREFIX: pretrained_video_encoder,
     "timm:": TimmEncoder,
@@ -96,7 +95,6 @@ _TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     PRETRAINED_PREFIX: TokenEncoder,
     MINILM: minilm_encoder,
 }
-_plugins: list[str] = []
 
 
 def build_video_encoder(spec: str | Mapping[str, Any], **options: Any) -> VideoEncoder:
@@ -128,35 +126,6 @@ def register_text_encoder(name: str, factory: Callable[..., TextEncoder]) -> Non
     _TEXT_ENCODERS[name] = factory
 
 
-def import_plugins(modules: Iterable[str]) -> None:
-    """Imports modules that register encoders, by name, from the working directory too; worker processes do the same.
-
-    Raises:
-        ImportError: if there is no such module, or it does not import.
-    """
-    for module in modules:
-        if module in _plugins:
-            continue
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ImportError(f"cannot import the plug-in {module!r}: {error}") from error
-        _plugins.append(module)
-
-
-def imported_plugins() -> tuple[str, ...]:
-    """The modules that `import_plugins` has imported, for processes that must know the same encoders."""
-    return tuple(_plugins)
-
-
-def _load_declared_plugins() -> None:
-    """Imports what installed packages declare as entry points of `PLUGIN_GROUP`."""
-    for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-        entry_point.load()
-
-
 def _build(
     modality: str, registry: dict[str, Callable[..., Any]], spec: str | Mapping[str, Any], options: dict[str, Any]
 ) -> Any:
@@ -168,7 +137,7 @@ def _build(
         options = {**stored, **options}
     kind, colon, argument = name.partition(":")
     if kind + colon not in registry:
-        _load_declared_plugins()
+        load_declared_plugins()
     factory = registry.get(kind + colon)
     if factory is None or (colon and not argument):
         known = ", ".join(sorted(key + ("NAME_OR_PATH" if key.endswith(":") else "") for key in registry))

@@ -22,6 +22,7 @@ from .paper_losses_bmdetr import (
     masked_mean,
     semantic_alignment_loss,
 )
+from .plugins_bmdetr import registered_loss
 from .ranking_losses_bmdetr import (
     best_overlap,
     fit_loss,
@@ -46,6 +47,7 @@ __all__ = [
     "MatchedMoments",
     "MomentTargets",
     "ViewTargets",
+    "build_loss",
     "class_loss",
     "frame_margin_loss",
     "frame_probability_loss",
@@ -257,12 +259,14 @@ class BMDetrLoss:
     A term whose weight is 0 is computed and logged, and stays in the sum with weight 0, so that every parameter has a
     gradient on every process.
 
-    A loss of your own adds terms to the table of a subclass; it belongs to the model (`model.criterion`) or to the
-    Trainer (`BMDetrTrainer(..., criterion=)`):
+    A loss of your own adds terms to the table of a subclass. It has a name by which configurations ask for it, or
+    belongs to one model (`model.criterion`) or Trainer (`BMDetrTrainer(..., criterion=)`):
 
     ```python
     class MyLoss(BMDetrLoss):
         terms = {**BMDetrLoss.terms, "loss_width": LossTerm(0.5, lambda x: x.outputs["pred_spans"][..., 1].mean())}
+
+    register_loss("mine", MyLoss)  # BMDetrConfig(loss="mine")
     ```
 
     Args:
@@ -344,3 +348,8 @@ class BMDetrLoss:
     def weighted_sum(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss of one view from its terms."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+
+
+def build_loss(config: BMDetrConfig) -> Any:
+    """The loss that a configuration asks for by name, or BM-DETR's."""
+    return BMDetrLoss(config) if config.loss is None else registered_loss(config.loss, config)

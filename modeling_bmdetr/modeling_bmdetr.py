@@ -15,7 +15,7 @@ from .base_model_bmdetr import BMDetrModel
 from .calibration_bmdetr import Calibration, as_calibration
 from .configuration_bmdetr import BMDetrConfig
 from .layers_bmdetr import BMDetrMLP, masked_softmax
-from .loss_bmdetr import BMDetrLoss
+from .loss_bmdetr import build_loss
 from .outputs_bmdetr import BMDetrDecoderOutput, BMDetrModelOutput, BMDetrMomentRetrievalOutput
 from .ranking_bmdetr import NARROWEST, BMDetrPresenceHead, BMDetrQualityHead
 from .saving_bmdetr import SharingMixin
@@ -90,7 +90,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         self.saliency_head = nn.Linear(d, 1)
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
-        self.criterion = BMDetrLoss(config)  # called by `forward` with labels, and by the Trainer
+        self.criterion = build_loss(config)  # called by `forward` with labels, and by the Trainer
         self._fitting: tuple[Any, Calibration] | None = (
             None  # the configuration's calibration, known to fit the weights
         )

@@ -25,10 +25,7 @@ class TokenEncoder(TextEncoder):
         model: name on the Hub, or local folder: a model with `get_text_features`, or a text encoder (BERT,
             sentence-transformers, T5, ...).
         batch_size: sentences per forward pass.
-        device: where to run, such as `cpu` or `cuda`.
-        dtype: precision of the model; rows are float32 all the same.
-        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
-        prefix: what the encoder's name begins with.
+        device, dtype, revision, prefix: as in [`PretrainedVideoEncoder`].
 
     Raises:
         ValueError: if the model reads no text.

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _quietly() if args.quiet else _as_it_is():
             if getattr(args, "imports", []):
-                from ..encoders_bmdetr import import_plugins
+                from ..plugins_bmdetr import import_plugins
 
                 import_plugins(args.imports)
             code = int(args.function(args))

@@ -40,8 +40,8 @@ class Commands:
 
 
 def add_plugins(command: argparse.ArgumentParser) -> None:
-    """Declares `--import`: modules that register encoders, imported by `main` before the command runs."""
-    plugins = "modules that register further encoders, imported first"
+    """Declares `--import`: modules that register encoders and losses, imported by `main` before the command runs."""
+    plugins = "modules that register further encoders or losses, imported first"
     command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
 
 

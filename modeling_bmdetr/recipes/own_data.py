@@ -26,6 +26,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
 from ..data.rows.schema import CanonicalRow
+from ..plugins_bmdetr import imported_plugins
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out, write_json
 from .recipe import read_recipe
@@ -95,11 +96,14 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     if failed:
         notes.append(f"{len(failed)} videos could not be encoded and are left out: {', '.join(sorted(failed)[:5])}")
         train_rows, val_rows = ([row for row in rows if row["vid"] not in failed] for rows in (train_rows, val_rows))
-    if not train_rows or not val_rows:
-        raise ValueError(f"no queries are left to {'train' if not train_rows else 'validate'} on: {'; '.join(notes)}")
+    for purpose, rows in (("train", train_rows), ("validate", val_rows)):
+        if not any(row["relevant_windows"] for row in rows):
+            raise ValueError(f"no queries with a moment are left to {purpose} on: {'; '.join(notes)}")
     for name, rows in (("train", train_rows), ("val", val_rows)):
         write_rows(_made(out / "data") / f"{name}.jsonl", rows)
     recipe = choose_recipe(train_rows, out, clip_length, longest_s, contract, data.checkpoint)
+    if imported_plugins():
+        recipe = {"import": list(imported_plugins()), **recipe}
     path = out / "recipe.yaml"
     path.write_text(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     report = train_by_recipe(read_recipe(path, data.overrides), out, resume=data.resume)
@@ -127,12 +131,14 @@ def _read(data: OwnData) -> tuple[list[CanonicalRow], list[CanonicalRow], list[s
     notes = [f"{data.rows}: {report.rows} queries about {report.videos} videos ({report.taken_for[0]})"]
     if report.clipped:
         notes.append(f"{report.clipped} moments ended after their video and were cut to it")
-    labelled = [row for row in rows if row.get("relevant_windows")]
+    labelled = _labelled(rows)
     if len(labelled) < len(rows):
-        notes.append(f"{len(rows) - len(labelled)} queries without a moment are left out")
+        notes.append(f"{len(rows) - len(labelled)} queries do not say where their moments are and are left out")
+    if absent := sum(not row["relevant_windows"] for row in labelled):
+        notes.append(f"{absent} queries are about what their videos do not show; they teach presence")
     if data.val is not None:
         val_rows, _ = import_annotations(data.val, data.videos, data.options)
-        val_rows = [row for row in val_rows if row.get("relevant_windows")]
+        val_rows = _labelled(val_rows)
         shared = {row["vid"] for row in labelled} & {row["vid"] for row in val_rows}
         if shared:
             notes.append(f"{len(shared)} videos are in both files, so that the figures flatter the model")
@@ -144,6 +150,11 @@ def _read(data: OwnData) -> tuple[list[CanonicalRow], list[CanonicalRow], list[s
     train_rows, val_rows = hold_out(with_content_qids(labelled), share)
     notes.append(f"{len({row['vid'] for row in val_rows})} of {videos} videos are held out for validation")
     return train_rows, val_rows, notes
+
+
+def _labelled(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
+    """Rows that say where their moments are, or that there are none."""
+    return [row for row in rows if row.get("relevant_windows") is not None]
 
 
 def with_content_qids(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:

@@ -1,7 +1,8 @@
 """Recipes: YAML files that say what is trained on what. Reading is strict: whatever is not known is an error.
 
 A recipe has five sections. `SECTIONS` lists the entries of the first three; those of `model` are the fields of
-`BMDetrConfig` but for its feature contract, those of `training` the fields of `BMDetrTrainingArguments`.
+`BMDetrConfig` but for its feature contract, those of `training` the fields of `BMDetrTrainingArguments`. Beside them,
+`import` lists modules that register encoders and losses.
 """
 
 import difflib
@@ -18,6 +19,7 @@ import yaml
 
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
+from ..plugins_bmdetr import import_plugins, require_loss
 from ..training import BMDetrTrainingArguments
 
 HELD_OUT = "held_out"
@@ -80,12 +82,13 @@ class Recipe:
     negatives: dict[str, Any]
     model: dict[str, Any]
     training: dict[str, Any]
+    imports: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The sections, for the record: without an access token, since records are published with the model."""
         sections = {name: dict(getattr(self, name)) for name in SECTIONS}
         sections["training"].pop("hub_token", None)
-        return sections
+        return {"import": list(self.imports), **sections} if self.imports else sections
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,16 +108,20 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$")
 
 
 def read_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe and applies overrides `section.entry=value`, values in YAML.
+    """Reads a recipe, applies overrides `section.entry=value`, values in YAML, and imports the modules it lists.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ImportError: a module of `import` does not import.
         ValueError: it is not YAML, or holds a section, an entry or a type that is not known; all are listed at once.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe '{path}'; examples/configs holds those of the benchmarks")
     content = _parse(path.read_text(encoding="utf-8"), str(path))
+    imports = content.pop("import", None) or [] if isinstance(content, dict) else []
+    if not isinstance(imports, list) or not all(isinstance(module, str) for module in imports):
+        raise ValueError(f"`import` of '{path}' must be a list of modules, such as [my_losses], received {imports!r}")
     if not isinstance(content, dict) or not all(isinstance(section or {}, dict) for section in content.values()):
         raise ValueError(f"'{path}' must hold the sections {', '.join(SECTIONS)}, each with entries `name: value`")
     sections = {name: dict(section or {}) for name, section in content.items()}
@@ -126,7 +133,10 @@ def read_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
         sections.setdefault(section, {})[entry] = _parse(value, f"--override {target}")
     if problems := [*_unknown(sections), *_mistyped(sections)]:
         raise ValueError(f"'{path}' with its overrides:\n  " + "\n  ".join(problems))
-    return Recipe(**{name: sections.get(name, {}) for name in SECTIONS})
+    import_plugins(imports)
+    if (loss := sections.get("model", {}).get("loss")) is not None:
+        require_loss(loss)
+    return Recipe(**{name: sections.get(name, {}) for name in SECTIONS}, imports=tuple(imports))
 
 
 def _parse(text: str, where: str) -> Any:

@@ -21,6 +21,7 @@ from ..cards import write_model_card
 from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
 from ..evaluation import write_jsonl
+from ..evaluation.baselines import baseline_metrics
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 from ..training.record import library_versions, training_record
 from .preparation import (
@@ -34,7 +35,7 @@ from .preparation import (
     training_arguments,
     write_json,
 )
-from .recipe import Recipe
+from .recipe import SECTIONS, Recipe
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 # Shown in the table; the report has all.
@@ -69,6 +70,13 @@ def train_by_recipe(
         "recipe": recipe.to_dict(),
         "data": data,
         "summary": summarize(results),
+        "baselines": {
+            label: baseline_metrics(rows.train, part)
+            for label, part in zip(
+                labels_of(["eval", *rows.test]).values(), (rows.eval, *rows.test.values()), strict=True
+            )
+            if all(row.get("relevant_windows") is not None for row in part)
+        },
         "runs": results,
         "machine": describe_machine(arguments),
         "versions": library_versions(PACKAGES),
@@ -79,6 +87,14 @@ def train_by_recipe(
         (out / "report.md").write_text(table + "\n", encoding="utf-8")
         say(f"\n{table}\n\n{out / 'report.json'}")
     return report
+
+
+def baselines_of(rows: RecipeRows) -> dict[str, dict[str, dict[str, float]]]:
+    """What needs no model reaches on every labelled set, by the set's label and the baseline's name."""
+    sets = {"eval": rows.eval, **rows.test}
+    labels = labels_of(sets)
+    labelled = [name for name, part in sets.items() if all(row.get("relevant_windows") is not None for row in part)]
+    return {labels[name]: baseline_metrics(rows.train, sets[name]) for name in labelled}
 
 
 @dataclass
@@ -135,7 +151,8 @@ def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
     before["training"].setdefault("seed", now["training"]["seed"])
     changes = {}
-    for section, entries in now.items():
+    for section in SECTIONS:
+        entries = now[section]
         for name in sorted({*entries, *before[section]}):
             pair = (before[section].get(name, "unset"), entries.get(name, "unset"))
             if pair[0] != pair[1]:
@@ -271,13 +288,16 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The headline metrics in Markdown, percent: mean and standard deviation over the seeds."""
+    """The headline metrics in Markdown, percent: mean and standard deviation over the seeds, and the baselines'."""
     seeds = [result["seed"] for result in report["runs"]]
     lines = [f"Seeds {', '.join(map(str, seeds))}; percent, mean ± standard deviation.", ""]
     lines += ["| set | " + " | ".join(HEADLINES) + " |", "|---|" + "---:|" * len(HEADLINES)]
     for label, metrics in report["summary"].items():
         entries = (metrics.get(f"MR-full-{name}") for name in HEADLINES)
         lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in entries) + " |")
+        for baseline, reached in report["baselines"].get(label, {}).items():
+            cells = (f"{reached[f'MR-full-{name}']:.2f}" if f"MR-full-{name}" in reached else "-" for name in HEADLINES)
+            lines.append(f"| {label}, {baseline} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -12,8 +12,6 @@ from ..data.features.video_files import find_video
 from ..data.rows.jsonl import read_rows
 from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
-from ..evaluation import evaluate_submission
-from ..evaluation.baselines import best_fixed_span, whole_video
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
@@ -38,15 +36,13 @@ def add_verdict(
     """The report of a run with baselines, verdict and notes, written again with pictures of the first answers."""
     predictions = list(read_rows(out / "predictions_eval.jsonl"))
     metrics = report["runs"][0]["metrics"]["eval"]
-    baselines = {
-        "whole video": evaluate_submission(whole_video(val_rows), val_rows),
-        "best fixed span": evaluate_submission(best_fixed_span(train_rows, val_rows), val_rows),
-    }
-    verdict = judge(metrics, baselines, len(val_rows), answers_alike(predictions, val_rows), len(train_rows))
+    baselines = report["baselines"]["eval"]
+    asked = sum(bool(row["relevant_windows"]) for row in val_rows)
+    verdict = judge(metrics, baselines, asked, answers_alike(predictions, val_rows), len(train_rows))
     pictures = draw_answers(val_rows, Path(video_dir), out)
     report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(in_words(report, len(val_rows)) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(in_words(report, asked) + "\n", encoding="utf-8")
     return report
 
 
@@ -127,5 +123,8 @@ def in_words(report: Mapping[str, Any], queries: int) -> str:
         f"| {name} | " + " | ".join(f"{metrics[f'MR-full-{key}']:.1f}" for key in SHOWN) + " |"
         for name, metrics in columns.items()
     ]
+    if "PR-AUROC" in columns["model"]:
+        auroc, f1 = (columns["model"][f"PR-{name}"] for name in ("AUROC", "Rej-F1"))
+        lines += ["", f"Telling what a video does not show (percent): AUROC {auroc:.1f}, F1 of rejecting {f1:.1f}."]
     lines += ["", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from ..data.rows.checked import checked_rows
 from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
+from ..plugins_bmdetr import require_loss
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from ..targets_bmdetr import MomentTargets
@@ -93,6 +94,8 @@ class BMDetrTrainer(PublishingTrainer):
     ):
         contract = store.contract if model is None else model.config.feature_contract
         if train_rows is not None:
+            if criterion is None and model is not None and model.config.loss is not None:
+                require_loss(model.config.loss)
             mined = args.negative_sampling.startswith("mined")
             train_rows = checked_rows(train_rows, "train_rows", contract, training=True, reads_negatives=mined)
             store.require(train_rows)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,10 @@ def test_own_rows_and_features_without_a_recipe(world, capsys):
     rows = list(read_rows("own/val.jsonl"))
     assert figures["queries"] == len(rows) == len(read_jsonl("out/val.submission.jsonl"))
     assert sum(part["queries"] for part in figures["by_length"].values()) == len(rows)
-    assert Path("out/train.md").exists()
+    table = Path("out/train.md").read_text()
+    assert "p_inside" in figures["metrics"]
+    assert "p_inside" not in table  # a share, which has no place under "%"
+    assert re.search(r"Mean of p inside and outside the moments: 0\.\d{3} and 0\.\d{3}\n", table)
 
 
 def test_rows_without_labels_get_a_submission_alone(world, capsys):

@@ -266,6 +266,8 @@ def test_own_data_over_seeds_and_again(own, tmp_path, capsys):
     table = (tmp_path / "out" / "report.md").read_text()
     assert f"{values['mean']:.2f} ± {values['std']:.2f}" in table
     assert table.strip() in capsys.readouterr().out
+    fixed = report["baselines"]["eval"]["best fixed span"]["MR-full-mIoU"]
+    assert re.search(rf"\| eval, best fixed span \|.*\| {fixed:.2f} \|", table)
 
     assert train.main(arguments) == 2
     assert "pass --resume" in capsys.readouterr().err

@@ -127,6 +127,51 @@ def test_a_checkpoint_of_other_features_is_refused(trained, world, tmp_path, cap
     assert "do not fit the checkpoint" in capsys.readouterr().err
 
 
+def test_absent_queries_teach_presence_and_unlabelled_ones_are_left_out(world, tmp_path, capsys):
+    """Rows with `relevant_windows: []` are trained on, validated on and calibrated by; rows without it are not."""
+    lines = []
+    for number in range(VIDEOS):
+        row = {"vid": f"v{number}", "duration": DURATION_S}
+        lines += [
+            {
+                **row,
+                "qid": 3 * number,
+                "query": f"It gets brighter {number}.",
+                "relevant_windows": [[number, number + 5]],
+            },
+            {**row, "qid": 3 * number + 1, "query": f"An elephant sings {number}.", "relevant_windows": []},
+            {**row, "qid": 3 * number + 2, "query": f"Nobody knows {number}."},
+        ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    command = ["train", str(rows), "--videos", str(world / "videos"), "--out", str(out), *ENCODERS]
+    assert main([*command, "--override", *SMALL, "model.presence_head=true", "training.logging_steps=1"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert any(note.startswith("6 queries do not say where their moments are") for note in report["notes"])
+    assert any(note.startswith("6 queries are about what their videos do not show") for note in report["notes"])
+    windows = [
+        row["relevant_windows"] for name in ("train", "val") for row in read_rows(out / "data" / f"{name}.jsonl")
+    ]
+    assert len(windows) == 12
+    assert sum(not each for each in windows) == 6
+    assert report["data"]["moments_a_query"] == {"0": 5, "1": 5}
+    assert "PR-AUROC" in report["runs"][0]["metrics"]["eval"]
+    assert "Telling what a video does not show" in (out / "report.md").read_text()
+    assert "On 1 validation queries" in (out / "report.md").read_text()
+    assert "presence" in capsys.readouterr().out  # what the calibration says of it
+
+
+def test_a_table_of_absent_queries_alone_is_refused(world, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    row = {"duration": DURATION_S, "relevant_windows": []}
+    lines = [{**row, "qid": n, "vid": f"v{n}", "query": f"An elephant sings {n}."} for n in range(VIDEOS)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["train", str(rows), "--videos", str(world / "videos"), "--out", str(tmp_path / "out"), *ENCODERS]
+    assert main(command) == 2
+    assert "no queries with a moment are left to train on" in capsys.readouterr().err
+
+
 def test_a_single_video_cannot_be_held_out(world, tmp_path, capsys):
     (tmp_path / "one.csv").write_text("video,start,end,sentence\nv0.mp4,1,2,a\n")
     arguments = ["train", str(tmp_path / "one.csv"), "--videos", str(world / "videos"), "--out", str(tmp_path / "out")]

@@ -23,9 +23,8 @@ from ...encoders_bmdetr import (
     VideoEncoder,
     build_text_encoder,
     build_video_encoder,
-    import_plugins,
-    imported_plugins,
 )
+from ...plugins_bmdetr import import_plugins, imported_plugins
 from ...processes import end_with_parent
 from ..rows.qids import canonical_qid
 from ..rows.validation import require_fields

@@ -114,8 +114,8 @@ class ValidationReport:
         return {"ok": self.ok, **asdict(self)}
 
     def raise_for_errors(self) -> None:
-        """Raise a ValueError that lists the first errors, if there are any."""
+        """Raise a ValueError that lists the first three errors, if there are any."""
         if self.errors:
-            listed = "\n".join(str(problem) for problem in self.errors[:20])
-            more = f"\n... and {len(self.errors) - 20} more" if len(self.errors) > 20 else ""
+            listed = "\n".join(f"  {str(problem).removeprefix('error: ')}" for problem in self.errors[:3])
+            more = f"\n  and {len(self.errors) - 3} more; `bmdetr validate` lists all" if len(self.errors) > 3 else ""
             raise ValueError(f"{self.source} has {len(self.errors)} errors:\n{listed}{more}")
