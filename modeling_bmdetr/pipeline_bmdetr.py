@@ -15,7 +15,7 @@ from .contract_bmdetr import clip_count, pad_rows, prepare_text_features, prepar
 from .encoder_interface_bmdetr import EncodedVideo, Video
 from .processing_bmdetr import BMDetrProcessor, check_selection
 from .video_bmdetr import is_one_video
-from .windows_bmdetr import WINDOW_NMS_IOU, mean_over_windows, window_starts
+from .windows_bmdetr import mean_over_windows, merge_windows, presence_over_windows, window_starts
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +38,8 @@ class MomentRetrievalPipeline(Pipeline):
             described moment with an IoU of at least 0.5;
         calibrated: whether score and presence are such probabilities; if false, no calibration was fitted, and they
             are only what the model ranks by (`bmdetr calibrate`);
-        presence: the probability that the video shows what the sentence says at all, where the model tells;
+        presence: the probability that the video shows what the sentence says at all, where the model tells; of several
+            windows as `presence_over_windows` has it;
         saliency: a value for each clip, higher where the clip matters more to the query; unbounded;
         frame_probabilities, frame_attention: p (Eq. 6) and o (Eq. 7) for each clip, where the model has them;
         duration, clip_length: seconds;
@@ -239,8 +240,6 @@ class MomentRetrievalPipeline(Pipeline):
         """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
         lengths, starts, clip_s = model_outputs["lengths"], model_outputs["starts"], model_outputs["clip_s"]
         duration_s, answers, queries = model_outputs["duration_s"], [], model_outputs["queries"]
-        if len(starts) > 1 and nms_threshold is None:
-            nms_threshold = WINDOW_NMS_IOU
         for i, query in enumerate(queries):
             results = model_outputs["results"][i :: len(queries)]
             found = []
@@ -250,13 +249,13 @@ class MomentRetrievalPipeline(Pipeline):
                 moments = self.processor.decode(
                     result["scores"][None], result["pred_spans"][None], torch.tensor([length]), limit_s, axis_s
                 )[0]
-                found.append(moments + torch.tensor([start * clip_s, start * clip_s, 0.0]))
-            ranked = torch.cat(found)
-            ranked = ranked[ranked[:, 2].argsort(descending=True, stable=True)]
-            ranked = self.processor.select(
-                ranked, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold
-            )
-            presence = max(float(result["presence"]) for result in results) if "presence" in results[0] else None
+                found.append(moments)
+            overlap = self.processor.nms_threshold if nms_threshold is None else nms_threshold
+            ranked = merge_windows(found, [start * clip_s for start in starts], overlap, most=top_k)
+            ranked = ranked[ranked[:, 2] >= score_threshold]
+            presence = None
+            if "presence" in results[0]:
+                presence = float(presence_over_windows(torch.stack([result["presence"] for result in results])))
             if presence is not None and presence < min_presence:
                 ranked = ranked[:0]
             answer = {
