@@ -10,35 +10,19 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from .encoder_interface_bmdetr import VideoEncoder, require_at_least_one
-from .pretrained_models_bmdetr import (
-    FramePreparation,
-    Pooling,
-    decoding_size,
-    load_image_processor,
-    load_model,
-    pooled_rows,
-    pooling_for,
-    require_ability,
-)
+from .pretrained_models_bmdetr import Pooling, PretrainedVideoEncoder, decoding_size, load_image_processor
 
 Clips: TypeAlias = Literal["started", "nearest"]
 
 
-class ImageEncoder(VideoEncoder):
+class ImageEncoder(PretrainedVideoEncoder):
     """A model of transformers that sees single images.
 
     Args:
         model: name on the Hub, or local folder: CLIP, SigLIP and others with `get_image_features`, whose projected
             image features are the rows; or an image backbone (DINOv2, DINOv3, ViT, ConvNeXt, ...).
-        frames_per_clip: frames per clip, at the centres of equal parts of it; 2 by default.
-        pooling: backbones: `class` takes the class token, `pooled` what the model pools, `mean` the mean over places.
-            By default the first of these that the model has; the contract says which.
-        batch_size: frames per forward pass, rounded to whole clips.
-        device: where to run, such as `cpu` or `cuda`.
-        dtype: precision of the model; rows are float32 all the same.
-        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
-        prefix: what the encoder's name begins with.
+        frames_per_clip: 2 by default.
+        pooling, batch_size, device, dtype, revision, prefix: as in [`PretrainedVideoEncoder`].
         clips: `started` counts a last clip that the video fills by a tenth; `nearest` rounds the number of clips, as in
             published CLIP features, which hold the frame in the middle of each clip (`frames_per_clip=1`).
 
@@ -49,6 +33,9 @@ class ImageEncoder(VideoEncoder):
     """
 
     interpolation = "bicubic"
+    NEEDS = ("see images", "image-text tower", "image backbone")
+    DEFAULT_FRAMES = 2
+    BLANK_SIDE = 32
 
     def __init__(
         self,
@@ -62,39 +49,13 @@ class ImageEncoder(VideoEncoder):
         prefix: str = "hf:",
         clips: Clips = "started",
     ) -> None:
-        frames_per_clip = 2 if frames_per_clip is None else frames_per_clip
-        require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
         if clips not in ("started", "nearest"):
             raise ValueError(f"clips must be 'started' or 'nearest', received {clips!r}.")
         self.clips: Clips = clips
-        ability, _ = require_ability(model, revision, "see images", "image-text tower", "image backbone")
-        self.name = prefix + str(model)
-        self.frames_per_clip = frames_per_clip
-        self.clips_per_batch = max(1, batch_size // frames_per_clip)
-        self.revision = revision
-        self.model = load_model(model, device, dtype, revision)
-        self.is_tower = ability == "image-text tower"
-        if self.is_tower and hasattr(self.model, "text_model"):
-            self.model.text_model = None  # the other tower would only take memory
-        if self.is_tower and pooling is not None:
-            raise ValueError(f"pooling is for backbones, received {pooling!r} for {model!r}, whose tower has its own.")
-        self.image_processor = load_image_processor(model, revision)
-        if self.image_processor is not None:
-            self.frame_size = decoding_size(self.image_processor)
-        else:
-            self.preparation = FramePreparation.of_model(model, revision)
-            self.frame_size, self.interpolation = self.preparation.size, self.preparation.interpolation
-        self.pooling: Pooling | None = pooling
-        blank = [np.zeros((32, 32, 3), np.uint8)]
-        if not self.is_tower and pooling is None:
-            self.pooling = pooling_for(self.model, self._output(blank))
-        self.dim = self._rows(blank).shape[-1]
+        super().__init__(model, frames_per_clip, pooling, batch_size, device, dtype, revision, prefix)
 
     def spec(self) -> dict[str, Any]:
-        clips = None if self.clips == "started" else self.clips
-        options = {"pooling": self.pooling, "revision": self.revision, "clips": clips}
-        given = {name: value for name, value in options.items() if value is not None}
-        return {"name": self.name, "dim": self.dim, "frames_per_clip": self.frames_per_clip, **given}
+        return super().spec() | ({} if self.clips == "started" else {"clips": self.clips})
 
     def clip_times(self, duration_s: float, clip_length_s: float, fps: float) -> np.ndarray:
         if self.clips == "started":
@@ -107,12 +68,12 @@ class ImageEncoder(VideoEncoder):
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
         return self._rows(frames).unflatten(0, (-1, self.frames_per_clip)).mean(1).numpy()
 
-    def _rows(self, frames: list[np.ndarray]) -> torch.Tensor:
-        output = self._output(frames)
-        if self.pooling is not None:
-            return pooled_rows(output, self.pooling).float().cpu()
-        # transformers 5 returns an output object whose pooled rows are the features; earlier versions return them bare.
-        return (output if isinstance(output, torch.Tensor) else output.pooler_output).float().cpu()
+    def _prepare(self, model: str) -> None:
+        self.image_processor = load_image_processor(model, self.revision)
+        if self.image_processor is not None:
+            self.frame_size = decoding_size(self.image_processor)
+        else:
+            super()._prepare(model)
 
     @torch.inference_mode()
     def _output(self, frames: list[np.ndarray]) -> Any:

@@ -10,12 +10,11 @@ An index is a folder that holds
   renamed or copied is not encoded again.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +26,22 @@ from transformers.utils import logging
 from .contract_bmdetr import FeatureContract
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
-from .data.rows.schema import VIDEO_SUFFIXES
-from .files_bmdetr import replacing_file
+from .files_bmdetr import remove_leftovers, replacing_file
+from .index_files import (
+    CATALOG,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    content_key,
+    read_catalog,
+    read_index,
+    video_files,
+    weights_key,
+)
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 
 logger = logging.get_logger(__name__)
 
-FORMAT, VERSION = "bmdetr-index", 1
-MANIFEST, CATALOG = "index.json", "catalog.jsonl"
 Progress = Callable[[str, int, int], None]  # what is under way, how much of it is done, of how much
 # Features of removed videos stay in the store until they are more than those in use.
 _MOST_UNUSED = 0.5
@@ -170,7 +177,7 @@ class VideoIndex:
         report = IndexReport()
         with FeatureWriter(self._store, self.contract, dtype=self._manifest["dtype"]) as writer:
             self._remove_other_stores()
-            catalog = _read_catalog(self.directory / CATALOG)
+            catalog = read_catalog(self.directory / CATALOG)
             self._write_catalog(catalog)  # without a last line that a killed run left half written
             found = {path.relative_to(root).as_posix(): path.stat() for path in video_files(root)}
             fresh: dict[str, dict[str, Any]] = {}
@@ -216,6 +223,7 @@ class VideoIndex:
         """Starts an index, or checks that this one is of the same folder, and takes note of the model."""
         held = self._manifest
         if not held:
+            remove_leftovers(self.directory)
             if self.directory.is_dir() and any(self.directory.iterdir()):
                 raise ValueError(f"'{self.directory}' is neither an index nor empty: name another folder for the index")
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -230,7 +238,7 @@ class VideoIndex:
             **held,
             "folder": str(root.resolve()),
             "model": self.model_name,
-            "weights": weights_fingerprint(self.pipe.model),
+            "weights": weights_key(self.pipe.model),
             "contract": self.contract.to_dict(),
         }
         self._write_manifest(complete=False)
@@ -259,7 +267,7 @@ class VideoIndex:
             return
         number = int(self._manifest["store"].partition("-")[2]) + 1
         with FeatureWriter(self.directory / f"store-{number}", self.contract, dtype=self._manifest["dtype"]) as writer:
-            for key in used:
+            for key in sorted(used):  # in the same order again after a kill
                 if key not in writer.videos:
                     writer.add_video(key, self.source.read(key))
             writer.finish()
@@ -301,7 +309,7 @@ class VideoIndex:
     def entries(self) -> dict[str, dict[str, Any]]:
         """The catalogue: path to `key` and `duration_s` of each video."""
         if self._entries is None:
-            catalog = _read_catalog(self.directory / CATALOG)
+            catalog = read_catalog(self.directory / CATALOG)
             self._entries = {name: entry for name, entry in catalog.items() if "key" in entry}
         return self._entries
 
@@ -367,7 +375,7 @@ class VideoIndex:
             raise ValueError(f"'{self.directory}' is no index: make one with `bmdetr index`")
         if not self._manifest["complete"]:
             raise ValueError(f"the index '{self.directory}' is unfinished: run `bmdetr index` again, it goes on")
-        if self._manifest["weights"] != weights_fingerprint(self.pipe.model):
+        if self._manifest["weights"] != weights_key(self.pipe.model):
             raise ValueError(
                 f"the index '{self.directory}' was made with {self._manifest['model']}, and {self.model_name} has "
                 "other weights: run `bmdetr index` with it, which keeps the features, or search with the former"
@@ -434,65 +442,3 @@ def _hits(name: str, answer: dict[str, Any]) -> list[Hit]:
 
 def _ranked(hits: list[Hit], top: int) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.rank_score, hit.video, hit.start))[:top]
-
-
-def video_files(root: Path) -> Iterator[Path]:
-    """Video files below a folder, in order; hidden ones, and what a link leads to outside files, are left alone."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(folder) / name
-            if not name.startswith(".") and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                yield path
-
-
-def content_key(path: Path) -> str:
-    """A name for what a file holds: 32 hexadecimal digits of its hash."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """A name for a model's weights: the same weights have the same, wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_index(directory: str | os.PathLike) -> dict[str, Any]:
-    """What `index.json` of an index says.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another version.
-    """
-    path = Path(directory) / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"'{directory}' is no index: it has no {MANIFEST}. Make one with `bmdetr index`")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        written = (manifest["format"], manifest["version"])
-        if written != (FORMAT, VERSION):
-            raise ValueError(f"it says {written}, expected {(FORMAT, VERSION)}")
-        missing = sorted({"store", "dtype", "folder", "model", "weights", "contract", "complete"} - set(manifest))
-        if missing or Path(manifest["store"]).name != manifest["store"]:
-            raise ValueError(f"entries {missing} are missing" if missing else "its store is not a folder in it")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or of another version: {error}. Make the index again") from error
-    return manifest
-
-
-def _read_catalog(path: Path) -> dict[str, dict[str, Any]]:
-    """The last entry of each path; a last line that a killed run left half written is ignored."""
-    entries: dict[str, dict[str, Any]] = {}
-    lines: Iterable[bytes] = path.read_bytes().splitlines(keepends=True) if path.is_file() else ()
-    for line in lines:
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            entries[entry.pop("path")] = entry
-    return entries

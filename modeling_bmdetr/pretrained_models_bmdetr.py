@@ -3,14 +3,18 @@
 import inspect
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
+from huggingface_hub import is_offline_mode
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import cached_file, is_vision_available, logging
+
+from .encoder_interface_bmdetr import VideoEncoder, require_at_least_one
 
 logger = logging.get_logger(__name__)
 
@@ -83,8 +87,12 @@ def load_or_explain(auto_class: Any, model: str, **options: Any) -> Any:
     Raises:
         OSError: if there is no such folder or repository, or access to it is restricted.
     """
-    if not os.path.isdir(model):
-        logger.info(f"loading the model {model!r} of an encoder, from the Hub if it is not in the local cache")
+    if not os.path.isdir(model) and not is_offline_mode():
+        # A checkpoint of somebody else may name any repository, so whoever runs it is told.
+        logger.warning_once(
+            f"the encoder's model {model!r} is no folder here: it is looked up on the Hub, which learns of it, and "
+            "fetched if it is not in the local cache (HF_HUB_OFFLINE=1 keeps to the cache)"
+        )
     try:
         return auto_class.from_pretrained(model, **options)
     except OSError as error:
@@ -262,3 +270,85 @@ def load_image_processor(model: str, revision: str | None) -> Any:
         if "torchvision" not in str(error):
             raise
         return None
+
+
+class PretrainedVideoEncoder(VideoEncoder):
+    """A video encoder that runs a model of transformers: one of towers, or a backbone whose states are pooled.
+
+    Args:
+        model: name on the Hub, or local folder.
+        frames_per_clip: frames per clip, at the centres of equal parts of it; by default as the subclass says.
+        pooling: backbones: `class` takes the class token, `pooled` what the model pools, `mean` the mean over places.
+            By default the first of these that the model has; the contract says which.
+        batch_size: frames per forward pass, rounded to whole clips.
+        device: where to run, such as `cpu` or `cuda`.
+        dtype: precision of the model; rows are float32 all the same.
+        revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
+        prefix: what the encoder's name begins with.
+
+    Raises:
+        ValueError: if the model does not see what the encoder shows it.
+        OSError: if there is no such model, or no access to it.
+    """
+
+    # What the model must do, and the abilities of a tower and of a backbone that does.
+    NEEDS: ClassVar[tuple[str, Ability, Ability]]
+    DEFAULT_FRAMES: ClassVar[int | None] = None  # per clip; None for as many as the model was made for
+    BLANK_SIDE: ClassVar[int]  # of the frames that the width of rows is found with
+
+    def __init__(
+        self,
+        model: str,
+        frames_per_clip: int | None = None,
+        pooling: Pooling | None = None,
+        batch_size: int = 32,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        prefix: str = "hf:",
+    ) -> None:
+        ability, config = require_ability(model, revision, *self.NEEDS)
+        if frames_per_clip is None:
+            frames_per_clip = self.DEFAULT_FRAMES or frames_per_clip_of(config)
+        if frames_per_clip is None:
+            raise ValueError(f"the model {model!r} does not say how many frames it sees; give frames_per_clip.")
+        require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
+        self.is_tower = ability == self.NEEDS[1]
+        if self.is_tower and pooling is not None:
+            raise ValueError(f"pooling is for backbones, received {pooling!r} for {model!r}, whose tower has its own.")
+        self.name, self.revision = prefix + str(model), revision
+        self.frames_per_clip, self.clips_per_batch = frames_per_clip, max(1, batch_size // frames_per_clip)
+        self.model = load_model(model, device, dtype, revision)
+        if self.is_tower and hasattr(self.model, "text_model"):
+            self.model.text_model = None  # the other tower would only take memory
+        self.pooling: Pooling | None = pooling
+        self._prepare(model)
+        self._find_width([np.zeros((self.BLANK_SIDE, self.BLANK_SIDE, 3), np.uint8)] * frames_per_clip)
+
+    def _find_width(self, blank: list[np.ndarray]) -> None:
+        """Sets `dim`, and `pooling` where none was given, by what the model makes of the frames of a blank clip."""
+        if not self.is_tower and self.pooling is None:
+            self.pooling = pooling_for(self.model, self._output(blank))
+        self.dim = self._encode_clips(blank).shape[-1]
+
+    def spec(self) -> dict[str, Any]:
+        options = {"pooling": self.pooling, "revision": self.revision}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"name": self.name, "dim": self.dim, "frames_per_clip": self.frames_per_clip, **given}
+
+    def _prepare(self, model: str) -> None:
+        """Finds out how the model's frames are prepared."""
+        self.preparation = FramePreparation.of_model(model, self.revision)
+        self.frame_size, self.interpolation = self.preparation.size, self.preparation.interpolation
+
+    @abstractmethod
+    def _output(self, frames: list[np.ndarray]) -> Any:
+        """What the model gives for the frames of whole clips."""
+
+    def _rows(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """One row per image or clip that the model saw, float32 on the CPU."""
+        output = self._output(frames)
+        if self.pooling is not None:
+            return pooled_rows(output, self.pooling).float().cpu()
+        # transformers 5 returns an output object whose pooled rows are the features; earlier versions return them bare.
+        return (output if isinstance(output, torch.Tensor) else output.pooler_output).float().cpu()

@@ -40,6 +40,28 @@ def is_packed(directory: str | os.PathLike) -> bool:
     return (Path(directory) / MANIFEST).is_file()
 
 
+def read_stamped(path: Path, form: str, version: int) -> dict[str, Any]:
+    """A JSON file that says of which format and version it is.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not JSON, says nothing, or is of another format or version.
+    """
+    held = json.loads(path.read_text(encoding="utf-8"))
+    written = (held["format"], held["version"])
+    if written != (form, version):
+        raise ValueError(f"it says {written}, expected {(form, version)}")
+    return held
+
+
+def whole_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object on a line, or None where a killed writer left the line half written."""
+    try:
+        held = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
 def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
     """The manifest of a packed folder, with `contract` as a [`FeatureContract`].
 
@@ -51,10 +73,7 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"'{directory}' is not a packed feature store: it has no {MANIFEST}.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        written = (manifest["format"], manifest["version"])
-        if written != (FORMAT, VERSION):
-            raise ValueError(f"it says {written}, expected {(FORMAT, VERSION)}")
+        manifest = read_stamped(path, FORMAT, VERSION)
         contract = FeatureContract.from_dict(manifest["contract"])
         if manifest["dtype"] not in DTYPES or not isinstance(manifest["complete"], bool):
             raise ValueError(f"it says dtype {manifest['dtype']!r} and complete {manifest['complete']!r}")
@@ -255,11 +274,8 @@ def count_arrays(directory: str | os.PathLike, modality: str) -> int:
 
 def parse_entry(line: bytes) -> dict[str, Any] | None:
     """An entry of the index, or None where a line is not whole."""
-    try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+    entry = whole_object(line)
+    if entry is None or not isinstance(entry.get("name"), str):
         return None
     whole = type(entry.get("first")) is int and type(entry.get("rows")) is int and entry["rows"] > 0
     return entry if whole else None

@@ -1,0 +1,70 @@
+"""What lies in the folder of an index, and in a folder of videos: manifest, catalogue, names by content."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data.features.packed import read_stamped, whole_object
+from .data.rows.schema import VIDEO_SUFFIXES
+
+FORMAT, VERSION = "bmdetr-index", 1
+MANIFEST, CATALOG = "index.json", "catalog.jsonl"
+
+
+def video_files(root: Path) -> Iterator[Path]:
+    """Video files below a folder, in order; hidden ones, and what a link leads to outside files, are left alone."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                yield path
+
+
+def content_key(path: Path) -> str:
+    """A name for what a file holds: 32 hexadecimal digits of its hash."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def weights_key(model: torch.nn.Module) -> str:
+    """A name for a model's weights: the same weights have the same, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_index(directory: str | os.PathLike) -> dict[str, Any]:
+    """What `index.json` of an index says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"'{directory}' is no index: it has no {MANIFEST}. Make one with `bmdetr index`")
+    try:
+        manifest = read_stamped(path, FORMAT, VERSION)
+        missing = sorted({"store", "dtype", "folder", "model", "weights", "contract", "complete"} - set(manifest))
+        if missing or Path(manifest["store"]).name != manifest["store"]:
+            raise ValueError(f"entries {missing} are missing" if missing else "its store is not a folder in it")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged or of another version: {error}. Make the index again") from error
+    return manifest
+
+
+def read_catalog(path: Path) -> dict[str, dict[str, Any]]:
+    """The last entry of each path; a last line that a killed run left half written is ignored."""
+    entries: dict[str, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        entry = whole_object(line)
+        if entry is not None and isinstance(entry.get("path"), str):
+            entries[entry.pop("path")] = entry
+    return entries
