@@ -20,7 +20,7 @@ least 0.5).
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,14 +168,17 @@ def search(
     cut = replace(contract, long_video="truncate")
     found = []
     for name, members in parts.items():
+        queries = [row for row in asked if row["vid"] == name]
+        if not queries:
+            continue
         video = np.concatenate([store.video(part) for part in members])
         starts = window_starts(len(video), contract.max_clips)
         windows = [prepare_video_features(video[start : start + contract.max_clips], cut) for start in starts]
         features, mask = pad_rows(windows)
         offsets_s = torch.tensor(starts) * contract.clip_length
         lengths_s = mask.sum(dim=1) * contract.clip_length
-        for row in (row for row in asked if row["vid"] == name):
-            outputs = in_batches(model, features, mask, prepare_text_features(store.text(str(row["qid"])), contract))
+        texts = [prepare_text_features(store.text(str(row["qid"])), contract) for row in queries]
+        for row, outputs in zip(queries, ask_all(model, features, mask, texts), strict=True):
             best = {}
             for ranking, values in rankings(outputs, mask).items():
                 moments = processor.decode(values, outputs["pred_spans"], mask.sum(dim=1), lengths_s, lengths_s)
@@ -188,15 +191,20 @@ def search(
     return found
 
 
-def in_batches(model: BMDetrForMomentRetrieval, features: Tensor, mask: Tensor, text: np.ndarray) -> dict[str, Tensor]:
-    """The outputs of all windows for one sentence."""
+def ask_all(
+    model: BMDetrForMomentRetrieval, features: Tensor, mask: Tensor, texts: Sequence[np.ndarray]
+) -> Iterator[dict[str, Tensor]]:
+    """The outputs of all windows for each sentence, `(windows, ...)`; pairs of window and sentence go in batches."""
     names = ("scores", "pred_spans", "presence", "frame_probabilities")
-    batches = []
-    for some, some_mask in zip(features.split(PAIRS_AT_ONCE), mask.split(PAIRS_AT_ONCE), strict=True):
-        rows, row_mask = pad_rows([text] * len(some))
+    words, words_mask = pad_rows(texts)
+    windows, batches = len(features), []
+    for pairs in torch.arange(len(texts) * windows).split(PAIRS_AT_ONCE):
+        window, sentence = pairs % windows, pairs // windows
         with torch.inference_mode():
-            batches.append(model(some, some_mask, rows, row_mask))
-    return {name: torch.cat([one[name] for one in batches]) for name in names if batches[0].get(name) is not None}
+            batches.append(model(features[window], mask[window], words[sentence], words_mask[sentence]))
+    outputs = {name: torch.cat([one[name] for one in batches]) for name in names if batches[0].get(name) is not None}
+    for index in range(len(texts)):
+        yield {name: value[index * windows : (index + 1) * windows] for name, value in outputs.items()}
 
 
 def rankings(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:

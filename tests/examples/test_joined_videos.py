@@ -101,14 +101,15 @@ def test_the_best_span_of_all_windows_answers(world):
     store = joined_videos.FeatureStore.from_packed(world / "features")
     events = joined_videos.events_by_sentence(ROWS)
     parts, asked = joined_videos.join(ROWS, CLIPS, 0.6, 1.0, 0, events)
-    answer = joined_videos.search(model, asked[:1], parts, store)[0]
+    # Asked with all others, in batches of pairs of window and sentence, and without padding below.
+    answer = joined_videos.search(model, asked, parts, store)[0]
     video = np.concatenate([store.video(part) for part in parts[asked[0]["vid"]]])
     best = (-1.0, 0.0)
     for start in joined_videos.window_starts(len(video), 16):
         rows = joined_videos.prepare_video_features(video[start : start + 16], model.config.feature_contract)
         text = joined_videos.prepare_text_features(store.text(asked[0]["qid"]), model.config.feature_contract)
         features, mask = joined_videos.pad_rows([rows])
-        outputs = joined_videos.in_batches(model, features, mask, text)
+        (outputs,) = joined_videos.ask_all(model, features, mask, [text])
         k = int(outputs["scores"][0].argmax())
         centre, width = outputs["pred_spans"][0, k].tolist()
         left = min(max(centre - width / 2, 0), 1) * len(rows) + start
