@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from .calibration_bmdetr import as_calibration, calibration_lines
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
-from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, HashedWordTextEncoder, PixelGridVideoEncoder
+from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, WEIGHTLESS_VIDEO_ENCODERS, HashedWordTextEncoder
 from .files_bmdetr import replacing_file
 from .saving_bmdetr import CARD_FILE, TASK
 
@@ -39,7 +39,7 @@ THIS_MODEL = "this model"
 ANY_REPOSITORY = "PATH_OR_REPOSITORY"
 EXAMPLES = ("she opens the door", "a dog barks")
 RUNNABLE_ENCODERS = (
-    *(PixelGridVideoEncoder.name, HashedWordTextEncoder.name, MINILM),
+    *(*WEIGHTLESS_VIDEO_ENCODERS, HashedWordTextEncoder.name, MINILM),
     *(CLIP_PREFIX, PRETRAINED_PREFIX, "timm:"),
 )
 _STATED_ELSEWHERE = frozenset(FeatureContract.__dataclass_fields__) | {

@@ -14,13 +14,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .encoders_bmdetr import PixelGridVideoEncoder, build_video_encoder
+from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, PixelGridVideoEncoder, build_video_encoder
 from .files_bmdetr import replacing_folder
 from .modeling_bmdetr import BMDetrForMomentRetrieval
 from .processing_bmdetr import BMDetrProcessor
@@ -235,9 +235,9 @@ def _write_video_encoder(processor: BMDetrProcessor, folder: Path) -> dict[str, 
     Those are exported with tools of their own, and their features given to the model.
     """
     specs = processor.contract.video_encoders
-    encoder = build_video_encoder(specs[0]) if len(specs) == 1 and specs[0]["name"] == "pixel-grid" else None
-    if not isinstance(encoder, PixelGridVideoEncoder):
+    if len(specs) != 1 or specs[0]["name"] not in WEIGHTLESS_VIDEO_ENCODERS:
         return None
+    encoder = cast(PixelGridVideoEncoder, build_video_encoder(specs[0]))
     per_clip, side = encoder.frames_per_clip, encoder.grid
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (3 * per_clip, side, side, 3), dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""What the pixel-grid encoder measures on frames: colour planes, their spatial moments, the directions of their edges.
+"""What the weightless encoders measure on frames: colour planes, their moments, the directions of edges, and flow.
 
 Pure tensor functions on square frames. Planes are `(..., size, size)`; every measure is a mean over the frame.
 """
@@ -54,30 +54,91 @@ def spatial_moments(planes: torch.Tensor) -> torch.Tensor:
     return SCALE * planes.flatten(-2) @ basis.flatten(1).T / size**2
 
 
-def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strength of the edges and of the angular harmonics of their directions.
+def edge_harmonics(
+    planes: torch.Tensor, weights: torch.Tensor, harmonics: int = HARMONICS[-1]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strength of the edges and of the angular harmonics of their directions, from the second on.
 
     A square has a strong fourth harmonic, a triangle a third, a circle none; turning a shape hardly changes them.
 
     Args:
         planes: `(clips, frames, planes, size, size)`.
-        weights: `(clips, 1, size, size)`.
+        weights: `(clips, 1 or planes, size, size)`.
+        harmonics: the last one.
 
     Returns:
-        two `(clips, frames, planes, 1 + len(HARMONICS))`: over the frame, and with each pixel times its weight.
+        two `(clips, frames, planes, harmonics)`: over the frame, and with each pixel times its weight.
     """
+    planes = planes.transpose(1, 2)  # (clips, planes, frames, size, size): all frames of a plane have one weight
     across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
     down = planes[..., 2:, 1:-1] - planes[..., :-2, 1:-1]
+    weight = weights[..., 1:-1, 1:-1].flatten(-2).expand(*planes.shape[:2], -1)
+    weighing = torch.stack((torch.ones_like(weight), weight), dim=-1) * (SCALE / weight.shape[-1])
     strength = (across.square() + down.square()).sqrt()
     # Complex numbers by their parts, as exported models know them: the direction, and its powers times the strength.
     unit = strength.clamp(min=1e-4)
-    real, imaginary = across / unit, down / unit
-    weight = weights[:, None, :, 1:-1, 1:-1]
-    whole, weighted = [strength.mean(dim=(-2, -1))], [(strength * weight).mean(dim=(-2, -1))]
+    real, imaginary = (across / unit).flatten(-2), (down / unit).flatten(-2)
+    strength = strength.flatten(-2)
+    sums = [strength @ weighing]
     wave = strength * real, strength * imaginary
-    for _ in HARMONICS:
+    for _ in range(2, harmonics + 1):
         wave = wave[0] * real - wave[1] * imaginary, wave[0] * imaginary + wave[1] * real
-        for sums, parts in ((whole, wave), (weighted, tuple(part * weight for part in wave))):
-            means = [part.mean(dim=(-2, -1)).square() for part in parts]
-            sums.append((means[0] + means[1]).sqrt())
-    return SCALE * torch.stack(whole, dim=-1), SCALE * torch.stack(weighted, dim=-1)
+        means = [part @ weighing for part in wave]
+        sums.append((means[0].square() + means[1].square()).sqrt())
+    whole, weighted = torch.stack(sums, dim=-1).transpose(1, 2).unbind(dim=-2)
+    return whole, weighted
+
+
+def neighbourhood(planes: torch.Tensor) -> torch.Tensor:
+    """The largest value at most four pixels away, of `(clips, planes, size, size)`."""
+    rows = torch.nn.functional.max_pool2d(planes, (9, 1), stride=1, padding=(4, 0))
+    return torch.nn.functional.max_pool2d(rows, (1, 9), stride=1, padding=(0, 4))
+
+
+def flow_moments(planes: torch.Tensor) -> torch.Tensor:
+    """How each plane moves from frame to frame: to the right, downwards, outwards, and turning clockwise.
+
+    Sums of the brightness constancy equation (Lucas and Kanade 1981): the change of a pixel against its gradient, and
+    against the gradient's part away from and around the middle of all change of the plane. Positive in the directions
+    named, and the larger the more of the plane moves.
+
+    Args:
+        planes: `(clips, frames, planes, size, size)`.
+
+    Returns:
+        `(clips, frames - 1, planes, 4)`.
+    """
+    smooth = torch.nn.functional.avg_pool2d(planes.flatten(0, 1), 3, stride=1, padding=1).unflatten(0, planes.shape[:2])
+    change = smooth.diff(dim=1)[..., 1:-1, 1:-1]
+    middle = (smooth[:, 1:] + smooth[:, :-1]) / 2
+    across = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2
+    down = (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2
+    size = change.shape[-1]
+    along = (torch.arange(size) + 0.5) / size * 2 - 1
+    share = change.abs() / (change.abs().sum(dim=(-2, -1), keepdim=True) + 1e-3)
+    x = along - (share.sum(dim=-2) @ along)[..., None, None]
+    y = along[:, None] - (share.sum(dim=-1) @ along)[..., None, None]
+    against = (across, down, 10 * (x * across + y * down), 10 * (x * down - y * across))
+    return 10 * SCALE * torch.stack([-(change * gradient).mean(dim=(-2, -1)) for gradient in against], dim=-1)
+
+
+def moving_shapes(planes: torch.Tensor, change: torch.Tensor, harmonics: int = 8) -> torch.Tensor:
+    """What the changing part of each plane looks like: how much of it there is, and its shape whatever its size.
+
+    Args:
+        planes: `(clips, frames, planes, size, size)`, all frames of the clips or some.
+        change: `(clips, frames - 1, planes, size, size)`, the size of the change of each pixel.
+        harmonics: the last angular harmonic of the directions of edges.
+
+    Returns:
+        `(clips, planes, harmonics + 2)`: the signed roots of the area and of the length of the edges near what changes;
+        the second to last harmonic as shares of the edges; the area for the length of its edges. The shares fade to 0
+        where next to nothing changes.
+    """
+    near = neighbourhood(change.amax(dim=1))
+    edges = edge_harmonics(planes, near, harmonics)[1].mean(dim=1)
+    area = SCALE * (planes * near[:, None]).mean(dim=(-2, -1)).mean(dim=1)[..., None]
+    length, waves = edges[..., :1], edges[..., 1:]
+    shown = length / (length + 0.02)
+    shares = shown * torch.cat((waves, area), dim=-1) / (length + 1e-3)
+    return torch.cat((signed_root(area), signed_root(length), shares), dim=-1)

@@ -1,4 +1,4 @@
-"""The weightless pair, `pixel-grid` and `hashed-words`: no download and no accelerator.
+"""The weightless encoders, `pixel-grid`, `pixel-motion` and `hashed-words`: no download and no accelerator.
 
 For tests, teaching and synthetic videos: they see colours and motion, and know words only as words.
 """
@@ -13,7 +13,19 @@ import numpy as np
 import torch
 
 from .encoder_interface_bmdetr import TextEncoder, VideoEncoder
-from .pixel_measures_bmdetr import HARMONICS, colour_planes, edge_harmonics, signed_root, spatial_moments
+from .pixel_measures_bmdetr import (
+    HARMONICS,
+    colour_planes,
+    edge_harmonics,
+    flow_moments,
+    moving_shapes,
+    neighbourhood,
+    signed_root,
+    spatial_moments,
+)
+
+PLANES = 7  # what colour_planes returns
+SHAPE_HARMONICS = 8
 
 
 class PixelGridVideoEncoder(VideoEncoder):
@@ -50,8 +62,8 @@ class PixelGridVideoEncoder(VideoEncoder):
             )
         self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
         self.frame_size = (grid, grid)
-        planes, moments, edges = 7, 6, 1 + len(HARMONICS)
-        self.dim = 3 * raster * raster + planes * (4 * moments + 1 + 3 * edges)
+        moments, edges = 6, 1 + len(HARMONICS)
+        self.dim = 3 * raster * raster + PLANES * (4 * moments + 1 + 3 * edges)
 
     def spec(self) -> dict[str, Any]:
         options = {"grid": self.grid, "frames_per_clip": self.frames_per_clip, "raster": self.raster}
@@ -64,11 +76,14 @@ class PixelGridVideoEncoder(VideoEncoder):
         """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
         pixels = frames.permute(0, 3, 1, 2).float() / 255.0
         pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
-        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))  # (clips, frames, 7, grid, grid)
-        change = planes.diff(dim=1).abs()
+        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))
+        return torch.cat(self._parts(pixels, planes, planes.diff(dim=1).abs()), dim=1)
+
+    def _parts(self, pixels: torch.Tensor, planes: torch.Tensor, change: torch.Tensor) -> list[torch.Tensor]:
+        """The parts of the rows, `(clips, ...)`, of planes `(clips, frames, 7, grid, grid)` and their changes."""
         moments = spatial_moments(planes)  # (clips, frames, 7, 6)
         steps = moments.diff(dim=1)
-        near_change = torch.nn.functional.max_pool2d(change.amax(dim=(1, 2)).unsqueeze(1), 9, 1, 4)  # (clips, 1, ...)
+        near_change = neighbourhood(change.amax(dim=(1, 2)).unsqueeze(1))  # (clips, 1, grid, grid)
         edges, moving_edges = edge_harmonics(planes, near_change)  # (clips, frames, 7, 5)
         raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
         raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
@@ -82,7 +97,37 @@ class PixelGridVideoEncoder(VideoEncoder):
             signed_root(edges.diff(dim=1).abs().mean(dim=1)),
             signed_root(moving_edges.mean(dim=1)),
         ]
-        return torch.cat([0.2 * raster, *(part.flatten(1) for part in parts)], dim=1)
+        return [0.2 * raster, *(part.flatten(1) for part in parts)]
+
+
+class PixelMotionVideoEncoder(PixelGridVideoEncoder):
+    """`pixel-grid` with two more measures per colour plane: where it moves, and the shape of what changes.
+
+    A row holds what a row of `pixel-grid` holds, and for each plane
+
+    - its flow to the right, downwards, outwards and around, with its sign and without: a slide to the left is no slide
+      to the right, and a turn no slide, however little of the frame they are;
+    - the area and the length of the edges of what changes, and the angular harmonics of those edges as shares of them:
+      a square that moves is no circle that moves, whatever else of its colour stands still.
+
+    Args:
+        grid, frames_per_clip, raster: as `pixel-grid` has them.
+    """
+
+    name = "pixel-motion"
+
+    def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
+        super().__init__(grid, frames_per_clip, raster)
+        self.dim += PLANES * (2 * 4 + SHAPE_HARMONICS + 2)
+
+    def _parts(self, pixels: torch.Tensor, planes: torch.Tensor, change: torch.Tensor) -> list[torch.Tensor]:
+        flow = flow_moments(planes)
+        parts = (
+            signed_root(flow.mean(dim=1)),
+            signed_root(flow.abs().mean(dim=1)),
+            moving_shapes(planes[:, ::2], change, SHAPE_HARMONICS),  # every other frame shows as much
+        )
+        return [*super()._parts(pixels, planes, change), *(part.flatten(1) for part in parts)]
 
 
 class HashedWordTextEncoder(TextEncoder):

@@ -30,6 +30,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     HashedWordTextEncoder,
     ImageEncoder,
     PixelGridVideoEncoder,
+    PixelMotionVideoEncoder,
     TokenEncoder,
     build_text_encoder,
     build_video_encoder,
@@ -118,10 +119,10 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["pixel-grid", "clip", "siglip"])
+@pytest.fixture(params=["pixel-grid", "pixel-motion", "clip", "siglip"])
 def video_encoder(request: pytest.FixtureRequest):
-    if request.param == "pixel-grid":
-        return build_video_encoder("pixel-grid")
+    if request.param.startswith("pixel-"):
+        return build_video_encoder(request.param)
     return build_video_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=5)
 
 
@@ -289,6 +290,21 @@ def test_other_bad_sentences_are_refused(text_encoder) -> None:
 
 
 PLANES, MOMENTS = 7, 6
+
+
+def test_pixel_motion_adds_to_pixel_grid_what_moves_where(tmp_path: Path) -> None:
+    """A red square slides, a red disc stands still: its rows tell the direction, and are those of the grid besides."""
+    frames = np.full((16, 64, 64, 3), 20, np.uint8)
+    for index, picture in enumerate(frames):
+        picture[40:52, 4 + 2 * index : 16 + 2 * index, 0] = 230
+        picture[8:20, 44:56, 0] = 230
+    grid, motion = PixelGridVideoEncoder(), PixelMotionVideoEncoder()
+    there, back = (motion.encode_video(video, 1.0, fps=8.0).features for video in (frames, frames[::-1].copy()))
+    np.testing.assert_allclose(there[:, : grid.dim], grid.encode_video(frames, 1.0, fps=8.0).features, atol=1e-6)
+    to_the_right = grid.dim  # the flow of the first plane, red
+    assert (there[:, to_the_right] > 0.1).all()
+    assert (back[:, to_the_right] < -0.1).all()
+    assert motion.dim == there.shape[1] == grid.dim + 7 * (2 * 4 + 10)
 
 
 def parts_of(row: np.ndarray, encoder: PixelGridVideoEncoder) -> dict[str, np.ndarray]:

@@ -11,6 +11,9 @@ from modeling_bmdetr.pixel_measures_bmdetr import (
     SCALE,
     colour_planes,
     edge_harmonics,
+    flow_moments,
+    moving_shapes,
+    neighbourhood,
     signed_root,
     spatial_moments,
 )
@@ -99,3 +102,64 @@ def test_weights_choose_where_edges_count() -> None:
 
 def test_signed_root() -> None:
     torch.testing.assert_close(signed_root(torch.tensor([-4.0, 0.0, 9.0])), torch.tensor([-2.0, 0.0, 3.0]))
+
+
+def blob(x: float = 0.0, y: float = 0.0, width: float = 0.3, height: float = 0.3, turn: float = 0.0) -> torch.Tensor:
+    """A soft ellipse `(64, 64)`; its middle and its sizes as shares of half a frame."""
+    along = (torch.arange(64) + 0.5) / 32 - 1
+    dx, dy = along[None, :] - x, along[:, None] - y
+    cos, sin = math.cos(turn), math.sin(turn)
+    return torch.exp(-(((dx * cos + dy * sin) / width) ** 2) - ((dy * cos - dx * sin) / height) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("after", "kind"),
+    [({"x": 0.04}, 0), ({"y": 0.04}, 1), ({"width": 0.33, "height": 0.33}, 2)],
+    ids=["right", "down", "outwards"],
+)
+@pytest.mark.parametrize("middle", [(0.0, 0.0), (0.3, -0.2)])
+def test_flow_names_the_motion_wherever_it_happens(after: dict, kind: int, middle: tuple[float, float]) -> None:
+    x, y = middle
+    still = {"x": x, "y": y}
+    moved = {**still, **{name: value + still.get(name, 0.0) for name, value in after.items()}}
+    there = torch.stack((blob(**still), blob(**moved)))[None, :, None]
+    flow = flow_moments(there)
+    assert flow.shape == (1, 1, 1, 4)
+    flow = flow.flatten()
+    assert flow[kind] > 0
+    assert int(flow.abs().argmax()) == kind
+    back = flow_moments(there.flip(1)).flatten()
+    torch.testing.assert_close(back, -flow, atol=1e-4, rtol=1e-3)
+
+
+def test_flow_tells_the_sense_of_a_turn() -> None:
+    pictures = [blob(width=0.5, height=0.2, turn=turn) for turn in (0.0, 0.1)]
+    clockwise = flow_moments(torch.stack(pictures)[None, :, None]).flatten()
+    assert int(clockwise.abs().argmax()) == 3
+    assert clockwise[3] > 0  # y runs downwards: a growing angle turns clockwise
+    nothing = flow_moments(torch.stack((pictures[0], pictures[0]))[None, :, None])
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+def test_moving_shapes_see_what_changes_and_not_what_stands_beside_it() -> None:
+    triangle, square = drawn(3, size=48, radius=0.3), drawn(4, size=48, radius=0.3)
+    frames = []
+    for shift in (0, 1, 2):
+        moving = torch.roll(torch.roll(triangle, -10, 0), shift - 10, 1)
+        frames.append(torch.maximum(moving, torch.roll(torch.roll(square, 12, 0), 12, 1)))
+    planes = torch.stack(frames)[None, :, None]
+    measures = moving_shapes(planes, planes.diff(dim=1).abs(), 5)
+    assert measures.shape == (1, 1, 7)
+    harmonics = measures[0, 0, 2:6]  # the second to the fifth
+    assert int(harmonics.argmax()) == 1  # the third, a triangle's
+    still = planes[:, :1].expand_as(planes)
+    assert torch.equal(moving_shapes(still, still.diff(dim=1).abs(), 5), torch.zeros(1, 1, 7))
+
+
+def test_neighbourhood_against_brute_force() -> None:
+    planes = torch.rand(1, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    near = neighbourhood(planes)
+    for row in range(12):
+        for column in range(12):
+            around = planes[..., max(0, row - 4) : row + 5, max(0, column - 4) : column + 5]
+            assert torch.equal(near[..., row, column], around.amax(dim=(-2, -1)))
