@@ -80,7 +80,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
     try:
         if lock is not None:
-            _lock(lock)
+            take_lock(lock)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
@@ -115,7 +115,7 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
     lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
     try:
         if lock is not None:
-            _lock(lock)
+            take_lock(lock)
         yield aside
         files = sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path == aside / key)
         names = {file.relative_to(aside).as_posix() for file in files}
@@ -176,16 +176,25 @@ def _create_aside(path: Path) -> tuple[int, Path]:
         except OSError as error:
             error.filename = str(path)
             raise
-        _lock(descriptor)
+        take_lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return descriptor, aside
         os.close(descriptor)  # taken for a leftover before it was locked
 
 
-def _lock(descriptor: int) -> None:
-    if fcntl is not None:
-        with suppress(OSError):  # file systems without locks
+def take_lock(descriptor: int) -> bool:
+    """Locks an open file or folder without waiting; False where another process holds the lock.
+
+    It goes with the process, killed or not. Where there are no locks, everyone gets one.
+    """
+    try:
+        if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:
