@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 # Tests run in as many processes as there are processors; `make test PARALLEL=` runs them in one.
 PARALLEL ?= --numprocesses logical --dist worksteal
 
-.PHONY: help install quickstart card test test-slow check format docs clean
+.PHONY: help install quickstart card test test-slow bench check format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -38,6 +38,9 @@ test: $(VENV)/.installed-dev  ## the default test suite
 
 test-slow: $(VENV)/.installed-dev  ## the tests marked slow
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+bench: $(VENV)/.installed-dev  ## measure times and memory; BENCH="--only update" for a part of it
+	$(BIN)/python examples/benchmarks/bench.py $(BENCH)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ The axis legend is in `modeling_bmdetr.py`.
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_bmdetr import BMDetrConfig
+from .cpu_layers_bmdetr import DRAWS, Attention, Dropout, FeedForward, PReLU, runs_eagerly_on_cpu
 
 
 def sine_embedding(position: Tensor, num_features: int) -> Tensor:
@@ -56,36 +56,14 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
 
 
-def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
-    """Where a computation is made of single passes over memory, so that fewer of them are faster."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-class _Dropout(torch.autograd.Function):
-    """Dropout whose mask is drawn 16 bits a value, four values to a random integer, and kept as one byte a value."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, threshold: int) -> Tensor:
-        integers = torch.empty((values.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = integers.view(torch.int16)[: values.numel()].view(values.shape) >= threshold - 2**15
-        ctx.save_for_backward(kept)
-        ctx.scale = 2**16 / (2**16 - threshold)
-        return kept.to(values.dtype).mul_(ctx.scale).mul_(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return kept.to(gradients[0].dtype).mul_(ctx.scale).mul_(gradients[0]), None
-
-
 def drop_values(values: Tensor, p: float, training: bool) -> Tensor:
     """`F.dropout`; on the CPU with masks that cost a fraction to draw, for p to the nearest 1/65536."""
     if not training or p == 0:
         return values
-    threshold = round(p * 2**16)
-    if threshold >= 2**16 or not runs_eagerly_on_cpu(values):
+    threshold = round(p * DRAWS)
+    if threshold >= DRAWS or not runs_eagerly_on_cpu(values):
         return F.dropout(values, p, training)
-    return _Dropout.apply(values, threshold)
+    return Dropout.apply(values, threshold) if threshold else values
 
 
 class BMDetrDropout(nn.Dropout):
@@ -95,29 +73,17 @@ class BMDetrDropout(nn.Dropout):
         return drop_values(input, self.p, self.training)
 
 
-class _PReLU(torch.autograd.Function):
-    """PReLU with one slope, whose gradient is one product of vectors instead of a tensor that is then summed."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(values, slope)
-        return F.prelu(values, slope)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        values, slope = ctx.saved_tensors
-        slope_gradient = torch.dot(values.clamp(max=0).flatten(), gradients[0].flatten())
-        gradient = torch.ops.aten.leaky_relu_backward(gradients[0], values, float(slope), False)
-        return gradient, slope_gradient.view_as(slope)
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether everything is computed in float32."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors) and not torch.is_autocast_enabled("cpu")
 
 
 class BMDetrPReLU(nn.PReLU):
     """`nn.PReLU` with one slope."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if plain and runs_eagerly_on_cpu(input):
-            return _PReLU.apply(input, self.weight)
+        if is_plain(input, self.weight) and runs_eagerly_on_cpu(input):
+            return PReLU.apply(input, self.weight)
         return super().forward(input)
 
 
@@ -139,6 +105,22 @@ def eager_attention_forward(
         weights = weights + attention_mask
     weights = drop_values(weights.softmax(dim=-1), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attention_with_dropout(
+    module: nn.Module,  # noqa: ARG001  (the library's signature)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    **_,
+) -> tuple[Tensor, None]:
+    """Attention on the CPU in training: as [`eager_attention_forward`], with less memory and without the weights."""
+    threshold = min(round(dropout * DRAWS), DRAWS - 1)
+    output = Attention.apply(query, key, value, attention_mask, scaling, threshold)
+    return output.transpose(1, 2).contiguous(), None
 
 
 class BMDetrMLP(nn.Sequential):
@@ -188,9 +170,7 @@ class BMDetrAttention(nn.Module):
         )
         dropout = self.config.attention_dropout if self.training else 0.0
         if dropout and self.config._attn_implementation == "sdpa" and runs_eagerly_on_cpu(query):
-            interface = (
-                eager_attention_forward  # PyTorch's kernel for the CPU has no dropout, what it does instead is slower
-            )
+            interface = attention_with_dropout if is_plain(query) else eager_attention_forward
         scaling = query.shape[-1] ** -0.5
         output, weights = interface(self, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
         return self.o_proj(output.flatten(-2)), weights
@@ -280,7 +260,12 @@ class BMDetrFeedForward(nn.Module):
         self.dropout = BMDetrDropout(config.dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(hidden_states))))
+        up, down, slope, threshold = self.up, self.down, self.activation, round(self.dropout.p * DRAWS)
+        # Layers that others have put in place of these (adapters, quantised ones) are called as they are.
+        own = type(up) is type(down) is nn.Linear and type(slope) is BMDetrPReLU and threshold < DRAWS
+        if self.training and own and is_plain(hidden_states, up.weight) and runs_eagerly_on_cpu(hidden_states):
+            return FeedForward.apply(hidden_states, up.weight, up.bias, slope.weight, down.weight, down.bias, threshold)
+        return down(self.dropout(slope(up(hidden_states))))
 
 
 class BMDetrEncoderLayer(GradientCheckpointingLayer):

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from factories import NO_DROPOUT, make_model
 from torch import nn
 
-from modeling_bmdetr.layers_bmdetr import BMDetrDropout, BMDetrPReLU, drop_values, eager_attention_forward
+from modeling_bmdetr import BMDetrConfig
+from modeling_bmdetr.cpu_layers_bmdetr import DRAWS, Attention
+from modeling_bmdetr.layers_bmdetr import (
+    BMDetrDropout,
+    BMDetrFeedForward,
+    BMDetrPReLU,
+    drop_values,
+    eager_attention_forward,
+)
 
 
 def drawn(*shape, seed=0):
@@ -83,6 +91,58 @@ def test_attention_for_training_is_that_of_pytorch(masked):
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     output, _ = eager_attention_forward(nn.Identity(), query, key, value, mask, scaling=8**-0.5)
     torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("masked", [None, "bool", "added"])
+def test_attention_with_dropout_and_its_gradients_are_those_of_pytorch(p, masked):
+    """With the weights that were kept known from a product with the identity."""
+    heads = [drawn(2, 4, 6, 8, seed=seed).transpose(1, 2).contiguous().transpose(1, 2) for seed in range(3)]
+    mask = (torch.arange(6) < torch.tensor([6, 3])[:, None])[:, None, None].expand(2, 1, 6, 6) if masked else None
+    if masked == "added":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    threshold = round(p * DRAWS)
+    torch.manual_seed(1)
+    kept = Attention.apply(heads[0], heads[1], torch.eye(6).expand(2, 4, 6, 6), mask, 8**-0.5, threshold) != 0
+    upstream, results = drawn(2, 4, 6, 8, seed=5), []
+    for own in (True, False):
+        query, key, value = (tensor.detach().requires_grad_() for tensor in heads)
+        if own:
+            torch.manual_seed(1)
+            output = Attention.apply(query, key, value, mask, 8**-0.5, threshold)
+        else:
+            scores = query @ key.mT * 8**-0.5
+            if masked:
+                scores = scores.masked_fill(~mask, -torch.inf) if masked == "bool" else scores + mask
+            output = (scores.softmax(dim=-1) * kept * (DRAWS / (DRAWS - threshold))) @ value
+        output.backward(upstream)
+        results.append((output, query.grad, key.grad, value.grad))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_feed_forward_and_its_gradients_are_those_of_the_layers_in_turn(p, monkeypatch):
+    layer = BMDetrFeedForward(BMDetrConfig(video_dim=4, text_dim=4, dropout=p, activation="prelu")).train()
+    width, results = layer.up.in_features, []
+    for own in (True, False):
+        if not own:
+            monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.FeedForward", None)
+            layer.up.__class__ = type("Replaced", (nn.Linear,), {})
+        states = drawn(3, 5, width).requires_grad_()
+        torch.manual_seed(2)
+        output = layer(states)
+        layer.zero_grad()
+        output.backward(drawn(3, 5, width, seed=7))
+        results.append([output, states.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_layers_put_in_place_of_those_of_a_feed_forward_are_called():
+    layer = BMDetrFeedForward(BMDetrConfig(video_dim=4, text_dim=4, activation="prelu")).train()
+    layer.down = nn.Sequential(nn.Linear(layer.up.out_features, 3))
+    assert layer(drawn(2, layer.up.in_features)).shape == (2, 3)
 
 
 def test_a_model_without_dropout_trains_the_same_with_the_plain_layers(tiny_batch, monkeypatch):

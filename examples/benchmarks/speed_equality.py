@@ -1,4 +1,4 @@
-"""Whether both sides of `training_speed.py` compute the same: with the same weights, on the same batch and queries."""
+"""Whether both sides of `bench.py` compute the same: with the same weights, on the same batch and queries."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The two sides that `training_speed.py` measures: this package, and the authors' released code in a folder given.
+"""The two sides that `bench.py` measures: this package, and the authors' released code in a folder given.
 
 Each side does the same five pieces of work on the same rows, through its own public functions. Run as a program, this
 file is one side in a process of its own, so that its memory can be told from the other's: a JSON object with the
@@ -12,7 +12,6 @@ import importlib.util
 import json
 import logging
 import os
-import resource
 import sys
 import time
 import types
@@ -23,9 +22,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from bench_clock import peak_memory_mib, processor_seconds
 from torch import Tensor, nn
 
-OPERATIONS = ("step", "prepare", "epoch", "evaluate", "metrics")
 VIDEO_DIRS, TEXT_DIR, PACKED_DIR = {"slowfast_features": 2304, "clip_features": 512}, "clip_text_features", "packed"
 TEXT_DIM = 512
 # Both sides normalise each encoder's part of a clip; this package does so where it is told the parts.
@@ -37,6 +36,7 @@ ENCODERS: dict[str, Any] = {
 EVALUATION_BATCH = 100
 # In a row; the first finds memory that other operations have left in another shape.
 UPDATES = 2
+PEAK_SIZE = 1536  # rows and columns of the matrices whose product tells the peak
 
 # Modules that the released code imports and does not use here, for where they are not installed.
 STAND_INS: dict[str, dict[str, Any]] = {
@@ -128,6 +128,25 @@ class OwnSide:
         from modeling_bmdetr.evaluation import evaluate_submission
 
         return evaluate_submission(self.predictions, self.eval_rows, clip_length_s=1.0)
+
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations of one update."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.model.train()
+        with FlopCounterMode(display=False) as counter:
+            self.model(**self.batch).loss.backward()
+        return {"flops": counter.get_total_flops()}
+
+    def matrix_peak(self) -> dict[str, float]:
+        """The speed of this machine at the product of two square matrices: the best of several, in GFLOP/s."""
+        first, second = torch.randn(PEAK_SIZE, PEAK_SIZE), torch.randn(PEAK_SIZE, PEAK_SIZE)
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            first @ second
+            seconds.append(time.perf_counter() - started)
+        return {"gflops": 2 * PEAK_SIZE**3 / min(seconds) / 1e9}
 
 
 class ReleasedSide:
@@ -320,24 +339,6 @@ def measure(side: Any, operation: str) -> dict[str, Any]:
     returned = getattr(side, operation)()
     clock = time.perf_counter() - started
     return {"clock_s": clock, "cpu_s": processor_seconds() - processor_started, "returned": returned}
-
-
-def processor_seconds() -> float:
-    """Of this process, and of those that it started and that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
-def peak_memory_mib() -> float:
-    """The most memory that this process has had resident.
-
-    `ru_maxrss` is inherited from the process that started this one, so the system's own figure comes first.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextlib.contextmanager

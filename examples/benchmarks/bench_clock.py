@@ -1,0 +1,41 @@
+"""Time and memory of a process; nothing heavy is imported here."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def seconds_of(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of every run, after one that is not counted."""
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - started)
+    return taken[1:]
+
+
+def milliseconds(seconds: Sequence[float]) -> list[float]:
+    return [1000 * value for value in seconds]
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has had resident.
+
+    `ru_maxrss` is inherited from the process that started this one, so the system's own figure comes first.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

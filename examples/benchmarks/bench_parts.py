@@ -1,0 +1,317 @@
+"""The parts of `bench.py`. Run as a program it is one part in a process of its own: a part and its options as
+arguments, the figures as one JSON object on standard output."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench_clock import milliseconds, peak_memory_mib, seconds_of
+from bench_sides import OPERATIONS, compare_sides, memory_of_sides
+
+OWN = "this package"
+COMMAND = "import sys; from modeling_bmdetr.cli import main; sys.exit(main(sys.argv[1:]))"
+QUERIES = "queries about one video"
+GROWTH = {  # sizes by what grows, and the others then; (clips, batch, queries)
+    "clips per video": ((75, 150, 300, 600, 1200, 2400), lambda size: (size, 1, 1)),
+    "pairs per batch": ((1, 2, 4, 8, 16, 32, 64), lambda size: (75, size, 1)),
+    QUERIES: ((1, 3, 10, 30, 100), lambda size: (75, 1, size)),
+}
+MOST_UPDATED = 1200  # clips; an update on more takes minutes
+
+
+def commands(options: Namespace) -> dict[str, Any]:
+    """From nothing to the help of every command, and the memory that it took."""
+    from modeling_bmdetr.cli import build_parser
+
+    choices = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    rows = {}
+    for name in ["", *choices]:
+        clock, processor, memory = [], [], []
+        for number in range(options.repeats + 1):
+            started = time.perf_counter()
+            words = [sys.executable, "-c", COMMAND, *name.split(), "--help"]
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise RuntimeError(f"`bmdetr {name} --help` ended with {process.returncode}")
+            if number:
+                clock.append(time.perf_counter() - started)
+                processor.append(used.ru_utime + used.ru_stime)
+                memory.append(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+        times = {"time, ms": milliseconds(clock), "processor time, ms": milliseconds(processor)}
+        rows[f"bmdetr {name} --help".replace("  ", " ")] = {"values": {**times, "peak memory, MiB": memory}}
+    return {"rows": rows}
+
+
+def answer(options: Namespace) -> dict[str, Any]:
+    """The first answer in a fresh process, again and again."""
+    with world(options, films=1) as (model, films):
+        runs = [fresh("first_answer", {"model": str(model), "film": str(films[0])}) for _ in range(options.repeats)]
+    stages = [key for key in runs[0] if key != "peak_mib"]
+    rows = {stage: {"unit": "ms", "values": {OWN: milliseconds([run[stage] for run in runs])}} for stage in stages}
+    rows["all"] = {"unit": "ms", "values": {OWN: milliseconds([sum(run[stage] for stage in stages) for run in runs])}}
+    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [run["peak_mib"] for run in runs]}}
+    return {"rows": rows}
+
+
+def first_answer(given: dict[str, str]) -> dict[str, float]:
+    """Seconds of each stage of the first answer."""
+    times = [time.perf_counter()]
+    import torch
+
+    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    times.append(time.perf_counter())
+    model = BMDetrForMomentRetrieval.from_pretrained(given["model"])
+    processor = BMDetrProcessor.from_pretrained(given["model"])
+    pipe = MomentRetrievalPipeline(model, processor=processor, device=torch.device("cpu"))
+    times.append(time.perf_counter())
+    encoding = 0.0
+    for encoder in processor.video_encoders:
+        encode = encoder._encode_clips
+
+        def timed(frames: list, encode: Callable = encode) -> Any:
+            nonlocal encoding
+            started = time.perf_counter()
+            rows = encode(frames)
+            encoding += time.perf_counter() - started
+            return rows
+
+        encoder._encode_clips = timed  # type: ignore[method-assign]
+    video = pipe.encode_video(given["film"])
+    times.append(time.perf_counter())
+    pipe(video, "a red circle slides to the left")
+    times.append(time.perf_counter())
+    imported, loaded, encoded, grounded = (times[i + 1] - times[i] for i in range(4))
+    return {
+        "import": imported,
+        "load the model": loaded,
+        "decode the video": encoded - encoding,
+        "encode the frames": encoding,
+        "ground the query": grounded,
+        "peak_mib": peak_memory_mib(),
+    }
+
+
+def queries(options: Namespace) -> dict[str, Any]:
+    """Many queries about one encoded video."""
+    from bench_data import SENTENCES
+
+    with world(options, films=1) as (model, films):
+        pipe = load_pipeline(model, options)
+        video = pipe.encode_video(films[0])
+        asked = [f"{SENTENCES[i % len(SENTENCES)]} {i}" for i in range(options.questions)]
+        rows = {}
+        for title, function in (
+            ("at once", lambda: pipe(video, asked)),
+            ("one by one", lambda: [pipe(video, one) for one in asked]),
+        ):
+            rows[f"{options.questions} queries {title}"] = {
+                "unit": "ms",
+                "values": {OWN: milliseconds(seconds_of(function, options.repeats))},
+            }
+    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
+    return {"rows": rows}
+
+
+def videos(options: Namespace) -> dict[str, Any]:
+    """One query about each of many files: decoded, encoded and grounded."""
+    with world(options, options.films) as (model, films):
+        pipe = load_pipeline(model, options)
+        started = time.perf_counter()
+        encoded = [pipe.encode_video(film) for film in films]
+        read = time.perf_counter()
+        for video in encoded:
+            pipe(video, "a red circle slides to the left")
+        done = time.perf_counter()
+    figures = {"decode and encode": read - started, "ground": done - read, "all": done - started}
+    rows = {f"{name}, {len(films)} videos": {"unit": "s", "values": {OWN: [value]}} for name, value in figures.items()}
+    rows["length of the videos"] = {"unit": "s", "values": {OWN: [sum(video.duration_s for video in encoded)]}}
+    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
+    return {"rows": rows}
+
+
+def submission(options: Namespace) -> dict[str, Any]:
+    """`evaluate_submission` on random predictions, from rows in memory and from files."""
+    from bench_data import random_submission
+
+    from modeling_bmdetr.evaluation import evaluate_submission, write_jsonl
+
+    predictions, annotations = random_submission(options.submitted)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "predictions.jsonl"), Path(folder, "annotations.jsonl")
+        write_jsonl(predictions, files[0])
+        write_jsonl(annotations, files[1])
+        rows = {}
+        for name, given in (("rows in memory", (predictions, annotations)), ("JSON lines files", files)):
+            seconds = seconds_of(partial(evaluate_submission, *given), options.repeats)
+            rows[f"{options.submitted} queries, {name}"] = {"unit": "ms", "values": {OWN: milliseconds(seconds)}}
+    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
+    return {"rows": rows}
+
+
+def beside(part: str) -> Callable[[Namespace], dict[str, Any]]:
+    """A part that has the released code beside it."""
+
+    def measure(options: Namespace) -> dict[str, Any]:
+        with features(options) as folder:
+            return compare_sides(part, folder, options)
+
+    return measure
+
+
+def memory(options: Namespace) -> dict[str, Any]:
+    """The peaks of training and evaluation; the other parts tell their own."""
+    with features(options) as folder:
+        return {"rows": memory_of_sides(folder, options)}
+
+
+def growth(options: Namespace) -> dict[str, Any]:
+    """Time and memory of an update and of an answer, by what grows; a fresh process for every size."""
+    result: dict[str, Any] = {}
+    for name, (sizes, cases) in GROWTH.items():
+        sizes = sizes[:2] if options.quick else sizes
+        series: dict[str, list[Any]] = {}
+        for size in sizes:
+            clips, batch, asked = cases(size)
+            for kind in ("answer", "update"):
+                skipped = kind == "update" and (name == QUERIES or clips > MOST_UPDATED)
+                given = {"kind": kind, "clips": clips, "pairs": batch * asked, "repeats": min(options.repeats, 3)}
+                figures = {} if skipped else fresh("grown", given)
+                series.setdefault(f"{kind}, ms", []).append(figures.get("ms"))
+                series.setdefault(f"{kind}, peak MiB", []).append(figures.get("peak_mib"))
+        series = {key: values for key, values in series.items() if any(value is not None for value in values)}
+        result[name] = {"sizes": list(sizes), **series}
+    notes = ["A model of the released size; an update has a negative query and a shifted view for each pair.", ""]
+    return {"growth": result, "notes": notes}
+
+
+def grown(given: dict[str, Any]) -> dict[str, float]:
+    """One size of one kind."""
+    import statistics
+
+    import torch
+
+    from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+    from modeling_bmdetr.training.memory import keep_freed_memory
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.manual_seed(0)
+    clips, pairs, tokens = given["clips"], given["pairs"], 20
+    config = BMDetrConfig.released(video_dim=2816, text_dim=512, max_clips=clips)
+    model = BMDetrForMomentRetrieval(config).train(given["kind"] == "update")
+    inputs = {
+        "video_features": torch.randn(pairs, clips, 2816),
+        "video_mask": torch.ones(pairs, clips),
+        "text_features": torch.randn(pairs, tokens, 512),
+        "text_mask": torch.ones(pairs, tokens),
+    }
+    if given["kind"] == "update":
+        keep_freed_memory()
+        moments = torch.tensor([0.5, 0.25]).expand(pairs, 1, 2)
+        inputs |= {
+            "negative_text_features": torch.randn(pairs, 1, tokens, 512),
+            "negative_text_mask": torch.ones(pairs, 1, tokens),
+            "shifted_frame_order": torch.arange(clips).roll(clips // 4).expand(pairs, -1),
+            "labels": moments,
+            "shifted_labels": moments,
+        }
+
+        def run() -> None:
+            model.zero_grad()
+            model(**inputs).loss.backward()
+    else:
+
+        def run() -> None:
+            with torch.inference_mode():
+                model(**inputs)
+
+    return {"ms": 1000 * statistics.median(seconds_of(run, given["repeats"])), "peak_mib": peak_memory_mib()}
+
+
+# Worlds
+
+
+class features:
+    """A folder of random features, gone afterwards."""
+
+    def __init__(self, options: Namespace):
+        self.options, self.folder = options, tempfile.TemporaryDirectory(prefix="bmdetr-bench-")
+
+    def __enter__(self) -> Path:
+        from bench_data import write_features
+
+        write_features(Path(self.folder.name), self.options)
+        return Path(self.folder.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+
+class world:
+    """A checkpoint and rendered videos; the videos are kept beside the report for the next part."""
+
+    def __init__(self, options: Namespace, films: int):
+        self.options, self.films, self.folder = options, films, tempfile.TemporaryDirectory(prefix="bmdetr-bench-")
+
+    def __enter__(self) -> tuple[Path, list[Path]]:
+        from bench_data import write_model, write_videos
+
+        films = write_videos(Path(self.options.out) / f"videos-{self.films}", self.films)
+        model = Path(self.options.model) if self.options.model else write_model(Path(self.folder.name))
+        return model, films
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+
+def load_pipeline(model: Path, options: Namespace) -> Any:
+    import torch
+
+    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+
+    torch.set_num_threads(options.threads)
+    loaded, processor = BMDetrForMomentRetrieval.from_pretrained(model), BMDetrProcessor.from_pretrained(model)
+    return MomentRetrievalPipeline(loaded, processor=processor, device=torch.device("cpu"))
+
+
+def fresh(name: str, given: dict[str, Any]) -> dict[str, float]:
+    """What a function of this file returns in a process of its own."""
+    words = [sys.executable, __file__, name, json.dumps(given)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
+    "commands": commands,
+    "answer": answer,
+    "queries": queries,
+    "videos": videos,
+    **{part: beside(part) for part in OPERATIONS},
+    "submission": submission,
+    "memory": memory,
+    "growth": growth,
+}
+SINGLE = {"first_answer": first_answer, "grown": grown}
+
+
+def main() -> None:
+    name, given = sys.argv[1], json.loads(sys.argv[2])
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    result = SINGLE[name](given) if name in SINGLE else PARTS[name](Namespace(**given))
+    os.write(answers, (json.dumps(result) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
