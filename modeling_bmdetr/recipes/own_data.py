@@ -26,6 +26,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
 from ..data.rows.schema import CanonicalRow
+from ..files_bmdetr import replacing_file
 from ..plugins_bmdetr import imported_plugins
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out, write_json
@@ -105,7 +106,8 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     if imported_plugins():
         recipe = {"import": list(imported_plugins()), **recipe}
     path = out / "recipe.yaml"
-    path.write_text(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    with replacing_file(path) as file:
+        file.write(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False))
     report = train_by_recipe(read_recipe(path, data.overrides), out, resume=data.resume)
     return add_verdict(report, out, train_rows, val_rows, data.videos, notes)
 

@@ -12,6 +12,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.jsonl import read_rows
 from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
+from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
@@ -42,7 +43,8 @@ def add_verdict(
     pictures = draw_answers(val_rows, Path(video_dir), out)
     report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(in_words(report, asked) + "\n", encoding="utf-8")
+    with replacing_file(out / "report.md") as file:
+        file.write(in_words(report, asked) + "\n")
     return report
 
 
