@@ -53,13 +53,14 @@ def judge(
 ) -> dict[str, Any]:
     """`beats_baselines` (True, False, or None where too few queries tell) and `words`, one sentence after the other.
 
-    The model beats a baseline if both R1@0.5 and mean IoU are higher, the former by more than its standard error.
+    The model beats a baseline if both R1@0.5 and mean IoU are higher, the former by more than its standard error, on
+    queries enough (`FEW_QUERIES`): the checkpoint was chosen on them, too.
     """
     name, best = max(baselines.items(), key=lambda item: item[1]["MR-full-R1@0.5"])
     ours, theirs = metrics["MR-full-R1@0.5"], best["MR-full-R1@0.5"]
     error = 100 * (max(ours / 100 * (1 - ours / 100), 0.05) / queries) ** 0.5
     ahead = ours > theirs and metrics["MR-full-mIoU"] > max(other["MR-full-mIoU"] for other in baselines.values())
-    clear = ahead and ours - theirs > error
+    clear = ahead and ours - theirs > error and queries >= FEW_QUERIES
     figures = f"R1@0.5 {ours:.1f} % against {theirs:.1f} % of the {name}, on {queries} validation queries"
     words = []
     if clear:
