@@ -111,6 +111,7 @@ def main() -> None:
         dropout=0.0,
         attention_dropout=0.0,
         max_clips=max(store.num_clips(vid) for vid in store.video_ids),
+        long_video="window",
     )
     model = BMDetrForMomentRetrieval(config)
     training = BMDetrTrainingArguments(

@@ -396,16 +396,13 @@ class VideoIndex:
                 texts = texts or part["texts"]
                 prepared.append({**part, "texts": texts, "queries": queries})
             windows = [window for part in prepared for window in part["windows"]]
+            joint = {"windows": windows, "texts": texts, "prepared": prepared[0]["prepared"]}
             with torch.inference_mode():
-                joint = pipe._forward({"windows": windows, "texts": texts}, query_batch_size=batch_size)["results"]
+                results = pipe._forward(joint, query_batch_size=batch_size)["results"]
             first = 0
             for name, part in zip(group, prepared, strict=True):
                 count = len(part["windows"])
-                part["results"] = [
-                    result
-                    for i in range(len(queries))
-                    for result in joint[i * len(windows) + first : i * len(windows) + first + count]
-                ]
+                part["results"] = results[first * len(queries) : (first + count) * len(queries)]
                 first += count
                 yield pipe.postprocess(part, top_k=per_video), name
             done += len(group)

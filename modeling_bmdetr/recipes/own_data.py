@@ -269,7 +269,7 @@ def choose_recipe(
         features |= {"max_clips": contract.max_clips, "long_video": contract.long_video}
     else:
         clips = clip_count(longest_s, clip_length)
-        features |= {"max_clips": min(clips, 2 * MOST_CLIPS), "long_video": "truncate" if clips <= 300 else "resample"}
+        features |= {"max_clips": min(clips, 2 * MOST_CLIPS), "long_video": "window" if clips <= 300 else "resample"}
     data = Path(out) / "data"
     rate = (1e-4 if checkpoint else 4e-4) if small else (1e-4 if checkpoint else 2e-4)
     return {
