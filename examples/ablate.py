@@ -38,6 +38,7 @@ from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.calibrating import pairs_with_other_videos
 from modeling_bmdetr.data import CanonicalRow
 from modeling_bmdetr.evaluation import evaluate_submission
+from modeling_bmdetr.files_bmdetr import take_lock
 from modeling_bmdetr.recipes import write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
@@ -240,19 +241,9 @@ def _printer() -> Any:
 @contextmanager
 def _claim(path: Path) -> Iterator[bool]:
     """Whether this process may do a run. The claim goes with the process, killed or not."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system: `--jobs` is refused there
-        yield True
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+        yield take_lock(file.fileno())
 
 
 def run_grid(

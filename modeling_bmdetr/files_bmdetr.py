@@ -76,23 +76,13 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"'{path}' exists and is not an empty folder: name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
-    aside = _aside(path)
-    aside.mkdir()
-    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if lock is not None:
-            _lock(lock)
+    with _folder_aside(path) as aside:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
                 _sync(file)
         os.rename(aside, path)
         _sync(path.parent)
-    finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -101,19 +91,8 @@ def scratch_folder() -> Iterator[Path]:
 
     What killed processes left of theirs is deleted first.
     """
-    place = Path(tempfile.gettempdir())
-    remove_leftovers(place)
-    folder = _aside(place / "bmdetr")
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if lock is not None:
-            _lock(lock)
+    with _folder_aside(Path(tempfile.gettempdir()) / "bmdetr", mode=0o700) as folder:
         yield folder
-    finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -133,13 +112,7 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    aside = _aside(folder / "saved")
-    aside.mkdir()
-    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if lock is not None:
-            _lock(lock)
+    with _folder_aside(folder / "saved") as aside:
         yield aside
         files = sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path == aside / key)
         names = {file.relative_to(aside).as_posix() for file in files}
@@ -161,10 +134,6 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
         _sync(folder)
-    finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
@@ -194,6 +163,23 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{stem}.{secrets.token_hex(8)}.unfinished{suffix}")
 
 
+@contextmanager
+def _folder_aside(path: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A new, locked folder beside `path`, deleted at the end unless it was renamed; leftovers are deleted first."""
+    remove_leftovers(path.parent)
+    aside = _aside(path)
+    aside.mkdir(mode)
+    lock = os.open(aside, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            take_lock(lock)
+        yield aside
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _create_aside(path: Path) -> tuple[int, Path]:
     """A new, locked file beside `path`: its descriptor and its name."""
     while True:
@@ -203,16 +189,25 @@ def _create_aside(path: Path) -> tuple[int, Path]:
         except OSError as error:
             error.filename = str(path)
             raise
-        _lock(descriptor)
+        take_lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return descriptor, aside
         os.close(descriptor)  # taken for a leftover before it was locked
 
 
-def _lock(descriptor: int) -> None:
-    if fcntl is not None:
-        with suppress(OSError):  # file systems without locks
+def take_lock(descriptor: int) -> bool:
+    """Locks an open file or folder without waiting; False where another process holds the lock.
+
+    It goes with the process, killed or not. Where there are no locks, everyone gets one.
+    """
+    try:
+        if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks
+        pass
+    return True
 
 
 def _is_same(file: Path, other: Path) -> bool:

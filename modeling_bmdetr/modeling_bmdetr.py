@@ -3,6 +3,7 @@
 Shape comments use the axis legend of `base_model_bmdetr.py`.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ __all__ = [
     "span_scores",
     "stack_queries",
 ]
+
+# What the retrieval model hands on of the base model's outputs.
+_HANDED_ON = tuple(
+    field.name
+    for field in fields(BMDetrModelOutput)
+    if field.name in BMDetrMomentRetrievalOutput.__dataclass_fields__ and field.name not in ("shifted", "negative")
+)
 
 
 class BMDetrAttentivePooling(nn.Module):
@@ -171,7 +179,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             saliency_scores=self.saliency_head(frames).squeeze(-1).masked_fill(~video_mask.bool(), 0.0),
             video_embeds=self.video_pooling(frames, video_mask),
             text_embeds=self.text_pooling(words, text_mask),
-            **{name: output.get(name) for name in _SHARED_FIELDS},
+            **{name: output.get(name) for name in _HANDED_ON},
         )
 
     def answer(self, output: BMDetrModelOutput, video_mask: Tensor) -> dict[str, Any]:
@@ -231,20 +239,3 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
             scores, presence = calibration.apply(output["scores"], logits)
             return {"scores": scores, "presence": presence}
         return {} if logits is None else {"presence": logits.float().sigmoid()}
-
-
-_SHARED_FIELDS = (
-    "frame_probabilities",
-    "frame_attention",
-    "positive_probabilities",
-    "negative_probabilities",
-    "proposed_spans",
-    "proposal_logits",
-    "last_hidden_state",
-    "encoder_last_hidden_state",
-    "encoder_hidden_states",
-    "encoder_attentions",
-    "decoder_hidden_states",
-    "decoder_attentions",
-    "cross_attentions",
-)

@@ -121,3 +121,27 @@ def test_nothing_in_the_package_imports_what_uses_it() -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.split(".")[0] in ("examples", "dataset_scripts", "tests") for name in names), file
+
+
+def equations() -> list[tuple[str, str, str]]:
+    """The rows of the equation table: what the paper has, the code, its files."""
+    lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("| paper | code | file |") + 2
+    rows = []
+    for line in lines[start : lines.index("", start)]:
+        paper, code, files = (cell.strip() for cell in line.strip("|").split("|"))
+        rows.append((paper, code, files))
+    return rows
+
+
+@pytest.mark.parametrize(("paper", "code", "files"), equations())
+def test_an_equation_stands_where_the_table_says(paper: str, code: str, files: str) -> None:
+    paths = [PACKAGE / name for name in re.findall(r"`([^`]+)`", files)]
+    texts = [
+        file.read_text(encoding="utf-8")
+        for path in paths
+        for file in sorted([path, *path.glob("*.py")])
+        if file.is_file()
+    ]
+    name = re.findall(r"`(\w+)`", code)[0]
+    assert any(re.search(rf"^(def|class) {name}\b", text, re.MULTILINE) for text in texts), f"{paper}: {name}"

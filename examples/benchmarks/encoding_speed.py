@@ -109,6 +109,8 @@ def plain_frames(path: Path, times_s: np.ndarray, encoder: VideoEncoder) -> Iter
         origin, shown = None, None
         for frame in container.decode(stream):
             frame.to_ndarray(format="rgb24")
+            if frame.pts is None or stream.time_base is None:
+                raise ValueError(f"{path} must carry time stamps: the plain loop chooses frames by them")
             origin = frame.pts if origin is None else origin
             start_s = float((frame.pts - origin) * stream.time_base)
             while shown is not None and time_s is not None and time_s < start_s:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
-from ...files_bmdetr import replacing_file
+from ...files_bmdetr import replacing_file, take_lock
 from .packed import (
     DTYPES,
     FORMAT,
@@ -191,7 +191,9 @@ class _Stream:
     def __init__(self, directory: Path, modality: str, dim: int, dtype: np.dtype) -> None:
         self.modality, self.dim, self.dtype = modality, dim, dtype
         self._index = _open(index_path(directory, modality))
-        _lock(self._index, directory)
+        if not take_lock(self._index.fileno()):
+            self._index.close()
+            raise ValueError(f"another process is writing to '{directory}': wait for it, or write to another folder")
         self._data = _open(data_path(directory, modality))
         entries = self._recover(directory)
         self.sentences: dict[str, str | None] = {entry["name"]: entry.get("sentence") for entry in entries}
@@ -275,18 +277,3 @@ def _write_all(file: BinaryIO, content: memoryview, offset: int) -> None:
     file.seek(offset)
     while len(content):
         content = content[file.write(content) :]
-
-
-def _lock(file: Any, directory: Path) -> None:
-    """Keeps a second writer out while this one lives; the lock goes with the process, killed or not."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system; two writers at once are then not noticed
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ValueError(
-            f"another process is writing to '{directory}': wait for it, or write to another folder"
-        ) from error
