@@ -109,7 +109,7 @@ def _read_array(path: Path, file: Any, num_bytes: int) -> np.ndarray:
     """The array of a file, once its header is known to be in order."""
     shape, is_fortran, dtype = _read_header(path, file, num_bytes)
     flat = np.empty(shape[0] * shape[1], dtype)
-    if file.readinto(memoryview(flat.view(np.uint8))) != flat.nbytes:
+    if file.readinto(flat.view(np.uint8).data) != flat.nbytes:
         raise ValueError("it ends early")
     return flat.reshape(shape, order="F" if is_fortran else "C")
 
