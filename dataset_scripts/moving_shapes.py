@@ -31,10 +31,10 @@ from modeling_bmdetr.data import write_rows
 from modeling_bmdetr.files_bmdetr import replacing_file
 from modeling_bmdetr.processes import end_with_parent
 
-from .shapes_absent import absent_queries
+from .shapes_absent import AbsentQuery, absent_queries
 from .shapes_rendering import render_scene
 from .shapes_scenes import Scene, sample_scene
-from .shapes_sentences import describe_scene
+from .shapes_sentences import Description, describe_scene
 
 FPS = 8
 # Raised whenever the same settings would give other videos or rows.
@@ -96,42 +96,78 @@ def render_moving_shapes(
     missing: list[RenderJob] = []
     for split in sorted(counts, key=list(NUM_VIDEOS).index):
         rows[split], absent_rows[split] = [], []
-        for index in range(counts[split]):
-            key = (seed, list(NUM_VIDEOS).index(split), index)
-            rng = np.random.default_rng(key)
-            scene = sample_scene(rng, FPS)
-            vid = f"{split}_{index:04d}"
-            video = f"{split}/{vid}.mp4"
-            for number, told in enumerate(describe_scene(rng, scene)):
+        for drawn in _drawn(seed, split, counts[split]):
+            video = f"{split}/{drawn.vid}.mp4"
+            for number, told in enumerate(drawn.told):
                 rows[split].append(
                     {
-                        "qid": f"{vid}_{number}",
-                        "vid": vid,
+                        "qid": f"{drawn.vid}_{number}",
+                        "vid": drawn.vid,
                         "query": told.sentence,
-                        "duration": scene.duration_s,
+                        "duration": drawn.scene.duration_s,
                         "relevant_windows": [[told.start_s, told.end_s]],
                         "video": video,
                     }
                 )
-            for number, query in enumerate(absent_queries(np.random.default_rng((*key, 2)), scene)):
+            for number, query in enumerate(drawn.absent):
                 absent_rows[split].append(
                     {
-                        "qid": f"{vid}_absent_{number}",
-                        "vid": vid,
+                        "qid": f"{drawn.vid}_absent_{number}",
+                        "vid": drawn.vid,
                         "query": query.sentence,
-                        "duration": scene.duration_s,
+                        "duration": drawn.scene.duration_s,
                         "relevant_windows": [],
                         "absent_kind": query.kind,
                         "video": video,
                     }
                 )
             if not (out / video).is_file():
-                missing.append((out / video, scene, (*key, 1), FPS))
+                missing.append((out / video, drawn.scene, (*drawn.key, 1), FPS))
     _render_all(missing, workers, progress)
     for split, split_rows in rows.items():
         write_rows(out / f"{split}.jsonl", split_rows)
         write_rows(out / f"{split}_absent.jsonl", absent_rows[split])
     return {split: rows[split] + absent_rows[split] for split in rows} if absent else rows
+
+
+@dataclass(frozen=True)
+class DrawnVideo:
+    """What happens in a video, what is said about it, and what is said that it does not show; `key` seeds it."""
+
+    key: tuple[int, int, int]
+    vid: str
+    scene: Scene
+    told: list[Description]
+    absent: list[AbsentQuery]
+
+
+def draw_videos(folder: str | os.PathLike, split: str) -> list[DrawnVideo]:
+    """The videos of a split that was rendered into a folder, drawn again from their seed; nothing is rendered.
+
+    Raises:
+        FileNotFoundError: the folder holds no Moving Shapes.
+        ValueError: they were rendered by another version, or without this split.
+    """
+    manifest = Path(folder) / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"'{folder}' holds no Moving Shapes: it has no {MANIFEST}")
+    settings = json.loads(manifest.read_text(encoding="utf-8"))
+    if settings["version"] != VERSION or split not in settings["num_videos"]:
+        raise ValueError(
+            f"'{folder}' holds the splits {sorted(settings['num_videos'])} of version {settings['version']}, expected "
+            f"{split!r} of version {VERSION}: render it again"
+        )
+    return list(_drawn(settings["seed"], split, settings["num_videos"][split]))
+
+
+def _drawn(seed: int, split: str, number: int) -> Iterator[DrawnVideo]:
+    for index in range(number):
+        key = (seed, list(NUM_VIDEOS).index(split), index)
+        rng = np.random.default_rng(key)
+        scene = sample_scene(rng, FPS)
+        told = describe_scene(rng, scene)
+        absent = absent_queries(np.random.default_rng((*key, 2)), scene)
+        yield DrawnVideo(key, f"{split}_{index:04d}", scene, told, absent)
 
 
 def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:

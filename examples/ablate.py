@@ -35,11 +35,15 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
+from modeling_bmdetr.calibrating import pairs_with_other_videos
+from modeling_bmdetr.data import CanonicalRow
+from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.recipes import write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
 _JOINT = ("joint_p_inside", "joint_p_outside")
+_TRUST = ("CAL-ECE", "CAL-AUC", "PR-AUROC", "PR-ECE")
 # Of every run, unless `--training` says otherwise.
 _NOTHING_SAVED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 _TRAINING_DEFAULTS = {field.name: field.default for field in fields(BMDetrTrainingArguments)} | _NOTHING_SAVED
@@ -154,6 +158,7 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not run.mining:  # the evaluation rows keep the data's own negative queries
         metrics |= joint_probabilities(trainer, metrics)
+    metrics |= trust_figures(trainer, data.eval_rows, run.seed)
     history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
     return {
         "variant": run.variant.name,
@@ -201,6 +206,29 @@ def joint_probabilities(trainer: BMDetrTrainer, metrics: Mapping[str, float]) ->
     finally:
         trainer.args.evaluate_with_negatives = given
     return {f"joint_{name}": measured[f"joint_{name}"] for name in names}
+
+
+def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: int) -> dict[str, float]:
+    """How far scores and presence can be trusted: calibrated on one half of the videos, measured on the other.
+
+    Absent queries are the half's own sentences, each asked of another video that shares no content word with it. What
+    could not be calibrated has no figures.
+    """
+    first = set(sorted({row["vid"] for row in rows})[::2])
+    fitted_on, measured_on = ([row for row in rows if (row["vid"] in first) == half] for half in (True, False))
+    calibration = trainer.calibrate(fitted_on)
+    if calibration.score is None:
+        return {}
+    answers = trainer.predict_rows(measured_on)
+    found = evaluate_submission(answers, measured_on)
+    if calibration.presence is not None:
+        pairs = pairs_with_other_videos(measured_on, seed)
+        asked = trainer.predict_rows(pairs)
+        for entry in (*pairs, *asked):  # a sentence is asked twice: of its own video, and of another one
+            entry["qid"] = f"{entry['qid']}_absent"
+        together = evaluate_submission([*answers, *asked], [*measured_on, *pairs])
+        found |= {name: value for name, value in together.items() if name.startswith("PR-")}
+    return {name: found[name] for name in _TRUST if name in found}
 
 
 def _printer() -> Any:
@@ -280,7 +308,9 @@ def progress_line(result: Mapping[str, Any]) -> str:
     """One line about one run."""
     metrics = result["metrics"]
     shown = "  ".join(
-        f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in (*_METRICS, *_JOINT) if name in metrics
+        f"{name.removeprefix('MR-full-')} {metrics[name]:g}"
+        for name in (*_METRICS, *_JOINT, *_TRUST)
+        if name in metrics
     )
     return f"{result['variant']:32} seed {result['seed']}  {shown}  ({result['seconds']:.0f} s)"
 

@@ -22,6 +22,10 @@ COLUMNS: dict[str, str] = {
     "joint_p_inside": "joint p inside",
     "joint_p_outside": "joint p outside",
     "joint_p_difference": "difference",
+    "CAL-ECE": "ECE",
+    "CAL-AUC": "AUC right/wrong",
+    "PR-AUROC": "presence AUROC",
+    "PR-ECE": "presence ECE",
 }
 DECISIVE = "MR-full-R1@0.7"
 

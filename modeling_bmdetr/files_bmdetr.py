@@ -5,11 +5,13 @@ durable and then renamed. What a killed process left aside is deleted by the nex
 live writer holds a lock on what it writes, and the lock goes with its process.
 """
 
+import filecmp
 import os
 import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,11 +96,33 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder, for this user alone, among the system's temporary files; deleted when the block ends.
+
+    What killed processes left of theirs is deleted first.
+    """
+    place = Path(tempfile.gettempdir())
+    remove_leftovers(place)
+    folder = _aside(place / "bmdetr")
+    folder.mkdir(mode=0o700)
+    lock = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            _lock(lock)
+        yield folder
+    finally:
+        if lock is not None:
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to fill, whose files take their places in `folder` when the block ends well; others there stay.
 
     For files that belong together and are useless without `key`: the old `key` goes first and the new one comes last,
-    so that whoever dies between leaves a folder that is refused, never one that mixes old and new.
+    so that whoever dies between leaves a folder that is refused, never one that mixes old and new. Files that are the
+    same already stay, and where only `key` is another one it is replaced at once, so that there is always one.
 
     Args:
         key: Name of the file without which the others are not read.
@@ -123,12 +147,15 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
             # Some libraries write for the owner alone; all get the permissions of any file made here.
             file.chmod((aside.stat().st_mode & 0o666) | 0o600)
             _sync(file)
-        if key in names:
+        files = [file for file in files if not _is_same(file, folder / file.relative_to(aside))]
+        old_files = {
+            old for pattern in stale for old in folder.glob(pattern) if old.name not in names and old.is_file()
+        }
+        if key in names and (old_files or files not in ([], [aside / key])):
             (folder / key).unlink(missing_ok=True)
-        for pattern in stale:
-            for old in folder.glob(pattern):
-                if old.name not in names and old.is_file():
-                    old.unlink()
+            files += [] if aside / key in files else [aside / key]
+        for old in old_files:
+            old.unlink()
         for file in files:
             target = folder / file.relative_to(aside)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +179,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 
 def _remove_unlocked(path: Path, is_folder: bool) -> None:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe of that name would wait
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path) if is_folder else path.unlink()
@@ -186,6 +213,13 @@ def _lock(descriptor: int) -> None:
     if fcntl is not None:
         with suppress(OSError):  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    """Whether another file, not a link to one, has the same content and permissions."""
+    if other.is_symlink() or not other.is_file() or file.stat().st_mode != other.stat().st_mode:
+        return False
+    return filecmp.cmp(file, other, shallow=False)
 
 
 def _sync(path: Path) -> None:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from .contract_bmdetr import FeatureContract
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
-from .files_bmdetr import replacing_file
+from .files_bmdetr import remove_leftovers, replacing_file
 from .index_files import (
     CATALOG,
     FORMAT,
@@ -223,6 +223,7 @@ class VideoIndex:
         """Starts an index, or checks that this one is of the same folder, and takes note of the model."""
         held = self._manifest
         if not held:
+            remove_leftovers(self.directory)
             if self.directory.is_dir() and any(self.directory.iterdir()):
                 raise ValueError(f"'{self.directory}' is neither an index nor empty: name another folder for the index")
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ class VideoIndex:
             return
         number = int(self._manifest["store"].partition("-")[2]) + 1
         with FeatureWriter(self.directory / f"store-{number}", self.contract, dtype=self._manifest["dtype"]) as writer:
-            for key in used:
+            for key in sorted(used):  # in the same order again after a kill
                 if key not in writer.videos:
                     writer.add_video(key, self.source.read(key))
             writer.finish()
@@ -395,16 +396,13 @@ class VideoIndex:
                 texts = texts or part["texts"]
                 prepared.append({**part, "texts": texts, "queries": queries})
             windows = [window for part in prepared for window in part["windows"]]
+            joint = {"windows": windows, "texts": texts, "prepared": prepared[0]["prepared"]}
             with torch.inference_mode():
-                joint = pipe._forward({"windows": windows, "texts": texts}, query_batch_size=batch_size)["results"]
+                results = pipe._forward(joint, query_batch_size=batch_size)["results"]
             first = 0
             for name, part in zip(group, prepared, strict=True):
                 count = len(part["windows"])
-                part["results"] = [
-                    result
-                    for i in range(len(queries))
-                    for result in joint[i * len(windows) + first : i * len(windows) + first + count]
-                ]
+                part["results"] = results[first * len(queries) : (first + count) * len(queries)]
                 first += count
                 yield pipe.postprocess(part, top_k=per_video), name
             done += len(group)

@@ -15,11 +15,11 @@ from .contract_bmdetr import clip_count, pad_rows, prepare_text_features, prepar
 from .encoder_interface_bmdetr import EncodedVideo, Video
 from .processing_bmdetr import BMDetrProcessor, check_selection
 from .video_bmdetr import is_one_video
+from .windows_bmdetr import mean_over_windows, merge_windows, presence_over_windows, window_starts
 
 logger = logging.get_logger(__name__)
 
 _SELECTION = ("top_k", "score_threshold", "nms_threshold", "min_presence")
-WINDOW_NMS_IOU = 0.7  # moments that two windows found both
 
 
 class MomentRetrievalPipeline(Pipeline):
@@ -38,7 +38,8 @@ class MomentRetrievalPipeline(Pipeline):
             described moment with an IoU of at least 0.5;
         calibrated: whether score and presence are such probabilities; if false, no calibration was fitted, and they
             are only what the model ranks by (`bmdetr calibrate`);
-        presence: the probability that the video shows what the sentence says at all, where the model tells;
+        presence: the probability that the video shows what the sentence says at all, where the model tells; of several
+            windows as `presence_over_windows` has it;
         saliency: a value for each clip, higher where the clip matters more to the query; unbounded;
         frame_probabilities, frame_attention: p (Eq. 6) and o (Eq. 7) for each clip, where the model has them;
         duration, clip_length: seconds;
@@ -170,7 +171,7 @@ class MomentRetrievalPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self, inputs: dict[str, Any], fps: float | None = None, long_video: str | None = None
     ) -> dict[str, Any]:
-        """Windows of prepared clips and prepared tokens of every query."""
+        """Windows of raw clips, which take no memory of their own, and prepared tokens of every query."""
         video = inputs["video"]
         if not isinstance(video, EncodedVideo):
             video = self.encode_video(video, fps=fps, long_video=long_video or self.processor.contract.long_video)
@@ -178,32 +179,38 @@ class MomentRetrievalPipeline(Pipeline):
         mode = long_video or contract.long_video
         clips, longest = len(video.features), contract.max_clips
         starts = window_starts(clips, longest) if mode == "window" else [0]
-        windows = [video.features[start : start + longest] if mode == "window" else video.features for start in starts]
+        windows = [video.features if mode == "resample" else video.features[i : i + longest] for i in starts]
+        lengths = [min(len(window), longest) for window in windows]
         prepared = replace(contract, long_video="resample" if mode == "resample" else "truncate")
-        windows = [prepare_video_features(window, prepared) for window in windows]
+        prepare_video_features(windows[0], prepared)  # refuses features that are none before a sentence is encoded
         text_features = inputs.get("text_features")
         if text_features is None:
             text_features = self.processor.encode_text(inputs["queries"])
-        clip_s = time_axis_s(len(windows[0]), video.duration_s, prepared) / len(windows[0])
+        clip_s = time_axis_s(lengths[0], video.duration_s, prepared) / lengths[0]
         return {
             "windows": windows,
             "starts": starts,
+            "lengths": lengths,
+            "prepared": prepared,
             "texts": [prepare_text_features(np.asarray(row), contract) for row in text_features],
             "queries": inputs["queries"],
             "duration_s": video.duration_s,
             "clip_s": clip_s,
-            "searched_s": min(video.duration_s, (starts[-1] + len(windows[-1])) * clip_s),
+            "searched_s": min(video.duration_s, (starts[-1] + lengths[-1]) * clip_s),
         }
 
     def _forward(self, model_inputs: dict[str, Any], query_batch_size: int = 32) -> dict[str, Any]:  # type: ignore[override]
-        """The model on every pair of a query and a window, in batches."""
-        windows, texts = model_inputs["windows"], model_inputs["texts"]
-        pairs = [(query, window) for query in range(len(texts)) for window in range(len(windows))]
+        """The model on every pair of a window and a query, in batches; no window is prepared before its batch."""
+        windows, texts, prepared = model_inputs["windows"], model_inputs["texts"], model_inputs["prepared"]
+        pairs = [(window, query) for window in range(len(windows)) for query in range(len(texts))]
         results: list[dict[str, Tensor]] = []
         for i in range(0, len(pairs), query_batch_size):
             chunk = pairs[i : i + query_batch_size]
-            video_features, video_mask = pad_rows([windows[window] for _, window in chunk])
-            text_features, text_mask = pad_rows([texts[query] for query, _ in chunk])
+            clips = {
+                window: prepare_video_features(windows[window], prepared) for window in {pair[0] for pair in chunk}
+            }
+            video_features, video_mask = pad_rows([clips[window] for window, _ in chunk])
+            text_features, text_mask = pad_rows([texts[query] for _, query in chunk])
             inputs = {
                 "video_features": video_features.to(self.device, self.model.dtype),
                 "video_mask": video_mask.to(self.device),
@@ -211,8 +218,8 @@ class MomentRetrievalPipeline(Pipeline):
                 "text_mask": text_mask.to(self.device),
             }
             outputs = self.model(**inputs)
-            for row, (_, window) in enumerate(chunk):
-                real = len(windows[window])
+            for row, (window, _) in enumerate(chunk):
+                real = len(clips[window])
                 result = {name: outputs[name][row].float().cpu() for name in ("scores", "pred_spans")}
                 for name in ("saliency_scores", "frame_probabilities"):
                     if outputs.get(name) is not None:
@@ -231,26 +238,24 @@ class MomentRetrievalPipeline(Pipeline):
         min_presence: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
-        windows, starts, clip_s = model_outputs["windows"], model_outputs["starts"], model_outputs["clip_s"]
-        duration_s, answers = model_outputs["duration_s"], []
-        if len(windows) > 1 and nms_threshold is None:
-            nms_threshold = WINDOW_NMS_IOU
-        for i, query in enumerate(model_outputs["queries"]):
-            results = model_outputs["results"][i * len(windows) : (i + 1) * len(windows)]
+        lengths, starts, clip_s = model_outputs["lengths"], model_outputs["starts"], model_outputs["clip_s"]
+        duration_s, answers, queries = model_outputs["duration_s"], [], model_outputs["queries"]
+        for i, query in enumerate(queries):
+            results = model_outputs["results"][i :: len(queries)]
             found = []
-            for result, window, start in zip(results, windows, starts, strict=True):
-                axis_s = torch.tensor([len(window) * clip_s])
+            for result, length, start in zip(results, lengths, starts, strict=True):
+                axis_s = torch.tensor([length * clip_s])
                 limit_s = torch.tensor([duration_s - start * clip_s])
                 moments = self.processor.decode(
-                    result["scores"][None], result["pred_spans"][None], torch.tensor([len(window)]), limit_s, axis_s
+                    result["scores"][None], result["pred_spans"][None], torch.tensor([length]), limit_s, axis_s
                 )[0]
-                found.append(moments + torch.tensor([start * clip_s, start * clip_s, 0.0]))
-            ranked = torch.cat(found)
-            ranked = ranked[ranked[:, 2].argsort(descending=True, stable=True)]
-            ranked = self.processor.select(
-                ranked, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold
-            )
-            presence = max(float(result["presence"]) for result in results) if "presence" in results[0] else None
+                found.append(moments)
+            overlap = self.processor.nms_threshold if nms_threshold is None else nms_threshold
+            ranked = merge_windows(found, [start * clip_s for start in starts], overlap, most=top_k)
+            ranked = ranked[ranked[:, 2] >= score_threshold]
+            presence = None
+            if "presence" in results[0]:
+                presence = float(presence_over_windows(torch.stack([result["presence"] for result in results])))
             if presence is not None and presence < min_presence:
                 ranked = ranked[:0]
             answer = {
@@ -269,20 +274,3 @@ class MomentRetrievalPipeline(Pipeline):
                 answer["frame_attention"] = p.softmax(dim=0).tolist()
             answers.append(answer)
         return answers
-
-
-def window_starts(clips: int, window: int) -> list[int]:
-    """First clips of windows that overlap by half and cover all clips; the last one ends with the video."""
-    if clips <= window:
-        return [0]
-    return [*range(0, clips - window, max(1, window // 2)), clips - window]
-
-
-def mean_over_windows(values: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
-    """Per-clip values of overlapping windows, averaged where several cover a clip."""
-    total = torch.zeros(starts[-1] + len(values[-1]))
-    count = torch.zeros_like(total)
-    for value, start in zip(values, starts, strict=True):
-        total[start : start + len(value)] += value
-        count[start : start + len(value)] += 1
-    return total / count

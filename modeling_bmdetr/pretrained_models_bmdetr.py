@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
+from huggingface_hub import is_offline_mode
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import cached_file, is_vision_available, logging
 
@@ -86,8 +87,12 @@ def load_or_explain(auto_class: Any, model: str, **options: Any) -> Any:
     Raises:
         OSError: if there is no such folder or repository, or access to it is restricted.
     """
-    if not os.path.isdir(model):
-        logger.info(f"loading the model {model!r} of an encoder, from the Hub if it is not in the local cache")
+    if not os.path.isdir(model) and not is_offline_mode():
+        # A checkpoint of somebody else may name any repository, so whoever runs it is told.
+        logger.warning_once(
+            f"the encoder's model {model!r} is no folder here: it is looked up on the Hub, which learns of it, and "
+            "fetched if it is not in the local cache (HF_HUB_OFFLINE=1 keeps to the cache)"
+        )
     try:
         return auto_class.from_pretrained(model, **options)
     except OSError as error:

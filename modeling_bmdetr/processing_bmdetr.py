@@ -311,7 +311,7 @@ class BMDetrProcessor(ProcessorMixin):
         check_selection(top_k, score_threshold, nms_threshold)
         moments = moments[moments[:, 2] >= score_threshold]
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
-        return (moments if nms_threshold is None else temporal_nms(moments, nms_threshold))[:top_k]
+        return moments[:top_k] if nms_threshold is None else temporal_nms(moments, nms_threshold, top_k)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -20,7 +19,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .configuration_bmdetr import BMDetrConfig
-from .files_bmdetr import replacing_files
+from .files_bmdetr import replacing_files, scratch_folder
 
 logger = logging.get_logger(__name__)
 
@@ -144,7 +143,7 @@ class SharingMixin:
         """
         places = {name: kwargs[name] for name in ("revision", "private", "token") if name in kwargs}
         repo_id = open_repository(repo_id, **places)
-        with TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             fetch_companions(folder, repo_id, kwargs.get("revision"), kwargs.get("token"))
             writer = type(self).card_writer
             if writer is not None and not (Path(folder) / CARD_FILE).exists():

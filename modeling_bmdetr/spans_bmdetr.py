@@ -54,22 +54,27 @@ def generalized_temporal_iou(a_se: Tensor, b_se: Tensor) -> Tensor:
     return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
 
 
-def temporal_nms(moments: Tensor, iou_threshold: float) -> Tensor:
+def temporal_nms(moments: Tensor, iou_threshold: float, most: int | None = None) -> Tensor:
     """Greedy suppression: keeps a moment unless a better one overlaps it by more than `iou_threshold`.
 
     Args:
         moments: `(n, 3)` rows (start, end, score), in any order and unit.
         iou_threshold: In [0, 1]; 1 keeps everything.
+        most: Keeps no more than the best so many.
 
     Returns:
         The rows kept, best first, ties in the order given.
     """
     moments = moments[torch.argsort(moments[:, 2], descending=True, stable=True)]
-    overlaps, _ = temporal_iou(moments[:, None, :2], moments[None, :, :2])
     kept: list[int] = []
+    apart = torch.ones(len(moments), dtype=torch.bool, device=moments.device)  # from all that are kept
     for i in range(len(moments)):
-        if all(overlaps[i, j] <= iou_threshold for j in kept):
+        if len(kept) == most:
+            break
+        if apart[i]:
             kept.append(i)
+            overlaps, _ = temporal_iou(moments[i, :2], moments[:, :2])
+            apart &= overlaps <= iou_threshold
     return moments[kept]
 
 

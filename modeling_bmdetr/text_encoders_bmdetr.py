@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from .encoder_interface_bmdetr import TextEncoder, require_at_least_one
 from .pretrained_models_bmdetr import load_model, load_or_explain, require_ability
+
+logger = logging.get_logger(__name__)
 
 MINILM, MINILM_ON_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
 # Tokens of a sentence where neither tokenizer nor model states a limit.
@@ -68,11 +71,25 @@ class TokenEncoder(TextEncoder):
         return min(int(stated or LONGEST), int(self.tokenizer.model_max_length))
 
     def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        if max_tokens > self.max_positions:
+            self._tell_of_cut(sentences)
         rows: list[np.ndarray] = []
         for start in range(0, len(sentences), self.batch_size):
             states, mask = self._last_hidden_states(sentences[start : start + self.batch_size])
             rows += [state[keep][:max_tokens].numpy() for state, keep in zip(states, mask, strict=True)]
         return rows
+
+    def _tell_of_cut(self, sentences: list[str]) -> None:
+        """Warns, once per sentence, of those with more tokens than the model has positions."""
+        for sentence in sentences:
+            if len(sentence.encode(errors="replace")) + 8 < self.max_positions:  # no token is less than a byte
+                continue
+            count = len(self.tokenizer(sentence, verbose=False)["input_ids"])
+            if count > self.max_positions:
+                logger.warning_once(
+                    f"a sentence has {count} tokens, and the text encoder {self.name!r} reads {self.max_positions}: "
+                    f"what follows them changes nothing. The sentence begins {sentence[:80]!r}"
+                )
 
     def _encode_padded(self, sentences: list[str]) -> list[np.ndarray]:
         """All rows of a text tower, as many as it has positions, padded with token 0 as the original CLIP pads."""

@@ -562,6 +562,12 @@ def test_an_encoder_that_has_moved_is_called_that() -> None:
         build_video_encoder(spec)
 
 
+def test_where_nothing_can_be_downloaded_the_encoders_that_need_no_download_are_named(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match=r"'clip:nobody/clip' cannot be built.*`pixel-grid` for videos and `hash"):
+        build_video_encoder("clip:nobody/clip")
+
+
 def test_a_device_does_not_stop_encoders_without_weights() -> None:
     assert build_text_encoder("hashed-words", device="cpu").dim == build_text_encoder("hashed-words").dim
     assert build_video_encoder("pixel-grid", device="cpu").dim == build_video_encoder("pixel-grid").dim

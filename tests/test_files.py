@@ -5,12 +5,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from modeling_bmdetr.files_bmdetr import remove_leftovers, replacing_file, replacing_folder, replacing_path
+from modeling_bmdetr.files_bmdetr import (
+    remove_leftovers,
+    replacing_file,
+    replacing_files,
+    replacing_folder,
+    replacing_path,
+    scratch_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -166,3 +174,48 @@ def test_only_what_was_written_aside_is_cleared_away(tmp_path):
     remove_leftovers(tmp_path)
     assert set(kept) < set(names(tmp_path))
     remove_leftovers(tmp_path / "nowhere")
+
+
+def fill(folder, **files):
+    with replacing_files(folder, "key", stale=("old*",)) as aside:
+        for name, text in files.items():
+            (aside / name).write_text(text)
+
+
+def test_files_that_belong_together_lose_their_key_first_and_keep_what_is_the_same(tmp_path, monkeypatch):
+    fill(tmp_path, key="1", weights="w", old="o", code="c")
+    kept = (tmp_path / "code").stat().st_ino
+    seen = []
+    replace = os.replace
+
+    def watching(source, target):
+        seen.append((Path(target).name, (tmp_path / "key").exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watching)
+    fill(tmp_path, key="2", weights="v", code="c")
+    assert seen == [("weights", False), ("key", False)]
+    assert names(tmp_path) == ["code", "key", "weights"]
+    assert (tmp_path / "code").stat().st_ino == kept
+    seen.clear()
+    fill(tmp_path, key="3", weights="v", code="c")
+    assert seen == [("key", True)]  # there is always one
+    fill(tmp_path, key="3", weights="u", code="c")
+    assert seen[1:] == [("weights", False), ("key", False)]
+    assert (tmp_path / "key").read_text() == "3"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs file locks")
+def test_a_scratch_folder_goes_and_so_does_that_of_a_killed_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / ".bmdetr.0123456789abcdef.unfinished"
+    left.mkdir()
+    (left / "weights").write_text("many")
+    with scratch_folder() as folder:
+        assert not left.exists()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "file").write_text("x")
+        with scratch_folder() as other:
+            assert folder.exists()
+            assert other != folder
+    assert not names(tmp_path)

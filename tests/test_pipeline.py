@@ -18,8 +18,8 @@ from modeling_bmdetr import (
     MomentRetrievalPipeline,
 )
 from modeling_bmdetr.cli import main
+from modeling_bmdetr.encoder_interface_bmdetr import EncodedVideo
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
-from modeling_bmdetr.pipeline_bmdetr import mean_over_windows, window_starts
 from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
 
 QUERIES = ["the red star slides to the left", "a blue box spins"]
@@ -145,6 +145,28 @@ class TestPipeline:
             pipe.encode_video(world[1])
         assert "only the first 12.0 s are searched" in package_log.text
 
+    def test_windows_are_prepared_batch_by_batch(self, pipe, world, monkeypatch):
+        """A film's windows, which overlap, are never all prepared at once; every query sees every window."""
+        video = EncodedVideo(np.tile(pipe.encode_video(world[1]).features, (10, 1)), 10 * 20.0)
+        held = []
+        forward = pipe.model.forward
+
+        def counting(video_features, **inputs):
+            held.append(len(video_features))
+            return forward(video_features=video_features, **inputs)
+
+        inputs = pipe.preprocess({"video": video, "queries": QUERIES}, long_video="window")
+        assert all(window.base is not None for window in inputs["windows"]), "windows are views of the features"
+        monkeypatch.setattr(pipe.model, "forward", counting)
+        with torch.inference_mode():
+            few = pipe._forward(inputs, query_batch_size=3)["results"]
+        assert max(held) == 3
+        assert len(few) == len(QUERIES) * len(inputs["windows"]) > 60
+        with torch.inference_mode():
+            many = pipe._forward(inputs, query_batch_size=64)["results"]
+        for one, other in zip(few, many, strict=True):
+            torch.testing.assert_close(one["scores"], other["scores"], atol=1e-5, rtol=0)
+
     def test_no_more_is_encoded_than_is_searched(self, pipe, world):
         assert len(pipe.encode_video(world[1], long_video="truncate").features) == 12
         assert len(pipe.encode_video(world[1]).features) > 20
@@ -198,20 +220,6 @@ class TestPipeline:
         (tmp_path / "broken.mp4").write_bytes(b"not a video")
         with pytest.raises(ValueError, match=r"broken\.mp4"):
             pipe(str(tmp_path / "broken.mp4"), "a")
-
-
-def test_windows_overlap_by_half_and_end_with_the_video():
-    assert window_starts(10, 12) == [0]
-    assert window_starts(30, 12) == [0, 6, 12, 18]
-    assert window_starts(31, 12) == [0, 6, 12, 18, 19]
-    for clips in range(1, 80):
-        covered = {i for start in window_starts(clips, 12) for i in range(start, min(start + 12, clips))}
-        assert covered == set(range(clips))
-
-
-def test_overlapping_windows_are_averaged():
-    mean = mean_over_windows([torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0])], [0, 1])
-    assert mean.tolist() == [1.0, 3.0, 6.0]
 
 
 class TestCommandLine:

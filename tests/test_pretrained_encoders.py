@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_pretrained import IMAGE_MODELS, TEXT_MODELS, VIDEO_MODELS, write_model
 from transformers import AutoImageProcessor, AutoModel, BertConfig, WhisperConfig
+from transformers.utils import logging
 
 from modeling_bmdetr.encoders_bmdetr import (
     FrameSequenceEncoder,
@@ -147,6 +148,39 @@ def test_every_text_model_gives_one_row_per_token_without_padding(name, folder_o
     again = build_text_encoder(json.loads(json.dumps(encoder.spec())))
     np.testing.assert_allclose(again.encode_text(sentences[:1])[0], rows[0], atol=1e-5)
     assert len(encoder.encode_text(["a " * 60], max_tokens=40)[0]) == 24  # what the model has positions for
+
+
+@pytest.mark.parametrize("name", ["clip", "bert"])
+def test_what_a_model_has_no_positions_for_is_said_once(name, folder_of, package_log):
+    encoder = build_text_encoder(f"hf:{folder_of(name)}")
+    logging.warning_once.cache_clear()
+    long = "the red ball slides " * 10
+    for _ in range(2):
+        encoder.encode_text(["a ball", long], max_tokens=60)
+    said = [record.getMessage() for record in package_log.records]
+    assert len(said) == 1
+    assert "a sentence has 42 tokens" in said[0]
+    assert "reads 24" in said[0]
+    assert "begins 'the red ball slides the red" in said[0]
+    package_log.clear()
+    encoder.encode_text(["a ball"], max_tokens=60)
+    assert not package_log.records
+
+
+def test_whoever_runs_a_checkpoint_that_names_a_repository_is_told(package_log, monkeypatch):
+    module = "modeling_bmdetr.pretrained_models_bmdetr"
+    monkeypatch.setattr(f"{module}.is_offline_mode", lambda: False)
+    monkeypatch.setattr(f"{module}.AutoConfig.from_pretrained", lambda *_, **__: BertConfig(vision=1))
+    logging.warning_once.cache_clear()
+    for _ in range(2):
+        assert ability_of("stranger/encoder")[0] == "text"
+    said = [record.getMessage() for record in package_log.records]
+    assert len(said) == 1
+    assert "'stranger/encoder' is no folder here: it is looked up on the Hub" in said[0]
+    monkeypatch.setattr(f"{module}.is_offline_mode", lambda: True)
+    logging.warning_once.cache_clear()
+    ability_of("stranger/encoder")
+    assert len(package_log.records) == 1
 
 
 def test_text_rows_are_the_encoders_last_hidden_states(folder_of):

@@ -122,6 +122,8 @@ def test_suppression_leaves_its_input_alone_and_is_best_first():
     rows = torch.tensor([[0.0, 4.0, 0.1], [8.0, 9.0, 0.5], [0.0, 5.0, 0.9]])
     before = rows.clone()
     assert temporal_nms(rows, 0.5).tolist() == rows[[2, 1]].tolist()
+    assert temporal_nms(rows, 0.5, most=1).tolist() == rows[[2]].tolist()
+    assert temporal_nms(rows, 0.5, most=3).tolist() == rows[[2, 1]].tolist()
     assert torch.equal(rows, before)
 
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ import psutil
 import torch
 from transformers.utils import logging
 
-from dataset_scripts.moving_shapes import FPS, MANIFEST, NUM_VIDEOS
-from dataset_scripts.shapes_scenes import Scene, sample_scene
-from dataset_scripts.shapes_sentences import Description, describe_scene, fits
+from dataset_scripts.moving_shapes import draw_videos
+from dataset_scripts.shapes_sentences import fits
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 from modeling_bmdetr.data import FeatureStore
 from modeling_bmdetr.index import VideoIndex
@@ -68,25 +66,18 @@ def load(args: argparse.Namespace) -> MomentRetrievalPipeline:
     return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(folder), device=torch.device("cpu"))
 
 
-def scenes(args: argparse.Namespace) -> Iterator[tuple[str, Scene, list[Description]]]:
-    """What happens in the test videos, drawn again from their seeds, and what was written about it."""
-    settings = json.loads((args.quickstart / "videos" / MANIFEST).read_text())
-    for index in range(settings["num_videos"]["test"]):
-        rng = np.random.default_rng((settings["seed"], list(NUM_VIDEOS).index("test"), index))
-        scene = sample_scene(rng, FPS)
-        yield f"test_{index:04d}.mp4", scene, describe_scene(rng, scene)
-
-
 def right_video_first(args: argparse.Namespace) -> dict[str, Any]:
     """How often the right video is first, and in the first five, for sentences that fit one test video only."""
-    films = list(scenes(args))
+    films = draw_videos(args.quickstart / "videos", "test")
     asked: list[tuple[str, str]] = []
-    for name, _, told in films:
-        for description in told:
-            words = (description.colour, description.shape, description.action)
-            fitting = {other for other, scene, _ in films if any(fits(scene, event, *words) for event in scene.events)}
-            if fitting == {name}:
-                asked.append((description.sentence, name))
+    for film in films:
+        for told in film.told:
+            words = (told.colour, told.shape, told.action)
+            fitting = {
+                other.vid for other in films if any(fits(other.scene, event, *words) for event in other.scene.events)
+            }
+            if fitting == {film.vid}:
+                asked.append((told.sentence, f"{film.vid}.mp4"))
     with tempfile.TemporaryDirectory() as folder:
         index = VideoIndex(Path(folder) / "index", load(args))
         report = index.update(args.quickstart / "videos" / "test")
@@ -115,7 +106,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         return EncodedVideo(rows, len(rows) * pipe.processor.contract.clip_length, Path(path).name)
 
     pipe.encode_video = simulated  # type: ignore[assignment,method-assign]
-    sentences = [told.sentence for _, _, several in scenes(args) for told in several][: args.queries]
+    films = draw_videos(args.quickstart / "videos", "test")
+    sentences = [told.sentence for film in films for told in film.told][: args.queries]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "videos").mkdir()
         for number in range(args.videos):

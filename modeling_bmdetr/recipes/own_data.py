@@ -26,6 +26,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
 from ..data.rows.schema import CanonicalRow
+from ..files_bmdetr import replacing_file
 from ..plugins_bmdetr import imported_plugins
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out, write_json
@@ -105,7 +106,8 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     if imported_plugins():
         recipe = {"import": list(imported_plugins()), **recipe}
     path = out / "recipe.yaml"
-    path.write_text(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    with replacing_file(path) as file:
+        file.write(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False))
     report = train_by_recipe(read_recipe(path, data.overrides), out, resume=data.resume)
     return add_verdict(report, out, train_rows, val_rows, data.videos, notes)
 
@@ -267,7 +269,7 @@ def choose_recipe(
         features |= {"max_clips": contract.max_clips, "long_video": contract.long_video}
     else:
         clips = clip_count(longest_s, clip_length)
-        features |= {"max_clips": min(clips, 2 * MOST_CLIPS), "long_video": "truncate" if clips <= 300 else "resample"}
+        features |= {"max_clips": min(clips, 2 * MOST_CLIPS), "long_video": "window" if clips <= 300 else "resample"}
     data = Path(out) / "data"
     rate = (1e-4 if checkpoint else 4e-4) if small else (1e-4 if checkpoint else 2e-4)
     return {

@@ -22,6 +22,7 @@ from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
 from ..evaluation import write_jsonl
 from ..evaluation.baselines import baseline_metrics
+from ..files_bmdetr import replacing_file
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 from ..training.record import library_versions, training_record
 from .preparation import (
@@ -84,7 +85,8 @@ def train_by_recipe(
     if arguments.process_index == 0:
         table = report_table(report)
         write_json(out / "report.json", report)
-        (out / "report.md").write_text(table + "\n", encoding="utf-8")
+        with replacing_file(out / "report.md") as file:
+            file.write(table + "\n")
         say(f"\n{table}\n\n{out / 'report.json'}")
     return report
 
@@ -235,7 +237,7 @@ def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[l
 def write_card(trainer: BMDetrTrainer, recipe: Recipe, folder: Path, split: str, metrics: dict[str, float]) -> None:
     """A model card with the metrics of one set, and `results.json`, from which it can be written again."""
     record = {**training_record(trainer, {"name": title_of(recipe), "split": split}), "metrics": metrics}
-    (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", record)
     write_model_card(trainer.accelerator.unwrap_model(trainer.model), folder, record)
 
 

@@ -12,6 +12,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.jsonl import read_rows
 from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
+from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
@@ -42,7 +43,8 @@ def add_verdict(
     pictures = draw_answers(val_rows, Path(video_dir), out)
     report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(in_words(report, asked) + "\n", encoding="utf-8")
+    with replacing_file(out / "report.md") as file:
+        file.write(in_words(report, asked) + "\n")
     return report
 
 
@@ -51,13 +53,14 @@ def judge(
 ) -> dict[str, Any]:
     """`beats_baselines` (True, False, or None where too few queries tell) and `words`, one sentence after the other.
 
-    The model beats a baseline if both R1@0.5 and mean IoU are higher, the former by more than its standard error.
+    The model beats a baseline if both R1@0.5 and mean IoU are higher, the former by more than its standard error, on
+    queries enough (`FEW_QUERIES`): the checkpoint was chosen on them, too.
     """
     name, best = max(baselines.items(), key=lambda item: item[1]["MR-full-R1@0.5"])
     ours, theirs = metrics["MR-full-R1@0.5"], best["MR-full-R1@0.5"]
     error = 100 * (max(ours / 100 * (1 - ours / 100), 0.05) / queries) ** 0.5
     ahead = ours > theirs and metrics["MR-full-mIoU"] > max(other["MR-full-mIoU"] for other in baselines.values())
-    clear = ahead and ours - theirs > error
+    clear = ahead and ours - theirs > error and queries >= FEW_QUERIES
     figures = f"R1@0.5 {ours:.1f} % against {theirs:.1f} % of the {name}, on {queries} validation queries"
     words = []
     if clear:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from ..cards import write_model_card
+from ..files_bmdetr import replacing_file
 from ..processing_bmdetr import BMDetrProcessor
 from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from .checkpointing import CheckpointingTrainer
@@ -50,7 +51,8 @@ class PublishingTrainer(CheckpointingTrainer):
             language=language,
             tags=[tags] if isinstance(tags, str) else tags or (),
         )
-        (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with replacing_file(folder / "results.json") as file:
+            file.write(json.dumps(record, indent=2) + "\n")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""

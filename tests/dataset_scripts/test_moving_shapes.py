@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dataset_scripts import moving_shapes
-from dataset_scripts.moving_shapes import FPS, NUM_VIDEOS, MovingShapes, render_moving_shapes
+from dataset_scripts.moving_shapes import FPS, NUM_VIDEOS, MovingShapes, draw_videos, render_moving_shapes
 from dataset_scripts.shapes_rendering import draw_frames, shape_outline, write_video
 from dataset_scripts.shapes_scenes import (
     ACTIONS,
@@ -82,6 +82,23 @@ def no_rendering(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 # Files and rows
+
+
+def test_videos_are_drawn_again_as_they_were_rendered(rendered, tmp_path):
+    folder, rows = rendered
+    for split, some in rows.items():
+        drawn = draw_videos(folder, split)
+        told = [
+            (f"{one.vid}_{i}", told.sentence, one.scene.duration_s) for one in drawn for i, told in enumerate(one.told)
+        ]
+        assert told == [(row["qid"], row["query"], row["duration"]) for row in some]
+        absent = [query.sentence for one in drawn for query in one.absent]
+        lines = (folder / f"{split}_absent.jsonl").read_text().splitlines()
+        assert absent == [json.loads(line)["query"] for line in lines]
+    with pytest.raises(FileNotFoundError, match="holds no Moving Shapes"):
+        draw_videos(tmp_path, "test")
+    with pytest.raises(ValueError, match="'other' of version"):
+        draw_videos(folder, "other")
 
 
 def test_rows_are_canonical_and_name_real_videos(rendered) -> None:

@@ -20,7 +20,7 @@ from ablation_variants import PRESETS, REFERENCE, TABLES, VARIANTS, select_varia
 
 from modeling_bmdetr import BMDetrConfig
 from modeling_bmdetr.configuration_bmdetr import FeatureContract
-from modeling_bmdetr.data import write_rows
+from modeling_bmdetr.data import read_rows, write_rows
 from modeling_bmdetr.data.features.writer import FeatureWriter
 from modeling_bmdetr.training import BMDetrTrainingArguments
 
@@ -230,6 +230,40 @@ RESULTS = [
     *(result("objective_2_0_0", seed, r1, (0.9, 0.5)) for seed, r1 in enumerate((49.0, 50.0, 51.0))),
     *(result("no_negatives", seed, r1) for seed, r1 in enumerate((57.0, 58.5, 60.0))),
 ]
+
+
+def test_trust_is_measured_where_there_are_rows_enough_to_calibrate(folder):
+    """Sixty videos with two queries: one half calibrates, the other is measured; six videos are too few."""
+    rng, rows = np.random.default_rng(1), []
+    with FeatureWriter(folder / "many", CONTRACT) as writer:
+        for row in read_rows(folder / "train.jsonl"):
+            if row["qid"].endswith("_0"):
+                writer.add_video(row["vid"], rng.standard_normal((10, 8)))
+            writer.add_text(row["qid"], rng.standard_normal((4, 6)), row["query"])
+        for video in range(60):
+            writer.add_video(f"video{video}", rng.standard_normal((10, 8)))
+            for number in range(2):
+                qid, sentence = f"q{video}_{number}", f"thing{video} action{video}{number}"
+                writer.add_text(qid, rng.standard_normal((4, 6)), sentence)
+                window = [[0.0, 20.0]] if video % 2 else [[2.0 + 10 * number, 8.0 + 10 * number]]
+                row = {"qid": qid, "vid": f"video{video}", "query": sentence, "duration": 20.0}
+                rows.append({**row, "relevant_windows": window})
+        writer.finish()
+    write_rows(folder / "test.jsonl", rows)
+    call = arguments(folder, ["reference"])
+    call[call.index("--features") + 1] = str(folder / "many")
+    ablate.main(call)
+    (result,) = results_of(folder).values()
+    metrics = result["metrics"]
+    assert 0 <= metrics["CAL-ECE"] <= 100
+    assert 0 <= metrics["CAL-AUC"] <= 100
+    assert "AUC right/wrong" in (folder / "out" / "ablation.md").read_text()
+
+
+def test_without_rows_enough_nothing_is_said_of_trust(folder):
+    ablate.main(arguments(folder, ["reference"]))
+    (result,) = results_of(folder).values()
+    assert not {name for name in result["metrics"] if name.startswith(("CAL-", "PR-"))}
 
 
 def test_mean_spread_and_what_lies_within_it():

@@ -223,6 +223,9 @@ def test_the_verdict_is_in_words():
     assert unclear["beats_baselines"] is None
     assert "by less than chance may give" in unclear["words"][0]
     assert "20 validation queries are few" in unclear["words"][1]
+    lucky = judge(figures(75.0, 58.0), baselines, 4, False, 4)  # on four queries, on which the checkpoint was chosen
+    assert lucky["beats_baselines"] is None
+    assert lucky["words"][0].startswith("The model is ahead of the baselines, but")
 
 
 def test_one_answer_for_every_sentence_is_noticed():

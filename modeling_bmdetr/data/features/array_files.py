@@ -21,14 +21,14 @@ SUFFIXES = (".npz", ".npy", ".pt")
 MAX_ARRAY_BYTES = 2**31
 
 # What NumPy, zipfile and torch raise on damaged files, found by damaging them.
-_DAMAGE = (
+DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
     *(RuntimeError, NotImplementedError, RecursionError, SyntaxError, tokenize.TokenError, struct.error),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnpicklingError),
 )
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """A fault that is described already."""
 
 
@@ -74,7 +74,7 @@ def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.nd
                     for extra in (name for name in extras if name in names):
                         with archive.open(f"{extra}.npy") as member:
                             found[extra] = np.lib.format.read_array(member, allow_pickle=False)
-    _checked_shape(path, array.shape)
+    checked_shape(path, array.shape)
     with np.errstate(over="ignore"):  # what does not fit is infinite, and found where values are checked
         return array.astype(np.float32, copy=False), found
 
@@ -84,7 +84,7 @@ def _read_tensors(path: Path, key: str, extras: Sequence[str]) -> tuple[np.ndarr
     import torch
 
     if path.stat().st_size > MAX_ARRAY_BYTES:
-        raise _Refused(f"{path} has {path.stat().st_size} bytes; an array of features has at most {MAX_ARRAY_BYTES}.")
+        raise Refused(f"{path} has {path.stat().st_size} bytes; an array of features has at most {MAX_ARRAY_BYTES}.")
     held = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     tensors = held if isinstance(held, dict) else {key: held}
     _require_key(path, key, [name for name in tensors if isinstance(name, str)])
@@ -99,7 +99,7 @@ def _array_names(archive: zipfile.ZipFile) -> list[str]:
 def _require_key(path: Path, key: str, arrays: Iterable[str]) -> None:
     names = list(arrays)
     if key not in names:
-        raise _Refused(
+        raise Refused(
             f"{path} has no array '{key}', only {', '.join(names[:5]) or 'none'}. Name the array to read: `video_key` "
             "or `text_key`, on the command line `--video-key` or `--text-key`."
         )
@@ -120,20 +120,21 @@ def _read_header(path: Path, file: Any, num_bytes: int) -> tuple[tuple[int, int]
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read_header(file)
     if dtype.kind not in "fiu":
-        raise _Refused(f"{path} cannot be read as features (it holds values of type {dtype}): expected numbers.")
-    rows, dim = _checked_shape(path, shape)
+        raise Refused(f"{path} cannot be read as features (it holds values of type {dtype}): expected numbers.")
+    rows, dim = checked_shape(path, shape)
     stated = rows * dim * dtype.itemsize
     if stated > MAX_ARRAY_BYTES or stated > num_bytes:
-        raise _Refused(
+        raise Refused(
             f"{path} cannot be read as features (it states {rows} rows of {dim} values, {stated} bytes; the file has "
             f"{num_bytes}, and at most {MAX_ARRAY_BYTES} are read): fetch or extract it again."
         )
     return (rows, dim), is_fortran, dtype
 
 
-def _checked_shape(path: Path, shape: Sequence[int]) -> tuple[int, int]:
+def checked_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int]:
+    """`shape` as `(rows, dim)`, if it is one; `path` is the file, for the message."""
     if len(shape) != 2 or 0 in shape:
-        raise _Refused(
+        raise Refused(
             f"{path} must hold an array (rows, dim), neither of them 0; it holds one of shape {tuple(shape)}."
         )
     return int(shape[0]), int(shape[1])
@@ -144,8 +145,8 @@ def _described(path: Path) -> Iterator[None]:
     """Turns the errors of a damaged file into one that names it."""
     try:
         yield
-    except _Refused:
+    except Refused:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as features ({reason}): fetch or extract it again.") from error

@@ -2,6 +2,7 @@
 
 - video: `<vid>.npz` with the array `features` (SlowFast, CLIP), `<vid>.npy` (C3D, I3D, VGG), `<vid>.pt` (a tensor, or a
   dict of tensors); `(clips, dim)`. A file may be named after the video file, `<vid>.avi.npy` (TACoS).
+- either: one HDF5 file for all, with a dataset for each video or query, see `hdf5_files.py`.
 - text: `qid<qid>.npz` with the array `last_hidden_state`, or `<qid>.npz`, or the same as `.npy` or `.pt`;
   `(tokens, dim)`.
 
@@ -24,6 +25,7 @@ from ..rows.qids import canonical_qid
 from ..rows.schema import VIDEO_SUFFIXES
 from ..rows.validation import require_fields
 from .array_files import SUFFIXES, read_arrays, read_shape
+from .hdf5_files import HDF5_SUFFIXES, FeatureFile
 from .sources import no_features
 
 VIDEO_KEY = "features"
@@ -59,6 +61,11 @@ class FeatureFolder:
     def where(self) -> str:
         """The place, for messages."""
         return f"'{self.directory}'"
+
+    @property
+    def title(self) -> str:
+        """What the features are called where nobody names them."""
+        return self.directory.name
 
     @property
     def names(self) -> list[str]:
@@ -135,11 +142,19 @@ class FeatureFolder:
         return found[0] if found else None
 
 
+def open_features(
+    place: str | os.PathLike, key: str, prefix: str = "", suffix: str = ""
+) -> FeatureFolder | FeatureFile:
+    """The features in a folder or an HDF5 file, see [`FeatureFolder`] and [`FeatureFile`]."""
+    is_file = Path(place).suffix.lower() in HDF5_SUFFIXES and not Path(place).is_dir()
+    return (FeatureFile if is_file else FeatureFolder)(place, key, prefix, suffix)
+
+
 class FolderVideos:
     """Videos whose features lie in one or several folders: rows concatenated along the feature axis, in the order of
     the folders, after cutting to the shortest."""
 
-    def __init__(self, folders: Sequence[FeatureFolder]) -> None:
+    def __init__(self, folders: Sequence[FeatureFolder | FeatureFile]) -> None:
         self.folders = list(folders)
         self._names: list[str] | None = None
 
@@ -183,7 +198,7 @@ class FolderTexts:
     """
 
     def __init__(
-        self, folder: FeatureFolder, to_end_of_text: bool, token_counts: Mapping[str, int] | None = None
+        self, folder: FeatureFolder | FeatureFile, to_end_of_text: bool, token_counts: Mapping[str, int] | None = None
     ) -> None:
         self.folder, self.to_end_of_text = folder, to_end_of_text
         self.token_counts = None if token_counts is None else {str(qid): int(n) for qid, n in token_counts.items()}

@@ -18,8 +18,9 @@ import numpy as np
 
 from ...contract_bmdetr import FeatureContract
 from .fit import find_problems
+from .hdf5_files import FeatureFile
 from .packed import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
-from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos
+from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos, open_features
 from .sources import ArraySource, check_rows
 
 PathOrPaths = str | os.PathLike | Sequence[str | os.PathLike]
@@ -130,9 +131,9 @@ class FeatureStore:
         """Opens features in the layouts in which they are published; `published.py` lists them.
 
         Args:
-            video_dirs: one folder per video encoder, in the order of the contract; their rows are concatenated after
-                cutting to the shortest.
-            text_dir: folder of text features.
+            video_dirs: one folder or HDF5 file per video encoder, in the order of the contract; their rows are
+                concatenated after cutting to the shortest.
+            text_dir: folder or HDF5 file of text features.
             contract: what the features are. Where it names no encoder, the folders are taken as they are, each as
                 an encoder named after it.
             token_counts: tokens of each query, by `qid`, for text features padded to 77 rows (`count_tokens`). Used
@@ -145,8 +146,8 @@ class FeatureStore:
             FileNotFoundError: if a folder does not exist.
             ValueError: if a folder holds no features, or its first file is not as wide as the contract says.
         """
-        folders = [FeatureFolder(item, video_key, suffix=video_suffix) for item in _as_paths(video_dirs)]
-        text_folder = None if text_dir is None else FeatureFolder(text_dir, text_key, prefix="qid")
+        folders = [open_features(item, video_key, suffix=video_suffix) for item in _as_paths(video_dirs)]
+        text_folder = None if text_dir is None else open_features(text_dir, text_key, prefix="qid")
         found = replace(
             contract,
             video_encoders=tuple(_as_encoder(folder) for folder in folders),
@@ -259,11 +260,11 @@ def _as_paths(path: PathOrPaths) -> list[Path]:
     return paths
 
 
-def _as_encoder(folder: FeatureFolder) -> dict[str, Any]:
+def _as_encoder(folder: FeatureFolder | FeatureFile) -> dict[str, Any]:
     """The folder as an encoder: its name, and the width of its first file."""
     if not folder.names:
-        raise ValueError(f"{folder.where} holds no .npz, .npy or .pt files: is this the folder that was extracted?")
-    return {"name": folder.directory.name, "dim": folder.shape(folder.names[0])[1]}
+        raise ValueError(f"{folder.where} holds no .npz, .npy or .pt files, nor arrays: was anything extracted there?")
+    return {"name": folder.title, "dim": folder.shape(folder.names[0])[1]}
 
 
 def _with_encoders(contract: FeatureContract, found: FeatureContract) -> FeatureContract:

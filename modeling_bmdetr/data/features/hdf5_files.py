@@ -1,0 +1,173 @@
+"""Features in one HDF5 file: a dataset for each video or query, or a group that holds several.
+
+The file is what [`FeatureFolder`] is for a folder. It is opened for each array that is read, so that a store can be
+pickled and nothing stays open; `bmdetr pack` makes the faster form. Nothing outside the file is read: links into other
+files, external storage and virtual datasets are refused. Needs h5py (the extra `hdf5`).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .array_files import DAMAGE, MAX_ARRAY_BYTES, Refused, checked_shape
+from .sources import no_features
+
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
+
+class FeatureFile:
+    """An HDF5 file that holds one array per video or query, found by its name.
+
+    Args:
+        path: the file.
+        key: the dataset to read where a name is a group, such as `c3d_features`.
+        prefix: what the names in the file have before the name, such as `qid`; a name without it is found as well.
+        suffix: what the names in the file have after the name, such as `.mp4`.
+
+    Raises:
+        ImportError: h5py is not installed.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
+        self.file = Path(path)
+        self.key, self.prefix, self.suffix = key, prefix, suffix
+        self._stored_names: dict[str, str] | None = None
+        _import_h5py()
+        if not self.file.is_file():
+            raise FileNotFoundError(f"the feature file '{self.file}' does not exist.")
+
+    @property
+    def where(self) -> str:
+        """The place, for messages."""
+        return f"'{self.file}'"
+
+    @property
+    def title(self) -> str:
+        """What the features are called where nobody names them."""
+        return self.file.stem
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all arrays, sorted."""
+        return sorted(self._list())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._list()
+
+    def path(self, name: str) -> str:
+        """The place of an array, for messages."""
+        return f"{self.file}:{self._list().get(name, name)}"
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """`(rows, dim)` of an array, as the file states it.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `read`.
+        """
+        with self._datasets(name) as datasets:
+            return datasets[self.key].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """An array as float32, `(rows, dim)`.
+
+        Raises:
+            FileNotFoundError: if the file has no array of that name.
+            ValueError: if the file is damaged, or the array is too large, lies in another file or is none of numbers.
+        """
+        return self.read_with_extras(name, ())[0]
+
+    def read_with_extras(self, name: str, extras: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """An array, and those of the arrays named `extras` that lie in the same group."""
+        with self._datasets(name, extras) as datasets, np.errstate(over="ignore"):
+            arrays = {key: dataset[()] for key, dataset in datasets.items()}
+            return arrays.pop(self.key).astype(np.float32, copy=False), arrays
+
+    def _list(self) -> dict[str, str]:
+        """Names as the file has them, by the name of the video or query."""
+        if self._stored_names is None:
+            names: dict[str, str] = {}
+            with self._opened() as file:
+                for stored in sorted(file):
+                    name = stored.removeprefix(self.prefix).removesuffix(self.suffix)
+                    if not stored.endswith(self.suffix):
+                        continue
+                    if name in names:
+                        raise Refused(f"{self.where} holds both '{names[name]}' and '{stored}': keep one of them.")
+                    names[name] = stored
+            self._stored_names = names
+        return self._stored_names
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The open file; what a damaged one makes of it is one error that names it."""
+        h5py = _import_h5py()
+        try:
+            with h5py.File(self.file, "r") as file:
+                yield file
+        except Refused:
+            raise
+        except DAMAGE as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{self.file} cannot be read as HDF5 features ({reason}): fetch or extract it again."
+            ) from error
+
+    @contextmanager
+    def _datasets(self, name: str, extras: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """The dataset of a name, under the key, and those beside it; each is checked before it is read."""
+        stored = self._list().get(name)
+        if stored is None:
+            wanted = f" (looked for {self.prefix}{name}{self.suffix})"
+            raise no_features(self.where, name, self._list(), wanted)
+        h5py = _import_h5py()
+        with self._opened() as file:
+            _require_inside(h5py, file, stored, self.path(name))
+            held = file[stored]
+            if isinstance(held, h5py.Dataset):
+                datasets = {self.key: held}
+            else:
+                for key in (key for key in (self.key, *extras) if key in held):
+                    _require_inside(h5py, held, key, self.path(name))
+                datasets = {key: held[key] for key in (self.key, *extras) if key in held}
+                if not isinstance(datasets.get(self.key), h5py.Dataset):
+                    raise Refused(
+                        f"{self.path(name)} has no array '{self.key}', only {', '.join(sorted(held)[:5]) or 'none'}. "
+                        "Name the array to read: `video_key` or `text_key`, on the command line `--video-key` or "
+                        "`--text-key`."
+                    )
+            for key, dataset in datasets.items():
+                _check(dataset, self.path(name), is_features=key == self.key)
+            yield datasets
+
+
+def _import_h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError('features in HDF5 files need h5py: pip install "modeling-bmdetr[hdf5]"') from error
+    return h5py
+
+
+def _require_inside(h5py: Any, group: Any, name: str, place: str) -> None:
+    """Refuses a link on the way to an array, which may lead into another file, before it is followed."""
+    parts = name.split("/")
+    for end in range(1, len(parts) + 1):
+        if not isinstance(group.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
+            raise Refused(f"{place} is a link, perhaps into another file, and is not followed: store the array itself.")
+
+
+def _check(dataset: Any, place: str, is_features: bool) -> None:
+    """Refuses what would read other files, is too large, or is no array of numbers."""
+    if getattr(dataset, "external", None) or getattr(dataset, "is_virtual", False):
+        raise Refused(f"{place} keeps its values in another file, which is not read: copy them into this one.")
+    if dataset.dtype.kind not in "fiub":
+        raise Refused(f"{place} cannot be read as features (it holds values of type {dataset.dtype}).")
+    if is_features:
+        checked_shape(place, dataset.shape or ())
+    if dataset.size is None or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_ARRAY_BYTES:
+        raise Refused(f"{place} states {dataset.shape} values; an array has at most {MAX_ARRAY_BYTES} bytes.")
