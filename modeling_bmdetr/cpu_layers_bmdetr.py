@@ -63,7 +63,8 @@ class PReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        return prelu_gradients(*ctx.saved_tensors, gradients[0])
+        values, slope = ctx.saved_tensors
+        return prelu_gradients(values, slope, gradients[0])
 
 
 class FeedForward(torch.autograd.Function):

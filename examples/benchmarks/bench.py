@@ -97,8 +97,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
-    if not options.batch_size <= options.videos <= options.queries or options.eval_queries > options.queries:
-        parser.error("expected batch size <= videos <= queries, and no more queries to evaluate than to train on")
+    if not options.batch_size <= options.videos <= options.queries / 2 or options.eval_queries > options.queries:
+        parser.error(
+            "expected batch size <= videos, two queries per video, so that each can have a negative of its video, and "
+            "no more queries to evaluate than to train on"
+        )
     if min(options.repeats, options.threads, options.batch_size, options.eval_queries, options.tokens) < 1:
         parser.error("expected at least one run, thread, query and token")
     if options.clips < 6:

@@ -21,8 +21,8 @@ def write_features(folder: Path, options: Namespace) -> None:
     for name, width in VIDEO_DIRS.items():
         (folder / name).mkdir()
         for video in range(options.videos):
-            rows = rng.standard_normal((options.clips, width), dtype=np.float32)
-            np.savez(folder / name / f"v{video}.npz", features=rows)
+            features = rng.standard_normal((options.clips, width), dtype=np.float32)
+            np.savez(folder / name / f"v{video}.npz", features=features)
     (folder / TEXT_DIR).mkdir()
     for qid in range(options.queries):
         text = rng.standard_normal((options.tokens, TEXT_DIM), dtype=np.float32)

@@ -99,6 +99,9 @@ def compare_sides(part: str, folder: Path, options: Namespace) -> dict[str, Any]
         }
         for title, kind in (("time", "clock_s"), ("processor time", "cpu_s"))
     }
+    if part != "metrics":  # its process has evaluated before
+        peaks_mib = {name: [some[-1]["peak_mib"]] for name, some in answers.items()}
+        result["rows"]["peak memory"] = {"unit": "MiB", "values": peaks_mib}
     if part == "epoch":
         trained = {name: [one["returned"]["queries"] for one in some] for name, some in counted.items()}
         result["rows"]["queries trained"] = {"unit": "number", "values": trained}

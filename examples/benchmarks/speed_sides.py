@@ -84,6 +84,7 @@ class OwnSide:
                 per_device_train_batch_size=options.batch_size,
                 per_device_eval_batch_size=EVALUATION_BATCH,
                 temporal_shifting=True,
+                shifting_limit_s=1e9,  # the release shifts videos of any length
                 dataloader_num_workers=options.workers,
                 eval_strategy="no",
                 save_strategy="no",

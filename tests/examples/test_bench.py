@@ -27,7 +27,8 @@ def test_rows_have_negatives_of_their_video():
     ("arguments", "message"),
     [
         (["--batch-size", "300"], "batch size <= videos"),
-        (["--eval-queries", "600"], "no more queries to evaluate"),
+        (["--queries", "150"], "two queries per video"),
+        (["--eval-queries", "600"], "queries to evaluate than to train on"),
         (["--repeats", "0"], "at least one run"),
         (["--clips", "2"], "at least 6 clips"),
         (["--only", "lunch"], "invalid choice"),

@@ -43,11 +43,11 @@ def read_shape(path: Path, key: str) -> tuple[int, int]:
     with _described(path):
         if path.suffix == ".npy":
             with open(path, "rb") as file:
-                return _checked_header(path, file, path.stat().st_size)
+                return _read_header(path, file, path.stat().st_size)[0]
         with zipfile.ZipFile(path) as archive:
             _require_key(path, key, _array_names(archive))
             with archive.open(f"{key}.npy") as member:
-                return _checked_header(path, member, archive.getinfo(f"{key}.npy").file_size)
+                return _read_header(path, member, archive.getinfo(f"{key}.npy").file_size)[0]
 
 
 def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -61,15 +61,19 @@ def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.nd
         with _described(path):
             array, found = _read_tensors(path, key, extras)
     else:
-        read_shape(path, key)
         with _described(path):
             if path.suffix == ".npy":
                 with open(path, "rb") as file:
-                    array = np.lib.format.read_array(file, allow_pickle=False)
+                    array = _read_array(path, file, path.stat().st_size)
             else:
-                with np.load(path, allow_pickle=False) as archive:
-                    array = archive[key]
-                    found = {extra: archive[extra] for extra in extras if extra in archive.files}
+                with zipfile.ZipFile(path) as archive:
+                    names = _array_names(archive)
+                    _require_key(path, key, names)
+                    with archive.open(f"{key}.npy") as member:
+                        array = _read_array(path, member, archive.getinfo(f"{key}.npy").file_size)
+                    for extra in (name for name in extras if name in names):
+                        with archive.open(f"{extra}.npy") as member:
+                            found[extra] = np.lib.format.read_array(member, allow_pickle=False)
     checked_shape(path, array.shape)
     with np.errstate(over="ignore"):  # what does not fit is infinite, and found where values are checked
         return array.astype(np.float32, copy=False), found
@@ -101,11 +105,20 @@ def _require_key(path: Path, key: str, arrays: Iterable[str]) -> None:
         )
 
 
-def _checked_header(path: Path, file: Any, num_bytes: int) -> tuple[int, int]:
-    """The shape that an array's header states, if the file is as long as it says."""
+def _read_array(path: Path, file: Any, num_bytes: int) -> np.ndarray:
+    """The array of a file, once its header is known to be in order."""
+    shape, is_fortran, dtype = _read_header(path, file, num_bytes)
+    flat = np.empty(shape[0] * shape[1], dtype)
+    if file.readinto(flat.view(np.uint8).data) != flat.nbytes:
+        raise ValueError("it ends early")
+    return flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _read_header(path: Path, file: Any, num_bytes: int) -> tuple[tuple[int, int], bool, np.dtype[Any]]:
+    """Shape, order and type that an array's header states, if the file is as long as it says."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    shape, is_fortran, dtype = read_header(file)
     if dtype.kind not in "fiu":
         raise Refused(f"{path} cannot be read as features (it holds values of type {dtype}): expected numbers.")
     rows, dim = checked_shape(path, shape)
@@ -115,7 +128,7 @@ def _checked_header(path: Path, file: Any, num_bytes: int) -> tuple[int, int]:
             f"{path} cannot be read as features (it states {rows} rows of {dim} values, {stated} bytes; the file has "
             f"{num_bytes}, and at most {MAX_ARRAY_BYTES} are read): fetch or extract it again."
         )
-    return rows, dim
+    return (rows, dim), is_fortran, dtype
 
 
 def checked_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int]:
