@@ -302,7 +302,7 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
     Raises:
         ValueError: no tokens, not as wide as the encoder of the contract, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)[: contract.max_tokens]
+    features = np.asarray(features, dtype=np.float32)
     if features.ndim != 2 or not len(features):
         raise ValueError(
             f"text features must have shape (tokens, dim) with at least one token, received {features.shape}"
@@ -312,7 +312,7 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
         raise ValueError(
             f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
         )
-    features = _finite(features, "text")
+    features = _finite(features[: contract.max_tokens], "text")
     return l2_normalize(features) if contract.normalize_text else features
 
 

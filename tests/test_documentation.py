@@ -65,4 +65,4 @@ def test_the_readme_names_every_extra() -> None:
     sentence = re.search(r"Extras: (.*?)\. ", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert sentence is not None
     # Extras of which one holds another are named with it: `all` (those, but `ray`).
-    assert set(re.findall(r"`([a-z]+)`", sentence.group(1))) == set(extras)
+    assert set(re.findall(r"`([a-z0-9]+)`", sentence.group(1))) == set(extras)

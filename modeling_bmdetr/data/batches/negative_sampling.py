@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..rows.qids import canonical_qid
+from ..rows.validation import require_fields
 from .negatives import normalize_sentence
 
 Strategy = Literal["mined", "mined_only", "same_video", "random_video", "none"]
@@ -39,9 +40,9 @@ class NegativeSampler:
             what they say is absent from the row's video, which is what presence is learned from.
 
     Raises:
-        ValueError: if the strategy is unknown, `absent_share` is outside [0, 1], qids repeat, no row has
-            `neg_query_ids` although `mined` is asked for, or they name a query twice, one that is not among the rows or
-            one of another video.
+        ValueError: if a row lacks `vid` or `query`, the strategy is unknown, `absent_share` is outside [0, 1], qids
+            repeat, no row has `neg_query_ids` although `mined` is asked for, or they name a query twice, one that is
+            not among the rows or one of another video.
     """
 
     def __init__(
@@ -51,6 +52,9 @@ class NegativeSampler:
             raise ValueError(f"`strategy` must be one of {list(get_args(Strategy))}, received {strategy!r}")
         if not 0 <= absent_share <= 1:
             raise ValueError(f"`absent_share` must lie in [0, 1], received {absent_share}")
+        rows = require_fields(
+            rows, ("qid", "vid", "query") if strategy in ("mined", "mined_only") else ("vid", "query")
+        )
         self.strategy, self.absent_share = strategy, absent_share
         videos: dict[str, int] = {}
         sentences: dict[str, int] = {}

@@ -1,0 +1,78 @@
+"""Whatever an entry point is given, it answers rightly or refuses with a documented error, within seconds.
+
+A few inputs here, more among the slow tests, and by hand `BMDETR_INPUTS=10000 pytest -m long tests/fuzz`, which prints
+how many there were. The counts of the last long run stand in docs/reliability.md.
+"""
+
+import os
+import time
+import warnings
+from collections import Counter
+
+import pytest
+from entry_points import entry_points
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import HealthCheck, given, settings
+
+NAMES = [
+    *("validate_rows", "read_rows", "import_annotations", "dataset_and_collator", "mine_negative_queries"),
+    *("feature_files", "packed_store", "processor_of_features", "pipeline_options", "select", "configuration"),
+    *("contract", "calibration", "evaluate_submission", "released_checkpoint", "pictures", "answers_as_text"),
+    "index_and_search",
+]
+DOCUMENTED = (ValueError, TypeError, OSError, StrictDataclassError)
+LIMIT_S = 10.0  # of processor time
+
+
+@pytest.fixture(scope="module")
+def known():
+    return entry_points()
+
+
+def check(entry, number, randomly=False):
+    """Gives an entry point up to so many inputs; returns how many of them it answered and refused."""
+    ends = Counter()
+
+    @settings(
+        max_examples=max(5, number // entry.cost),
+        deadline=None,
+        database=None,
+        derandomize=not randomly,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(entry.inputs)
+    def each(value):
+        started = time.process_time()
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                entry.call(value)
+                ends["answered"] += 1
+            except DOCUMENTED:
+                ends["refused"] += 1
+        assert time.process_time() - started < LIMIT_S, "takes too long"
+
+    each()
+    return ends
+
+
+def test_every_entry_point_is_tried(known):
+    assert set(known) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_or_a_documented_error(name, known):
+    assert check(known[name], 40)["answered"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_or_a_documented_error_to_many_inputs(name, known):
+    assert check(known[name], 600, randomly=True)["answered"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_or_a_documented_error_to_very_many_inputs(name, known):
+    number = int(os.environ.get("BMDETR_INPUTS", "10000"))
+    ends = check(known[name], number, randomly=True)
+    print(f"\n{name}: {sum(ends.values())} inputs, {ends['answered']} answered, {ends['refused']} refused")
