@@ -3,7 +3,8 @@
     python examples/demo_app.py                                     # the model of `make quickstart`
     BMDETR_MODEL=someone/bmdetr-qvhighlights python examples/demo_app.py
 
-For a Space with the Gradio SDK: this file as `app.py`, a `requirements.txt` that names `modeling-bmdetr[video,demo]`,
+For a Space with the Gradio SDK: this file as `app.py`, a `requirements.txt` with the package's repository and its
+extras `video` and `demo` (`modeling-bmdetr[video,demo] @ git+https://...`),
 the model's name in the variable `BMDETR_MODEL`, and mp4 files to choose from in a folder `videos`, if there are any.
 """
 

@@ -223,7 +223,7 @@ def fit_logistic(
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise ImportError('calibration needs scikit-learn: pip install "modeling-bmdetr[calibration]"') from error
+        raise ImportError("calibration needs scikit-learn: pip install scikit-learn") from error
 
     fitted = LogisticRegression().fit(logits, is_true)
     slopes, offset = fitted.coef_[0].tolist(), float(fitted.intercept_[0])

@@ -122,7 +122,7 @@ def plot_reliability(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "modeling-bmdetr[plot]"') from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
     if not bins:
         raise ValueError("`bins` is empty: there is nothing to draw")

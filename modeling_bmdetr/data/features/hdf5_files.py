@@ -149,7 +149,7 @@ def _import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('features in HDF5 files need h5py: pip install "modeling-bmdetr[hdf5]"') from error
+        raise ImportError("features in HDF5 files need h5py: pip install h5py") from error
     return h5py
 
 
