@@ -248,15 +248,20 @@ class VideoIndex:
     ) -> dict[str, Any]:
         """The catalogue's entry of a file, whose features are in the store afterwards; or why there are none."""
         entry: dict[str, Any] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        video = None
         try:
             key = content_key(path)
             if key not in writer.videos or key not in durations:
                 video = self.pipe.encode_video(path)
-                if key not in writer.videos:
-                    writer.add_video(key, video.features)
-                durations[key] = video.duration_s
         except (ValueError, OSError) as error:
             return {**entry, "error": " ".join(str(error).split())}
+        if video is not None:
+            if key not in writer.videos:
+                try:
+                    writer.add_video(key, video.features)
+                except ValueError as error:  # not OSError: a full disk is no fault of the video
+                    return {**entry, "error": " ".join(str(error).split())}
+            durations[key] = video.duration_s
         return {**entry, "key": key, "duration_s": durations[key]}
 
     def _compact(self, used: set[str]) -> None:
