@@ -159,6 +159,8 @@ def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[in
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not run.mining:  # the evaluation rows keep the data's own negative queries
         metrics |= joint_probabilities(trainer, metrics)
+    # The evaluation's own figures of trust are those of scores that nobody calibrated.
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(("CAL-", "PR-"))}
     metrics |= trust_figures(trainer, data.eval_rows, run.seed)
     history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
     return {
