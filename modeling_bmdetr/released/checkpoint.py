@@ -289,6 +289,8 @@ def _video_encoders(options: Mapping[str, Any], video_dim: int) -> list[dict[str
     """The encoders behind the feature folders of a released run; None when they do not explain the width."""
     folders = options.get("v_feat_dirs") or []
     folders = [folders] if isinstance(folders, str) else folders
+    if not isinstance(folders, (list, tuple)):
+        raise ValueError(f"the option `v_feat_dirs` must be a list of folders, received {folders!r}")
     kinds = [Path(str(folder)).name.removesuffix("_features") for folder in folders]
     widths = [_ENCODER_WIDTHS.get(kind, 0) for kind in kinds]
     if widths.count(0) == 1:

@@ -618,3 +618,9 @@ def test_paths(tmp_path, checkpoint):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         convert_to_folder(checkpoint, tmp_path / "file")
+
+
+def test_folders_of_features_that_are_no_list_are_named(state_dict):
+    checkpoint = {"model": state_dict, "opt": argparse.Namespace(**released_opt(v_feat_dirs=3))}
+    with pytest.raises(ValueError, match=r"`v_feat_dirs` must be a list of folders, received 3"):
+        convert_released_checkpoint(checkpoint)
