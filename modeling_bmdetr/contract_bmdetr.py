@@ -1,6 +1,6 @@
 """The feature contract, and all that follows from it: a video's clips and their times, rows prepared for the model.
 
-This is the lowest room of the package: training, processor, pipeline, stores and metrics follow the rules written here.
+Only writing files is below this room: training, processor, pipeline, stores and metrics follow the rules written here.
 Nothing but NumPy is needed to import it.
 """
 
