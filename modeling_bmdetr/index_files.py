@@ -1,6 +1,7 @@
 """What lies in the folder of an index, and in a folder of videos: manifest, catalogue, names by content."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +62,26 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_catalog(path: Path) -> dict[str, dict[str, Any]]:
-    """The last entry of each path; a last line that a killed run left half written is ignored."""
+    """The last entry of each path; a last line that a killed run left half written is ignored.
+
+    Raises:
+        ValueError: an entry of an encoded video has no name of its features, or no length.
+    """
     entries: dict[str, dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else (), start=1):
         entry = whole_object(line)
-        if entry is not None and isinstance(entry.get("path"), str):
-            entries[entry.pop("path")] = entry
+        if entry is None or not isinstance(entry.get("path"), str):
+            continue
+        length_s = entry.get("duration_s")
+        if "key" in entry and not (
+            isinstance(entry["key"], str)
+            and isinstance(length_s, (int, float))
+            and not isinstance(length_s, bool)
+            and 0 < length_s < math.inf
+        ):
+            raise ValueError(
+                f"{path}, line {number}, is damaged: the video {entry['path']!r} has key {entry['key']!r} and "
+                f"duration_s {length_s!r}. Make the index again"
+            )
+        entries[entry.pop("path")] = entry
     return entries

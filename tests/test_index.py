@@ -227,6 +227,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match="damaged or of another version"):
             read_index(tmp_path)
 
+    @pytest.mark.parametrize("entry", ['"key": "ab"', '"key": "ab", "duration_s": -1', '"key": 3, "duration_s": 2.0'])
+    def test_a_damaged_catalogue(self, entry, index_folder, pipe, tmp_path):
+        index = VideoIndex(shutil.copytree(index_folder, tmp_path / "index"), pipe)
+        with open(tmp_path / "index" / CATALOG, "a") as journal:
+            journal.write(f'{{"path": "a.mp4", "size": 1, {entry}}}\n')
+        with pytest.raises(ValueError, match=r"line 6, is damaged: the video 'a\.mp4'.*Make the index again"):
+            index.search("a")
+
     def test_numbers_and_sentences(self, index_folder, pipe):
         index = VideoIndex(index_folder, pipe)
         for options in ({"top": 0}, {"per_video": -1}, {"batch_size": 0}):
