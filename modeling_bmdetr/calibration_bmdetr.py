@@ -68,6 +68,13 @@ class Calibration:
                 raise ValueError(
                     f"the first number of `{name}` of a calibration must be above 0, received {numbers[0]}"
                 )
+        for name in ("rows", "absent_rows"):
+            count = fields[name]
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"`{name}` of a calibration must be a number of rows, received {count!r}")
+        notes = fields["notes"]
+        if not isinstance(notes, Mapping) or not all(isinstance(part, str) for item in notes.items() for part in item):
+            raise ValueError(f"`notes` of a calibration must be texts by name, received {notes!r}")
         return cls(**fields)
 
     def require_weights(self, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.configuration_bmdetr import WITHOUT_RANKING, FeatureContract
+from modeling_bmdetr.data.features.sources import no_features
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
@@ -58,6 +59,8 @@ class MemoryArrays:
         return len(self.arrays[name])
 
     def read(self, name: str, max_rows: int | None = None) -> np.ndarray:
+        if name not in self.arrays:
+            raise no_features(self.where, name, self.arrays)
         return self.arrays[name][:max_rows]
 
 

@@ -28,6 +28,7 @@ from modeling_bmdetr.data.batches.collator import MomentRetrievalCollator
 from modeling_bmdetr.data.batches.examples import MomentRetrievalDataset
 from modeling_bmdetr.data.batches.negative_sampling import NegativeSampler
 from modeling_bmdetr.data.rows.importers import ImportOptions, import_annotations
+from modeling_bmdetr.data.rows.qids import canonical_qid
 from modeling_bmdetr.data.rows.validation import validate_rows
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.index import VideoIndex
@@ -163,9 +164,9 @@ def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 def _mine(rows: Any) -> None:
     mined, _ = mine_negative_queries(rows, encoder="hashed-words", progress=False)
-    qids = {str(row["qid"]) for row in mined}
+    qids = {canonical_qid(row["qid"]) for row in mined}
     for row in mined:
-        assert set(row["neg_query_ids"]) <= qids - {row["qid"]}
+        assert set(row["neg_query_ids"]) <= qids - {canonical_qid(row["qid"])}
 
 
 # ------------------------------------------------------------------------------------------------------------ features

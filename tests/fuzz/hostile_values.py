@@ -37,9 +37,14 @@ nested = st.recursive(
 anything = st.one_of(nested, st.sampled_from(ODD_OBJECTS), st.sampled_from(ODD_ARRAYS))
 
 
+DEEPEST_PLACE = 20
+
+
 def _places(value: Any, path: tuple = ()) -> list[tuple]:
-    """Paths to everything in a nested document."""
+    """Paths to everything in a nested document, no deeper than what was put into it may need."""
     found = [path] if path else []
+    if len(path) >= DEEPEST_PLACE:
+        return found
     if isinstance(value, dict):
         for key, part in value.items():
             found += _places(part, (*path, key))
@@ -47,6 +52,11 @@ def _places(value: Any, path: tuple = ()) -> list[tuple]:
         for index, part in enumerate(value):
             found += _places(part, (*path, index))
     return found
+
+
+def _own(value: Any) -> Any:
+    """A copy of a value that a later change may reach into: the strategies hand out the same objects again."""
+    return copy.deepcopy(value) if isinstance(value, (dict, list)) else value
 
 
 @st.composite
@@ -63,13 +73,13 @@ def mutated(draw: Any, document: Any, values: Any = anything, most: int = 3) -> 
             holder = holder[step]
         action = draw(st.sampled_from(["replace", "replace", "replace", "delete", "add"]))
         if action == "replace":
-            holder[last] = draw(values)
+            holder[last] = _own(draw(values))
         elif action == "delete":
             del holder[last]
         elif isinstance(holder, list):
-            holder.insert(last, copy.deepcopy(holder[last]) if draw(st.booleans()) else draw(values))
+            holder.insert(last, copy.deepcopy(holder[last]) if draw(st.booleans()) else _own(draw(values)))
         else:
-            holder[draw(words)] = draw(values)
+            holder[draw(words)] = _own(draw(values))
     return result
 
 

@@ -73,17 +73,24 @@ def _regions(annotations: list[Any], keys: Keys) -> Iterator[tuple[Keys, dict[st
     for index, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
-        results = [result for result in annotation.get("result") or [] if isinstance(result, dict)]
-        texts: dict[Any, str] = {}
-        for result in results:
-            written = (result.get("value") or {}).get("text")
+        results = [
+            (number, result, result["value"] if isinstance(result.get("value"), dict) else {})
+            for number, result in enumerate(_listed(annotation.get("result")))
+            if isinstance(result, dict)
+        ]
+        texts: dict[str, str] = {}
+        for _, result, value in results:
+            written = value.get("text")
             if result.get("type") == "textarea" and written:
-                texts[result.get("id")] = " ".join(written) if isinstance(written, list) else str(written)
-        for number, result in enumerate(annotation.get("result") or []):
-            if isinstance(result, dict) and result.get("type") == "timelinelabels":
-                value = result.get("value") or {}
-                sentence = texts.get(result.get("id")) or ", ".join(map(str, value.get("timelinelabels") or []))
+                texts[str(result.get("id"))] = " ".join(map(str, _listed(written) or [written]))
+        for number, result, value in results:
+            if result.get("type") == "timelinelabels":
+                sentence = texts.get(str(result.get("id"))) or ", ".join(map(str, _listed(value.get("timelinelabels"))))
                 yield (*keys, index, "result", number, "value"), value, sentence
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _minimal(task: dict[str, Any], keys: Keys) -> Iterator[tuple[Keys, dict[str, Any], str]]:
@@ -91,7 +98,7 @@ def _minimal(task: dict[str, Any], keys: Keys) -> Iterator[tuple[Keys, dict[str,
     for name, value in task.items():
         if _is_regions(value):
             for index, region in enumerate(value):
-                yield (*keys, name, index), region, ", ".join(map(str, region.get("timelinelabels") or []))
+                yield (*keys, name, index), region, ", ".join(map(str, _listed(region.get("timelinelabels"))))
 
 
 def _is_regions(value: Any) -> bool:
