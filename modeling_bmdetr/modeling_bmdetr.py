@@ -99,9 +99,8 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         self.video_pooling = BMDetrAttentivePooling(config)
         self.text_pooling = BMDetrAttentivePooling(config)
         self.criterion = build_loss(config)  # called by `forward` with labels, and by the Trainer
-        self._fitting: tuple[Any, Calibration] | None = (
-            None  # the configuration's calibration, known to fit the weights
-        )
+        # The configuration's calibration, known to fit the weights.
+        self._fitting: tuple[Any, Calibration] | None = None
         as_calibration(config.calibration)  # raises if it is malformed
         self.post_init()
 

@@ -1,7 +1,8 @@
 """Whatever an entry point is given, it answers rightly or refuses with a documented error, within seconds.
 
-A few inputs here, more among the slow tests, and by hand `BMDETR_INPUTS=10000 pytest -m long tests/fuzz`, which prints
-how many there were. The counts of the last long run stand in docs/reliability.md.
+A few inputs here and more among the slow tests, the same in every run; by hand, each time others,
+`BMDETR_INPUTS=10000 pytest -m long tests/fuzz`, which prints how many there were. docs/reliability.md says
+what they found.
 """
 
 import os
