@@ -24,6 +24,7 @@ from .background_bmdetr import (
     stack_queries,
 )
 from .configuration_bmdetr import BMDetrConfig
+from .dual_encoder_bmdetr import BMDetrDualEncoder
 from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import BMDetrProjection, endpoint_features, masked_softmax, video_positions
 from .outputs_bmdetr import BMDetrModelOutput
@@ -39,6 +40,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         endpoints = 2 if config.endpoint_features else 0
         self.video_projection = BMDetrProjection(config, config.video_dim + endpoints)
         self.text_projection = BMDetrProjection(config, config.text_dim)
+        self.dual_encoder = BMDetrDualEncoder(config) if config.dual_encoder else None
         self.encoder = BMDetrEncoder(config)
         self.frame_query_matcher = BMDetrFrameQueryMatcher(config) if config.background_aware else None
         self.clip_proposals = self.query_embedding = None
@@ -112,7 +114,11 @@ class BMDetrModel(BMDetrPreTrainedModel):
         # (1 + negatives, views, batch, video_len + text_len, hidden), positives of every view first
         views, queries = len(frames), len(texts)
         grid = (queries, views, batch)
-        embeds = torch.cat((frames.expand(*grid, -1, -1), texts[:, None].expand(*grid, -1, -1)), dim=3)
+        seen, apart = frames.expand(*grid, -1, -1), {}
+        if self.dual_encoder is not None:
+            apart = self.dual_encoder(frames, video_mask, texts, texts_mask)
+            seen = seen + self.dual_encoder.evidence(apart["clip_logits"][..., None].to(frames.dtype) / 4)
+        embeds = torch.cat((seen, texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
         positions = video_positions(video_mask, cfg.hidden_size).to(embeds.dtype)
         answers_negatives = cfg.answer_negatives and queries > 1
@@ -129,6 +135,10 @@ class BMDetrModel(BMDetrPreTrainedModel):
         memory = encoded.last_hidden_state.view(*grid, -1, cfg.hidden_size)
 
         outputs = {"encoder_last_hidden_state": memory[0], "attended_hidden_state": memory[0]}
+        if apart:
+            outputs["clip_logits"] = apart["clip_logits"][0]
+            outputs["clip_embeds"] = apart["clip_embeds"]
+            outputs["query_embeds"] = apart["query_embeds"][0].expand(views, -1, -1)
         if self.frame_query_matcher is not None:
             matched = self.frame_query_matcher(memory[..., : video_mask.shape[1], :]) * video_mask.to(memory.dtype)
             present = present_negatives(texts_mask[1:]).T  # (batch, negatives)
@@ -172,6 +182,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
                 **{name: value[views * batch :] for name, value in answers.items()},
                 **shared,
                 encoder_last_hidden_state=memory[1:, 0].flatten(0, 1),
+                clip_logits=apart["clip_logits"][1:, 0].flatten(0, 1) if apart else None,
                 positive_probabilities=None if self.frame_query_matcher is None else matched[1:, 0].flatten(0, 1),
             )
         for source, name in ((encoded, "encoder"), (decoded, "decoder")):

@@ -67,6 +67,10 @@ class BMDetrConfig(_ContractConfig):
             the video, as absent where they belong to another.
         quality_head: A head predicts the IoU of each span with the best described moment.
         presence_head: A head predicts whether the video shows what the query says at all.
+        dual_encoder: Clips and queries are embedded apart as well, every query of a batch is compared with the clips of
+            every video, and what that says of each clip enters the encoder and the heads (dual_encoder_bmdetr.py).
+        standardize_inputs: Before training, the first LayerNorm of each projection is set so that every input value has
+            mean 0 and deviation 1 over the training rows, whatever the encoder's scale.
         score: What spans are ranked by: the `class` probability of foreground as in the paper, the predicted `quality`,
             or their `product`. Without a quality head it is the class.
         calibration: What turns scores and presence into probabilities, fitted after training for these weights; the
@@ -86,6 +90,8 @@ class BMDetrConfig(_ContractConfig):
         quality_loss_weight: Cross entropy of the predicted IoU, of spans and of proposals.
         proposal_loss_weight: Eq. 14 of the spans that clips propose, with the weights of its two terms.
         presence_loss_weight: Cross entropy of presence.
+        contrast_loss_weight: Cross entropy of every clip and every query of a batch, of the dual encoder.
+        retrieval_loss_weight: Cross entropy of which query of a batch a video shows, of the dual encoder.
         no_object_weight: Weight of unmatched spans in the class loss.
         class_cost, l1_cost, giou_cost: The matching cost, Eq. 12.
     """
@@ -122,6 +128,8 @@ class BMDetrConfig(_ContractConfig):
     answer_negatives: bool = True
     quality_head: bool = True
     presence_head: bool = True
+    dual_encoder: bool = True
+    standardize_inputs: bool = True
     score: Literal["class", "quality", "product"] = "quality"
 
     calibration: dict[str, Any] | None = None
@@ -141,6 +149,8 @@ class BMDetrConfig(_ContractConfig):
     quality_loss_weight: float | int = 4.0
     proposal_loss_weight: float | int = 1.0
     presence_loss_weight: float | int = 1.0
+    contrast_loss_weight: float | int = 4.0
+    retrieval_loss_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
     class_cost: float | int = 8.0
     l1_cost: float | int = 1.0
@@ -267,7 +277,13 @@ BMDetrConfig.__annotations__ = {**_ContractConfig.__annotations__, **BMDetrConfi
 
 # The paper's model: none of the options for ranking and presence. Configurations saved before there were any mean this.
 WITHOUT_RANKING: dict[str, Any] = {
-    **dict.fromkeys(("span_refinement", "clip_proposals", "answer_negatives", "quality_head", "presence_head"), False),
+    **dict.fromkeys(
+        (
+            *("span_refinement", "clip_proposals", "answer_negatives", "quality_head", "presence_head"),
+            *("dual_encoder", "standardize_inputs"),
+        ),
+        False,
+    ),
     "fit_loss_weight": 0.0,
     "score": "class",
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .configuration_bmdetr import BMDetrConfig
+from .dual_encoder_bmdetr import pair_logits, video_logits
 from .matching_bmdetr import BACKGROUND, FOREGROUND, MatchedMoments, match_moments, matching_cost
 from .paper_losses_bmdetr import (
     class_loss,
@@ -25,11 +26,13 @@ from .paper_losses_bmdetr import (
 from .plugins_bmdetr import registered_loss
 from .ranking_losses_bmdetr import (
     best_overlap,
+    contrast_loss,
     fit_loss,
     presence_loss,
     proposal_loss,
     proposal_quality_loss,
     quality_loss,
+    retrieval_loss,
 )
 from .spans_bmdetr import has_moment
 from .targets_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets, ViewTargets, margin_pairs
@@ -106,7 +109,7 @@ class LossInputs:
     def alignment_loss(self) -> Tensor:
         """Eq. 17 against the queries of the batch, or of all processes."""
         rows = self.targets.present
-        texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], rows, 0)
+        texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], None, rows, 0)
         return semantic_alignment_loss(
             self.outputs["video_embeds"],
             texts.embeds,
@@ -117,6 +120,31 @@ class LossInputs:
             offset=texts.offset,
             count=self.counts.get("present"),
         )
+
+    def pair_logits(self) -> tuple[Tensor, int]:
+        """The dual encoder's logits of each video's clips and the queries of the batch, or of all processes.
+
+        Returns:
+            `(batch, queries, video_len)`, and which of the queries is the first video's own.
+        """
+        texts = self.targets.texts
+        queries = self.outputs["query_embeds"] if texts is None else texts.queries
+        return pair_logits(self.outputs["clip_embeds"], queries), 0 if texts is None else texts.offset
+
+    def contrast_loss(self) -> Tensor:
+        """Each clip against the queries of the batch."""
+        logits, offset = self.pair_logits()
+        targets = self.targets
+        return contrast_loss(
+            logits, targets.foreground, targets.video_mask, targets.rows, offset, self.counts.get("rows")
+        )
+
+    def retrieval_loss(self) -> Tensor:
+        """Each video against the queries of the batch."""
+        logits, offset = self.pair_logits()
+        targets = self.targets
+        of_videos = video_logits(logits, targets.video_mask[:, None])
+        return retrieval_loss(of_videos, targets.present, offset, self.counts.get("present"))
 
     def proposal_loss(self) -> Tensor:
         """Eq. 14 on the spans that clips propose."""
@@ -249,6 +277,8 @@ LOSS_TERMS: dict[str, LossTerm] = {
     ),
     "loss_proposals": LossTerm("proposal_loss_weight", LossInputs.proposal_loss, needs="proposed_spans", per="present"),
     "loss_proposal_quality": LossTerm("quality_loss_weight", LossInputs.proposal_quality_loss, needs="proposed_spans"),
+    "loss_contrast": LossTerm("contrast_loss_weight", LossInputs.contrast_loss, needs="clip_embeds", per="batch"),
+    "loss_retrieval": LossTerm("retrieval_loss_weight", LossInputs.retrieval_loss, needs="clip_embeds", per="batch"),
 }
 _VIEW_OUTPUTS = dict(zip(VIEWS[1:], ("shifted", "negative"), strict=True))
 

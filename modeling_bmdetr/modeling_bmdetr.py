@@ -184,7 +184,7 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
     def answer(self, output: BMDetrModelOutput, video_mask: Tensor) -> dict[str, Any]:
         """Spans with their class, quality and score, after every layer that has some, and presence."""
         memory, probabilities = output["encoder_last_hidden_state"], output.get("positive_probabilities")
-        frames = memory[:, : video_mask.shape[1]]
+        frames, clip_logits = memory[:, : video_mask.shape[1]], output.get("clip_logits")
         states, spans = output.get("layer_states"), output.get("layer_spans")
         if states is None:
             states = output["last_hidden_state"][:, None]
@@ -198,13 +198,13 @@ class BMDetrForMomentRetrieval(SharingMixin, BMDetrPreTrainedModel):  # type: ig
         for layer_states, layer_spans in zip(states.unbind(dim=1), spans.unbind(dim=1), strict=True):
             logits, quality = self.class_head(layer_states), None
             if self.quality_head is not None:
-                quality = self.quality_head(layer_states, layer_spans, frames, probabilities, video_mask)
+                quality = self.quality_head(layer_states, layer_spans, frames, probabilities, video_mask, clip_logits)
             layers.append({"logits": logits, "pred_spans": layer_spans, "quality_logits": quality})
         answer: dict[str, Any] = {**layers[-1], "scores": span_scores(**layers[-1], score=self.config.score)}
         if self.presence_head is not None:
             foreground, background = layers[-1]["logits"].float().unbind(dim=-1)
             sure = foreground - background if layers[-1]["quality_logits"] is None else layers[-1]["quality_logits"]
-            answer["presence_logits"] = self.presence_head(sure, spans[:, -1], probabilities, video_mask)
+            answer["presence_logits"] = self.presence_head(sure, spans[:, -1], probabilities, video_mask, clip_logits)
         if len(layers) > 1:
             answer["layers"] = tuple(BMDetrMomentRetrievalOutput(**layer) for layer in layers[:-1])
         return answer

@@ -31,6 +31,9 @@ class BMDetrModelOutput(ModelOutput):
         positive_probabilities: `(batch, video_len)`, P(f|Q+) of Eq. 4. None when not background-aware.
         negative_probabilities: `(batch, negatives, video_len)`, P(f|Q-) of Eq. 4, 0 for absent negatives. None
             without negatives.
+        clip_logits: `(batch, video_len)`, the dual encoder's logits that clips show what the query says; 0 on padding.
+        clip_embeds: `(batch, video_len, facets, dim)`, and
+        query_embeds: `(batch, dim)`, whose inner products they are; None without `dual_encoder`.
         shifted: The same outputs for the temporally shifted view, when a frame order was given.
         negative: The same outputs for the negative queries, `(negatives x batch, ...)`, with
             `answer_negatives`; their `positive_probabilities` are P(f|Q-).
@@ -51,6 +54,9 @@ class BMDetrModelOutput(ModelOutput):
     frame_attention: Tensor | None = None
     positive_probabilities: Tensor | None = None
     negative_probabilities: Tensor | None = None
+    clip_logits: Tensor | None = None
+    clip_embeds: Tensor | None = None
+    query_embeds: Tensor | None = None
     shifted: "BMDetrModelOutput | None" = None
     negative: "BMDetrModelOutput | None" = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -83,7 +89,7 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
         video_embeds, text_embeds: `(batch, dim)` of length one, Eq. 9-11.
         last_hidden_state, encoder_last_hidden_state: Decoder output and X+.
         layers: The outputs of the decoder's earlier layers, of `span_refinement`; read by the losses.
-        proposed_spans, proposal_logits: As in [`BMDetrModelOutput`].
+        proposed_spans, proposal_logits, clip_logits, clip_embeds, query_embeds: As in [`BMDetrModelOutput`].
         shifted: The same outputs for the temporally shifted view.
         negative: The same outputs for the negative queries, see [`BMDetrModelOutput`].
     """
@@ -108,6 +114,9 @@ class BMDetrMomentRetrievalOutput(ModelOutput):
     layers: "tuple[BMDetrMomentRetrievalOutput, ...] | None" = None
     proposed_spans: Tensor | None = None
     proposal_logits: Tensor | None = None
+    clip_logits: Tensor | None = None
+    clip_embeds: Tensor | None = None
+    query_embeds: Tensor | None = None
     shifted: "BMDetrMomentRetrievalOutput | None" = None
     negative: "BMDetrMomentRetrievalOutput | None" = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None

@@ -120,25 +120,3 @@ def flow_moments(planes: torch.Tensor) -> torch.Tensor:
     y = along[:, None] - (share.sum(dim=-1) @ along)[..., None, None]
     against = (across, down, 10 * (x * across + y * down), 10 * (x * down - y * across))
     return 10 * SCALE * torch.stack([-(change * gradient).mean(dim=(-2, -1)) for gradient in against], dim=-1)
-
-
-def moving_shapes(planes: torch.Tensor, change: torch.Tensor, harmonics: int = 8) -> torch.Tensor:
-    """What the changing part of each plane looks like: how much of it there is, and its shape whatever its size.
-
-    Args:
-        planes: `(clips, frames, planes, size, size)`, all frames of the clips or some.
-        change: `(clips, frames - 1, planes, size, size)`, the size of the change of each pixel.
-        harmonics: the last angular harmonic of the directions of edges.
-
-    Returns:
-        `(clips, planes, harmonics + 2)`: the signed roots of the area and of the length of the edges near what changes;
-        the second to last harmonic as shares of the edges; the area for the length of its edges. The shares fade to 0
-        where next to nothing changes.
-    """
-    near = neighbourhood(change.amax(dim=1))
-    edges = edge_harmonics(planes, near, harmonics)[1].mean(dim=1)
-    area = SCALE * (planes * near[:, None]).mean(dim=(-2, -1)).mean(dim=1)[..., None]
-    length, waves = edges[..., :1], edges[..., 1:]
-    shown = length / (length + 0.02)
-    shares = shown * torch.cat((waves, area), dim=-1) / (length + 1e-3)
-    return torch.cat((signed_root(area), signed_root(length), shares), dim=-1)

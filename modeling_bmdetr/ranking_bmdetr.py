@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_bmdetr import BMDetrConfig
+from .dual_encoder_bmdetr import video_logits
 from .layers_bmdetr import BMDetrMLP
 from .spans_bmdetr import spans_cxw_to_se, spans_se_to_cxw, temporal_iou
 
@@ -69,11 +70,18 @@ class BMDetrQualityHead(nn.Module):
     def __init__(self, config: BMDetrConfig):
         super().__init__()
         d = config.hidden_size
-        self.mlp = BMDetrMLP(4 * d + (5 if config.background_aware else 1), d, 1)
+        numbers = 1 + 4 * config.background_aware + 3 * config.dual_encoder
+        self.mlp = BMDetrMLP(4 * d + numbers, d, 1)
         self.mlp[-1].start_bias = UNLIKELY  # type: ignore[assignment]
 
     def forward(
-        self, states: Tensor, spans_cxw: Tensor, frames: Tensor, probabilities: Tensor | None, video_mask: Tensor
+        self,
+        states: Tensor,
+        spans_cxw: Tensor,
+        frames: Tensor,
+        probabilities: Tensor | None,
+        video_mask: Tensor,
+        clip_logits: Tensor | None = None,
     ) -> Tensor:
         """Logits of the IoU.
 
@@ -83,6 +91,7 @@ class BMDetrQualityHead(nn.Module):
             frames: `(rows, video_len, hidden)`, the clips' part of X+.
             probabilities: `(rows, video_len)`, P(f|Q+); None when not background-aware.
             video_mask: `(rows, video_len)`.
+            clip_logits: `(rows, video_len)`, of the dual encoder; None without it.
 
         Returns:
             `(rows, queries)` float32.
@@ -98,6 +107,8 @@ class BMDetrQualityHead(nn.Module):
             means.append(shares.to(frames.dtype) @ frames)
             if probabilities is not None:
                 evidence.append(shares @ probabilities[..., None])
+            if clip_logits is not None:
+                evidence.append(shares @ clip_logits[..., None] / 4)
         evidence = [value.to(states.dtype) for value in evidence]
         return self.mlp(torch.cat((states, *means, *evidence), dim=-1)).squeeze(-1).float()
 
@@ -113,10 +124,15 @@ class BMDetrPresenceHead(nn.Module):
 
     def __init__(self, config: BMDetrConfig):
         super().__init__()
-        self.mlp = BMDetrMLP(6 if config.background_aware else 2, self.WIDTH, 1)
+        self.mlp = BMDetrMLP(2 + 4 * config.background_aware + config.dual_encoder, self.WIDTH, 1)
 
     def forward(
-        self, span_logits: Tensor, spans_cxw: Tensor, probabilities: Tensor | None, video_mask: Tensor
+        self,
+        span_logits: Tensor,
+        spans_cxw: Tensor,
+        probabilities: Tensor | None,
+        video_mask: Tensor,
+        clip_logits: Tensor | None = None,
     ) -> Tensor:
         """Logits of presence.
 
@@ -125,6 +141,7 @@ class BMDetrPresenceHead(nn.Module):
             spans_cxw: `(rows, queries, 2)`; taken as given, without gradient.
             probabilities: `(rows, video_len)`, P(f|Q+), 0 on padding; None when not background-aware.
             video_mask: `(rows, video_len)`.
+            clip_logits: `(rows, video_len)`, of the dual encoder; None without it.
 
         Returns:
             `(rows,)` float32.
@@ -141,6 +158,8 @@ class BMDetrPresenceHead(nn.Module):
                 probabilities.sum(dim=1) / mask.sum(dim=1),
                 expected_overlap(shares, probabilities).amax(dim=1),
             ]
+        if clip_logits is not None:
+            evidence.append(video_logits(clip_logits, video_mask) / 4)
         dtype = next(self.parameters()).dtype
         return self.mlp(torch.stack(evidence, dim=-1).to(dtype)).squeeze(-1).float()
 

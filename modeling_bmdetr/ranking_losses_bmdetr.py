@@ -13,6 +13,7 @@ from .spans_bmdetr import generalized_temporal_iou, has_moment, spans_cxw_to_se,
 
 ELSEWHERE = -5.0  # start and end of a label row without a moment: overlaps with nothing
 NEAR = 0.5  # IoU above which a span learns to fit a moment
+OTHERS_WEIGHT = 3.0  # of the clips of other videos, of which few are hard
 BACKGROUND_WEIGHT = 0.5  # of clips outside every moment, in the quality of proposals
 
 
@@ -140,3 +141,43 @@ def nearest_moment(labels_cxw: Tensor, video_mask: Tensor) -> Tensor:
     moments = moments_se(labels_cxw)
     distance = torch.maximum(moments[:, None, :, 0] - centres[..., None], centres[..., None] - moments[:, None, :, 1])
     return moments.gather(1, distance.argmin(dim=2)[..., None].expand(-1, -1, 2))
+
+
+def contrast_loss(
+    logits: Tensor,
+    foreground: Tensor,
+    video_mask: Tensor,
+    rows: Tensor,
+    offset: int = 0,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy of every clip and every query: shown in the query's own moments, and nowhere in other videos.
+
+    Clips of other videos are weighted by how likely they are taken for what the query says (a focal weight, Lin et al.
+    2017), since most are told apart at once.
+
+    Args:
+        logits: `(batch, queries, video_len)`, each video against each query.
+        foreground: `(batch, video_len)` bool, the clips of the moments of each video's own query.
+        video_mask: `(batch, video_len)` bool.
+        rows: `(batch,)` bool, rows that count.
+        offset: the first video's own query; the others' follow.
+    """
+    clips = video_mask.sum(dim=1)
+    own = logits.diagonal(offset).T  # (batch, video_len)
+    matched = F.binary_cross_entropy_with_logits(own, foreground.to(own.dtype), reduction="none") * video_mask
+    mistaken = F.softplus(logits) * logits.detach().sigmoid() * video_mask[:, None]
+    mistaken = mistaken.sum(dim=1) - mistaken.diagonal(offset).T
+    mistaken = OTHERS_WEIGHT * mistaken / max(1, logits.shape[1] - 1)
+    return masked_mean((matched + mistaken).sum(dim=1) / clips, rows, count)
+
+
+def retrieval_loss(logits: Tensor, rows: Tensor, offset: int = 0, count: Tensor | None = None) -> Tensor:
+    """Cross entropy of which of the queries a video shows (InfoNCE).
+
+    Args:
+        logits: `(batch, queries)`, each video against each query.
+        rows: `(batch,)` bool, rows that have a moment.
+        offset: the first video's own query; the others' follow.
+    """
+    return masked_mean(-logits.log_softmax(dim=1).diagonal(offset), rows, count)

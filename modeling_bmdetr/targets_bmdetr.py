@@ -31,7 +31,8 @@ class ViewTargets:
         present: `(batch,)` bool, those of them that have a moment: the others are absent, the video does not show what
             they say.
         negative_foreground: `(batch, negatives, video_len)` bool, the clips of the negative queries' own moments.
-        texts: The queries of all processes, which Eq. 17 contrasts with; None contrasts with those of the batch.
+        texts: The queries of all processes, which Eq. 17 and the dual encoder contrast with; those of the batch if
+            None.
     """
 
     spans_cxw: Tensor
@@ -76,10 +77,11 @@ class ViewTargets:
 
 
 class GatheredTexts(NamedTuple):
-    """Text embeddings of all processes: `embeds (texts, dim)`, `rows (texts,)` bool, those that count, and the
-    `offset` of this process's first one."""
+    """Text embeddings of all processes: `embeds (texts, dim)` of Eq. 17, `queries (texts, dim)` of the dual encoder,
+    `rows (texts,)` bool, those that have a moment, and the `offset` of this process's first one."""
 
     embeds: Tensor
+    queries: Tensor | None
     rows: Tensor
     offset: int
 

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 
 from .encoder_interface_bmdetr import TextEncoder, VideoEncoder
+from .moving_things_bmdetr import THING_DIM, moving_things
 from .pixel_measures_bmdetr import (
     HARMONICS,
     colour_planes,
     edge_harmonics,
     flow_moments,
-    moving_shapes,
     neighbourhood,
     signed_root,
     spatial_moments,
 )
 
 PLANES = 7  # what colour_planes returns
-SHAPE_HARMONICS = 8
+THINGS = 2  # described by themselves
 
 
 class PixelGridVideoEncoder(VideoEncoder):
@@ -101,14 +101,14 @@ class PixelGridVideoEncoder(VideoEncoder):
 
 
 class PixelMotionVideoEncoder(PixelGridVideoEncoder):
-    """`pixel-grid` with two more measures per colour plane: where it moves, and the shape of what changes.
+    """`pixel-grid` with measures of what moves.
 
-    A row holds what a row of `pixel-grid` holds, and for each plane
+    A row holds what a row of `pixel-grid` holds, and
 
-    - its flow to the right, downwards, outwards and around, with its sign and without: a slide to the left is no slide
-      to the right, and a turn no slide, however little of the frame they are;
-    - the area and the length of the edges of what changes, and the angular harmonics of those edges as shares of them:
-      a square that moves is no circle that moves, whatever else of its colour stands still.
+    - for each plane its flow to the right, downwards, outwards and around, with its sign and without: a slide to the
+      left is no slide to the right, and a turn no slide, however little of the frame they are;
+    - the two things that move most, each followed by itself: its colour, its form and how it moves
+      (`moving_things_bmdetr.py`). A square that moves is no circle that moves, whatever else stands still.
 
     Args:
         grid, frames_per_clip, raster: as `pixel-grid` has them.
@@ -118,14 +118,14 @@ class PixelMotionVideoEncoder(PixelGridVideoEncoder):
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
         super().__init__(grid, frames_per_clip, raster)
-        self.dim += PLANES * (2 * 4 + SHAPE_HARMONICS + 2)
+        self.dim += PLANES * 2 * 4 + THINGS * THING_DIM
 
     def _parts(self, pixels: torch.Tensor, planes: torch.Tensor, change: torch.Tensor) -> list[torch.Tensor]:
         flow = flow_moments(planes)
         parts = (
             signed_root(flow.mean(dim=1)),
             signed_root(flow.abs().mean(dim=1)),
-            moving_shapes(planes[:, ::2], change, SHAPE_HARMONICS),  # every other frame shows as much
+            moving_things(planes, THINGS),
         )
         return [*super()._parts(pixels, planes, change), *(part.flatten(1) for part in parts)]
 

@@ -38,6 +38,7 @@ from modeling_bmdetr.encoders_bmdetr import (
     register_text_encoder,
     register_video_encoder,
 )
+from modeling_bmdetr.moving_things_bmdetr import THING_DIM
 from modeling_bmdetr.video_bmdetr import iter_frames
 
 needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMDETR_SHARED is not set")
@@ -304,7 +305,7 @@ def test_pixel_motion_adds_to_pixel_grid_what_moves_where(tmp_path: Path) -> Non
     to_the_right = grid.dim  # the flow of the first plane, red
     assert (there[:, to_the_right] > 0.1).all()
     assert (back[:, to_the_right] < -0.1).all()
-    assert motion.dim == there.shape[1] == grid.dim + 7 * (2 * 4 + 10)
+    assert motion.dim == there.shape[1] == grid.dim + 7 * 2 * 4 + 2 * THING_DIM
 
 
 def parts_of(row: np.ndarray, encoder: PixelGridVideoEncoder) -> dict[str, np.ndarray]:

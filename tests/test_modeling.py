@@ -18,7 +18,8 @@ from modeling_bmdetr.modeling_bmdetr import joint_probability
 
 @pytest.mark.parametrize("endpoints", [True, False])
 def test_equation_2_video_and_text_are_projected_and_only_the_video_has_positions(tiny_model, tiny_batch, endpoints):
-    model, batch = tiny_model(endpoint_features=endpoints), tiny_batch(negatives=0, shifted=False, labels=False)
+    model = tiny_model(endpoint_features=endpoints, dual_encoder=False)
+    batch = tiny_batch(negatives=0, shifted=False, labels=False)
     with Calls(model.model.encoder) as encoder, Calls(model.model.encoder.layers[0]) as layer:
         model(**batch)
     embeds, mask, positions = encoder.inputs[0][:3]
@@ -265,7 +266,7 @@ def test_a_batch_equals_its_rows_without_their_padding(tiny_model, tiny_batch, f
 def test_eager_and_sdpa_attention_agree(tiny_model, tiny_batch, fields):
     outputs, gradients = [], []
     for implementation in ("eager", "sdpa"):
-        model = tiny_model(**fields)
+        model = tiny_model(seed=2, **fields)  # no two proposals that are equally good, of which rounding chooses
         model.set_attn_implementation(implementation)
         outputs.append(model(**tiny_batch()))
         outputs[-1].loss.backward()

@@ -12,7 +12,6 @@ from modeling_bmdetr.pixel_measures_bmdetr import (
     colour_planes,
     edge_harmonics,
     flow_moments,
-    moving_shapes,
     neighbourhood,
     signed_root,
     spatial_moments,
@@ -139,21 +138,6 @@ def test_flow_tells_the_sense_of_a_turn() -> None:
     assert clockwise[3] > 0  # y runs downwards: a growing angle turns clockwise
     nothing = flow_moments(torch.stack((pictures[0], pictures[0]))[None, :, None])
     assert torch.equal(nothing, torch.zeros_like(nothing))
-
-
-def test_moving_shapes_see_what_changes_and_not_what_stands_beside_it() -> None:
-    triangle, square = drawn(3, size=48, radius=0.3), drawn(4, size=48, radius=0.3)
-    frames = []
-    for shift in (0, 1, 2):
-        moving = torch.roll(torch.roll(triangle, -10, 0), shift - 10, 1)
-        frames.append(torch.maximum(moving, torch.roll(torch.roll(square, 12, 0), 12, 1)))
-    planes = torch.stack(frames)[None, :, None]
-    measures = moving_shapes(planes, planes.diff(dim=1).abs(), 5)
-    assert measures.shape == (1, 1, 7)
-    harmonics = measures[0, 0, 2:6]  # the second to the fifth
-    assert int(harmonics.argmax()) == 1  # the third, a triangle's
-    still = planes[:, :1].expand_as(planes)
-    assert torch.equal(moving_shapes(still, still.diff(dim=1).abs(), 5), torch.zeros(1, 1, 7))
 
 
 def test_neighbourhood_against_brute_force() -> None:

@@ -34,8 +34,8 @@ class BMDetrTrainingArguments(TrainingArguments):
         shifting_limit_s: Videos this long (s) or longer are not shifted.
         evaluate_with_negatives: Give negatives in evaluation too, for measuring p as in Table 9; never for figures
             that are compared with other methods.
-        gather_alignment: With several processes, semantic alignment (Eq. 17) compares a video with the queries of all
-            of them, as one process with the whole batch would.
+        gather_alignment: With several processes, semantic alignment (Eq. 17) and the dual encoder compare a video with
+            the queries of all of them, as one process with the whole batch would.
         skip_nonfinite: Leave out updates whose loss or gradient is not finite, and count them in the log, instead of
             stopping with the batch's qids.
     """

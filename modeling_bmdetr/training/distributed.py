@@ -66,16 +66,20 @@ def num_processes() -> int:
 
 
 def gather_texts(outputs: Mapping[str, Any], targets: MomentTargets) -> None:
-    """Puts the queries of all processes, where there are several, into `targets`, for Eq. 17 of every view."""
+    """Puts the queries of all processes, where there are several, into `targets`, for what every view contrasts."""
     if num_processes() == 1:
         return
     for prefix, view in targets.views.items():
         if prefix == VIEWS[2]:
             continue  # has no alignment
         sizes = gather_sizes(view.present)
-        embeds = gather_rows((outputs["shifted"] if prefix else outputs)["text_embeds"], sizes)
+        of_view = outputs["shifted"] if prefix else outputs
+        embeds, queries = (
+            None if of_view.get(name) is None else gather_rows(of_view[name], sizes)
+            for name in ("text_embeds", "query_embeds")
+        )
         rows = gather_rows(view.present.to(torch.uint8), sizes).bool()
-        view.texts = GatheredTexts(embeds, rows, offset=sum(sizes[: dist.get_rank()]))
+        view.texts = GatheredTexts(embeds, queries, rows, offset=sum(sizes[: dist.get_rank()]))
 
 
 def gather_sizes(rows: Tensor) -> list[int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
 from .memory import keep_freed_memory
 from .publishing import PublishingTrainer
+from .standardization import StandardizeInputs, sample_batches
 from .workers import end_with_parent
 
 Rows = Sequence[Mapping[str, Any]]
@@ -130,6 +131,7 @@ class BMDetrTrainer(PublishingTrainer):
         )
         self.guard = FiniteGuard([row["qid"] for row in train_rows or ()], args.skip_nonfinite, not args.fp16)
         self.add_callback(self.guard)
+        self.add_callback(StandardizeInputs(self.sample_batches))
         # Not the Trainer's `processing_class`, which must have a tokenizer.
         self.processor = processor or BMDetrProcessor(self.contract)
         # The Trainer sets this switch of language models; saved, it would be an unknown field of our configuration.
@@ -185,6 +187,10 @@ class BMDetrTrainer(PublishingTrainer):
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
         )
+
+    def sample_batches(self) -> Iterator[Mapping[str, Tensor]]:
+        """Some of the training rows, as the model gets them."""
+        return sample_batches(self.dataset(self.train_dataset, True), self.data_collator, self.data_seed)
 
     def batches_per_epoch(self) -> int:
         return len(self.train_sampler())
@@ -258,7 +264,8 @@ class BMDetrTrainer(PublishingTrainer):
         outputs = self.forward(model, inputs)
         targets = MomentTargets.from_inputs(self.config, inputs)
         counts = num_items_in_batch if model.training and isinstance(num_items_in_batch, Tensor) else None
-        if counts is not None and self.args.gather_alignment and self.config.alignment_loss_weight:
+        contrasted = self.config.alignment_loss_weight or self.config.dual_encoder
+        if counts is not None and self.args.gather_alignment and contrasted:
             gather_texts(outputs, targets)
         loss, terms = self.criterion_in_use(outputs, targets, counts)
         outputs["loss_dict"] = terms

@@ -1,0 +1,74 @@
+"""Input values on one scale: before training, the first norm of each projection is set by what the rows hold.
+
+Encoders give values of very different sizes, much of which all clips and all words share; what tells them apart is
+small, and is learned late. The scale and the shift of a LayerNorm can undo both, without another parameter.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from ..layers_bmdetr import BMDetrProjection, endpoint_features
+
+NUM_ROWS = 512
+AT_ONCE = 32
+SMALLEST = 0.05  # deviations below are of values that hardly vary, and are not blown up to one
+
+Batches = Callable[[], Iterator[Mapping[str, Tensor]]]
+
+
+def sample_batches(dataset: Dataset, collate: Callable[[list], Any], seed: int) -> Iterator[Mapping[str, Tensor]]:
+    """Batches of rows drawn from a seed, or of all where there are few."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(dataset), generator=generator)[:NUM_ROWS].tolist()  # type: ignore[arg-type]
+    for start in range(0, len(chosen), AT_ONCE):
+        yield collate([dataset[index] for index in chosen[start : start + AT_ONCE]])
+
+
+@torch.no_grad()
+def standardize_inputs(model: nn.Module, batches: Iterator[Mapping[str, Tensor]]) -> None:
+    """Sets the first norms of the two projections so that what they give has mean 0 and deviation 1 over the batches.
+
+    Args:
+        model: A [`BMDetrModel`].
+        batches: With `video_features`, `video_mask`, `text_features` and `text_mask`.
+    """
+    projections = {"video": model.video_projection, "text": model.text_projection}
+    sums = dict.fromkeys(projections, 0.0)
+    for batch in batches:
+        for name in projections:
+            features, mask = batch[f"{name}_features"].float(), batch[f"{name}_mask"]
+            if name == "video" and model.config.endpoint_features:
+                features = torch.cat((features, endpoint_features(mask)), dim=-1)
+            values = F.layer_norm(features[mask.bool()], features.shape[-1:]).double()
+            sums[name] = sums[name] + torch.stack((torch.ones_like(values), values, values.square())).sum(dim=1)
+    for name, projection in projections.items():
+        number, total, squares = sums[name]
+        mean = total / number
+        deviation = (squares / number - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST)
+        norm = projection.norms[0]
+        norm.weight.copy_(1 / deviation)
+        norm.bias.copy_(-mean / deviation)
+
+
+def is_untouched(projection: BMDetrProjection) -> bool:
+    """Whether the first norm is as it is initialised."""
+    norm = projection.norms[0]
+    return bool((norm.weight == 1).all() and (norm.bias == 0).all())
+
+
+class StandardizeInputs(TrainerCallback):
+    """[`standardize_inputs`] as a training begins; not of a model that has been trained, nor of a resumed training."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        model = getattr(model, "module", model).model
+        if model.config.standardize_inputs and not state.global_step and is_untouched(model.text_projection):
+            standardize_inputs(model, self.batches())
