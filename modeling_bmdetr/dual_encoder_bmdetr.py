@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_bmdetr import BMDetrConfig
 from .layers_bmdetr import BMDetrMLP
@@ -73,12 +74,14 @@ def clip_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:
     Returns:
         `(..., video_len)` float32.
     """
-    return (clip_embeds @ query_embeds[..., None, :, None]).squeeze(-1).amax(dim=-1)
+    with maybe_autocast(clip_embeds.device.type, enabled=False):
+        return (clip_embeds @ query_embeds[..., None, :, None]).squeeze(-1).amax(dim=-1)
 
 
 def pair_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:
     """[`clip_logits`] of every video and query: `(videos, queries, video_len)`."""
-    return torch.einsum("vlkd,qd->vqlk", clip_embeds, query_embeds).amax(dim=-1)
+    with maybe_autocast(clip_embeds.device.type, enabled=False):
+        return torch.einsum("vlkd,qd->vqlk", clip_embeds, query_embeds).amax(dim=-1)
 
 
 def video_logits(logits: Tensor, video_mask: Tensor, width: int = 5) -> Tensor:

@@ -10,10 +10,13 @@ from training_runs import EVAL_SIZES, RUNS, batch_of, inputs_of, start_processes
 from training_runs import evaluate as evaluate_here
 
 from modeling_bmdetr import paper_losses_bmdetr
+from modeling_bmdetr.loss_bmdetr import LOSS_TERMS
 from modeling_bmdetr.targets_bmdetr import COUNTS, MomentTargets
 from modeling_bmdetr.training.distributed import count_targets, mean_counts
 
 SAME = [name for name in RUNS if name != "not_gathered"]
+BATCH_WIDE = tuple(name.removeprefix("loss_") for name, term in LOSS_TERMS.items() if term.per == "batch")
+ROW_BY_ROW = {**NO_DROPOUT, **{LOSS_TERMS[f"loss_{name}"].weight: 0.0 for name in BATCH_WIDE}}
 
 
 def assert_same_training(one, other, gathered):
@@ -25,7 +28,7 @@ def assert_same_training(one, other, gathered):
             difference = (first[name] - second[name]).abs().max()
             assert difference <= 1e-4 * scale, name
     for first, second in zip(one["logs"], other["logs"], strict=True):
-        terms = [term for term in first if gathered or not term.endswith("semantic")]
+        terms = [term for term in first if gathered or not term.endswith(BATCH_WIDE)]
         assert {term: first[term] for term in terms} == pytest.approx(
             {term: second[term] for term in terms}, rel=1e-4, abs=2e-5
         )
@@ -79,14 +82,14 @@ def test_a_batch_alone_has_the_loss_of_the_batch(tmp_path):
 def test_parts_of_a_batch_add_up_to_it(tmp_path):
     """The mean of the parts' losses is the loss of the whole, however unequal the parts are."""
     rows = make_rows(11)
-    trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
+    trainer = make_trainer(tmp_path, rows, model=ROW_BY_ROW)
     model = trainer.model
 
     def losses(parts):
         batches = [batch_of(trainer, rows, part) for part in parts]
         counts = mean_counts(batches, model.config.num_queries, torch.device("cpu"))
         results = [part_of_a_larger_batch(model, batch, counts) for batch in batches]
-        names = [name for name in results[0][1] if not name.endswith("semantic")]  # of each part by itself
+        names = [name for name in results[0][1] if not name.endswith(BATCH_WIDE)]  # of each part by itself
         terms = {name: torch.stack([terms[name] for _, terms in results]).mean() for name in names}
         return torch.stack([loss for loss, _ in results]).mean(), terms
 
@@ -100,7 +103,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
 def test_accumulated_batches_equal_the_large_batch(tmp_path):
     """The gradients that the Trainer accumulates over unequal batches, against those of all rows at once."""
     rows = make_rows(11)
-    trainer = make_trainer(tmp_path, rows, model={**NO_DROPOUT, "alignment_loss_weight": 0.0})
+    trainer = make_trainer(tmp_path, rows, model=ROW_BY_ROW)
     results = []
     for parts in ([[0, 4, 7], [9, 12]], [[0, 4, 7, 9, 12]]):
         trainer.model.zero_grad()
@@ -115,12 +118,13 @@ def test_accumulated_batches_equal_the_large_batch(tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_logged_loss_does_not_grow_with_accumulation(tmp_path, steps):
+    fields = {**NO_DROPOUT, "standardize_inputs": False}
     trainer = make_trainer(
-        tmp_path, make_rows(11), model=NO_DROPOUT, learning_rate=0.0, gradient_accumulation_steps=steps,
+        tmp_path, make_rows(11), model=fields, learning_rate=0.0, gradient_accumulation_steps=steps,
         num_train_epochs=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, lr_drop_epochs=0,
     )  # fmt: skip
     result = trainer.train()
-    model = make_model(**NO_DROPOUT)
+    model = make_model(**fields)
     losses = [model(**inputs_of(batch)).loss.item() for batch in trainer.get_train_dataloader()]
     assert result.training_loss == pytest.approx(sum(losses) / len(losses), rel=0.1)
 

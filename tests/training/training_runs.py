@@ -42,6 +42,8 @@ ROWS = make_rows(11, seed=6)
 for _row in ROWS[::2]:  # in the others every negative query counts fully
     _row["neg_query_weights"] = [0.3 + 0.1 * _number for _number in range(len(_row["neg_query_ids"]))]
 # What differs from `PLAIN` in arguments and, under `model`, in the configuration.
+# Without what compares the rows of a batch with one another.
+ROW_BY_ROW = dict.fromkeys(("alignment_loss_weight", "contrast_loss_weight", "retrieval_loss_weight"), 0.0)
 RUNS: dict[str, dict[str, Any]] = {
     "everything": {"num_negatives": 2, "model": {"probability_loss_weight": 1.0}},
     "released": {
@@ -59,9 +61,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "no_shifting": {"temporal_shifting": False},
     "neither": {"temporal_shifting": False, "negative_sampling": "none"},
     "baseline": {"temporal_shifting": False, "model": {"background_aware": False, "learnable_spans": False}},
-    "no_alignment": {"gather_alignment": False, "model": {"alignment_loss_weight": 0.0}},
+    "no_alignment": {
+        "gather_alignment": False,
+        "model": ROW_BY_ROW,
+    },
     "not_gathered": {"gather_alignment": False},
-    "accumulated": {"gradient_accumulation_steps": 2, "model": {"alignment_loss_weight": 0.0}},
+    "accumulated": {"gradient_accumulation_steps": 2, "model": ROW_BY_ROW},
 }
 EVAL_SIZES = (1, 7, 8, 11)
 
