@@ -27,6 +27,7 @@ from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..plugins_bmdetr import require_loss
+from ..processes import keep_freed_memory
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from ..targets_bmdetr import MomentTargets
@@ -34,7 +35,6 @@ from .arguments import BMDetrTrainingArguments
 from .distributed import gather_texts, mean_counts
 from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
-from .memory import keep_freed_memory
 from .publishing import PublishingTrainer
 from .workers import end_with_parent
 

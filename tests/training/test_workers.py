@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_bmdetr.training.memory import keep_freed_memory
+from modeling_bmdetr.processes import keep_freed_memory
 
 RUN = """
 import sys
