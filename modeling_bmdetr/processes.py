@@ -1,4 +1,4 @@
-"""What processes at work need: workers end with the process they work for, and freed memory is kept."""
+"""What processes at work need: how many fit, workers that end with the process they work for, freed memory kept."""
 
 import ctypes
 import multiprocessing
@@ -8,6 +8,13 @@ import threading
 from multiprocessing.connection import wait
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def usable_processors() -> int:
+    """How many processors this process may use, which in a container or a job may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

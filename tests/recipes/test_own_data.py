@@ -111,6 +111,13 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
     assert record.read_text() == kept
 
 
+@pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 0), (3, 1), (64, 4)])
+def test_a_recipe_leaves_processors_to_the_training_itself(processors, workers, monkeypatch):
+    monkeypatch.setattr(own_data, "usable_processors", lambda: processors)
+    recipe = choose_recipe([{"vid": "v", "qid": "q"}], "out", 1.0, 20.0)
+    assert recipe["training"]["dataloader_num_workers"] == workers
+
+
 def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys):
     source = str(trained / "model")
     assert train(world, tmp_path / "on", "--from", source, "--override", "training.num_train_epochs=1") == 0
@@ -126,6 +133,8 @@ def test_a_checkpoint_that_reads_rows_of_padding_is_trained_further(world, tmp_p
     """As checkpoints of the released code read CLIP: all rows of the text tower, those of padding too."""
     clip = write_model(tmp_path / "clip", *IMAGE_MODELS["clip"])
     config = BMDetrConfig.released(
+        video_dim=12,
+        text_dim=16,
         video_encoders=[{"name": f"clip:{clip}", "dim": 12, "frames_per_clip": 1, "clips": "nearest"}],
         text_encoder={"name": f"clip:{clip}", "dim": 16},
         clip_length=2.0,
