@@ -26,7 +26,7 @@ from ...encoders_bmdetr import (
 )
 from ...plugins_bmdetr import import_plugins, imported_plugins
 from ...processes import end_with_parent, keep_freed_memory
-from ..rows.qids import canonical_qid
+from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .ray_engine import encode_on_ray
 from .video_files import VideoFiles
@@ -206,10 +206,10 @@ def _videos_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 def _sentences_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     sentences: dict[str, str] = {}
     for row in rows:
-        first = sentences.setdefault(canonical_qid(row["qid"]), row["query"])
+        first = sentences.setdefault(text_qid(row), row["query"])
         if first != row["query"]:
             raise ValueError(
-                f"qid '{row['qid']}' has two sentences, {first!r} and {row['query']!r}: qids must be distinct"
+                f"qid '{text_qid(row)}' has two sentences, {first!r} and {row['query']!r}: qids must be distinct"
             )
     return sentences
 
