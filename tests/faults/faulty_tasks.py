@@ -231,8 +231,8 @@ def _in_index(path: str) -> bool:
 
 
 def _while_training(path: str) -> bool:
-    """Features grow, and there are other checkpoints on the way than in the end."""
-    return path.startswith(("run/features/", "run/checkpoint-"))
+    """Features grow, other checkpoints are there on the way than in the end, and one in work is nobody's to read."""
+    return path.startswith(("run/features/", "run/checkpoint-", "run/_unfinished/"))
 
 
 def _with_times(path: str) -> bool:

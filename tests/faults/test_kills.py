@@ -96,6 +96,7 @@ def check_kills(name, inputs, undisturbed, number, seed=0):
         require_no_part(task, folder, whole, before)
         assert fork(lambda: task.run(inputs, folder)) == 0, f"{what}: cannot be run again"
         assert contents(folder, task.timed) == whole, f"{what}: another result"
+        assert not (folder / "run" / "_unfinished").exists(), f"{what}: an unfinished checkpoint stays"
     return ended
 
 
@@ -123,8 +124,9 @@ def test_on_a_full_disk_nothing_half_written_stays(name, inputs, undisturbed):
     task, (whole, _, sizes, _) = TASKS[name], undisturbed(name)
     folder = prepared(name, inputs, inputs.parent / name / "full")
     before = contents(folder, task.timed)
-    assert fork(full_at(lambda: task.run(inputs, folder), max(sizes) // 2)) in (1, 2)
+    assert fork(full_at(lambda: task.run(inputs, folder), max(sizes) // 2)) == 2
     assert not [path for path in contents(folder) if is_hidden(path)], "litter"
     require_no_part(task, folder, whole, before)
+    assert not (folder / "run" / "_unfinished").exists()
     assert fork(lambda: task.run(inputs, folder)) == 0
     assert contents(folder, task.timed) == whole
