@@ -168,6 +168,14 @@ def test_damaged_weights_are_named(tmp_path):
         BMDetrForMomentRetrieval.from_pretrained(tmp_path)
 
 
+def test_a_processor_that_is_no_text_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_bytes(b"\xff" + path.read_bytes())
+    with pytest.raises(OSError, match=f"the {path.name} of '{tmp_path}' is damaged"):
+        BMDetrProcessor.from_pretrained(tmp_path)
+
+
 def change_weights(folder: Path, change) -> None:
     weights = load_file(folder / "model.safetensors")
     change(weights)
