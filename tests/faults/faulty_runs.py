@@ -2,6 +2,7 @@
 
 import builtins
 import faulthandler
+import gc
 import hashlib
 import io
 import itertools
@@ -53,6 +54,7 @@ def fork(function: Callable[[], None]) -> int:
     if not process:
         code = 1
         os.setpgid(0, 0)  # what it starts can be told from other processes
+        gc.freeze()  # the parent's objects are none of its garbage
         try:
             with tempfile.TemporaryFile() as kept:  # shown where the function fails
                 os.dup2(kept.fileno(), 2)
