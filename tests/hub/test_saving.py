@@ -204,6 +204,13 @@ def test_a_checkpoint_is_loaded_completely_or_refused(tmp_path, change, said):
     assert sum(len(names) for names in info.values()) == 1
 
 
+def test_what_counts_the_spans_is_made_where_a_checkpoint_lacks_it(tmp_path):
+    make_model(clip_proposals=True).save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop("model.clip_proposals.ranks"))
+    loaded = BMDetrForMomentRetrieval.from_pretrained(tmp_path, complete=False)
+    assert loaded.model.clip_proposals.ranks.tolist() == list(range(loaded.config.num_queries))
+
+
 def test_other_depths_than_the_weights_have_are_refused(tmp_path):
     make_model().save_pretrained(tmp_path)
     config = read(tmp_path / "config.json")
