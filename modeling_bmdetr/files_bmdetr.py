@@ -7,6 +7,7 @@ live writer holds a lock on what it writes, and the lock goes with its process.
 
 import errno
 import filecmp
+import json
 import os
 import re
 import secrets
@@ -80,6 +81,13 @@ def replacing_file(path: str | os.PathLike, *, binary: bool = False) -> Iterator
         return
     with replacing_path(path) as aside, open(aside, "wb" if binary else "w", encoding=encoding) as file:
         yield file
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON that people can read, whole or not at all; missing folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """What a trained model is saved and pushed with: its code, its processor, its card and its figures."""
 
-import json
 import shutil
 from pathlib import Path
 
 from ..cards import write_model_card
-from ..files_bmdetr import naming_failed_writes, replacing_file
+from ..files_bmdetr import naming_failed_writes, write_json
 from ..processing_bmdetr import BMDetrProcessor
 from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from .checkpointing import CheckpointingTrainer
@@ -57,8 +56,7 @@ class PublishingTrainer(CheckpointingTrainer):
             language=language,
             tags=[tags] if isinstance(tags, str) else tags or (),
         )
-        with replacing_file(folder / "results.json") as file:
-            file.write(json.dumps(record, indent=2) + "\n")
+        write_json(folder / "results.json", record)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
-from ...files_bmdetr import naming_failed_writes, replacing_file, take_lock
+from ...files_bmdetr import naming_failed_writes, take_lock, write_json
 from .packed import (
     DTYPES,
     FORMAT,
@@ -182,9 +182,7 @@ class FeatureWriter:
             **{modality: stream.summary() for modality, stream in self._streams.items()},
             "failed_videos": dict(sorted(self._failures.items())),
         }
-        with replacing_file(self.directory / MANIFEST) as file:
-            json.dump(manifest, file, indent=2)
-            file.write("\n")
+        write_json(self.directory / MANIFEST, manifest)
 
 
 class _Stream:
