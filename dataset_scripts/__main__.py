@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from modeling_bmdetr.data import CleaningRules, check_text_features
-from modeling_bmdetr.files_bmdetr import replacing_file
+from modeling_bmdetr.files_bmdetr import write_json
 
 from .builder import BenchmarkBuilder
 from .export import export, push_to_hub
@@ -87,11 +87,11 @@ def _builder(options: argparse.Namespace, **more: Any) -> datasets.DatasetBuilde
 
 def _stats(options: argparse.Namespace) -> None:
     statistics = builder_statistics(_builder(options))
-    text = json.dumps(statistics_as_json(statistics), indent=1)
+    plain = statistics_as_json(statistics)
     if options.out is not None:
-        with replacing_file(options.out) as file:
-            file.write(text + "\n")
-    print(text if options.format == "json" else format_statistics(statistics, markdown=options.format == "markdown"))
+        write_json(options.out, plain)
+    markdown = options.format == "markdown"
+    print(json.dumps(plain, indent=2) if options.format == "json" else format_statistics(statistics, markdown=markdown))
 
 
 def _export(options: argparse.Namespace) -> None:

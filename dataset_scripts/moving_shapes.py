@@ -28,7 +28,7 @@ from datasets import Features, List, Value
 from tqdm.auto import tqdm
 
 from modeling_bmdetr.data import write_rows
-from modeling_bmdetr.files_bmdetr import replacing_file
+from modeling_bmdetr.files_bmdetr import write_json
 from modeling_bmdetr.processes import end_with_parent
 
 from .shapes_absent import AbsentQuery, absent_queries
@@ -189,8 +189,7 @@ def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> Non
                     (out / name).unlink(missing_ok=True)
     for split in settings["num_videos"]:
         (out / split).mkdir(parents=True, exist_ok=True)
-    with replacing_file(manifest) as file:
-        file.write(json.dumps(settings, indent=2) + "\n")
+    write_json(manifest, settings)
 
 
 def _render_all(jobs: list[RenderJob], workers: int, progress: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dataset_scripts.shapes_scenes import CANVAS_PX, COLOURS, Scene, trajectories
 from modeling_bmdetr.files_bmdetr import replacing_path
+from modeling_bmdetr.packages_bmdetr import needed_module
 
 SUPERSAMPLING = 4
 KEY_FRAME_EVERY_S = 4
@@ -109,11 +110,7 @@ def _speck_paths(rng: np.random.Generator, times_s: np.ndarray) -> np.ndarray:
 
 def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: int) -> None:
     """Writes Pillow images as an H.264 mp4; the file appears under its name only once it is complete."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("rendering videos needs PyAV and Pillow: pip install av pillow") from error
-
+    av = needed_module("av", "rendering videos needs PyAV and Pillow: pip install av pillow")
     with replacing_path(path) as unfinished, av.open(str(unfinished), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23"})
         stream.width = stream.height = CANVAS_PX

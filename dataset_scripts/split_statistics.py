@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from modeling_bmdetr.data import CanonicalRow, CleaningReport, clean_rows
+from modeling_bmdetr.tables import markdown_table
 
 from .builder import BenchmarkBuilder
 
@@ -116,9 +117,9 @@ def format_statistics(statistics: Mapping[str, SplitStatistics], *, markdown: bo
         (figures, {split: asdict(entry) for split, entry in statistics.items()}),
         (list(DIRT), {split: entry.dirt for split, entry in statistics.items()}),
     ):
-        cells = [["split", *columns]]
-        cells += [[split, *(_cell(entry[column]) for column in columns)] for split, entry in values.items()]
-        tables.append(_markdown_table(cells) if markdown else _plain_table(cells))
+        head = ["split", *columns]
+        cells = [[split, *(_cell(entry[column]) for column in columns)] for split, entry in values.items()]
+        tables.append(markdown_table(head, cells) if markdown else _plain_table([head, *cells]))
     return "\n\n".join(tables)
 
 
@@ -134,10 +135,4 @@ def _plain_table(cells: list[list[str]]) -> str:
     for split, *values in cells:
         aligned = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
         lines.append("  ".join([split.ljust(widths[0]), *aligned]))
-    return "\n".join(lines)
-
-
-def _markdown_table(cells: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
     return "\n".join(lines)

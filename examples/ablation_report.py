@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from ablation_variants import REFERENCE, TABLES, reference_of
 
+from modeling_bmdetr.tables import markdown_table
+
 # Key of the metrics -> heading.
 COLUMNS: dict[str, str] = {
     "MR-full-R1@0.5": "R1@0.5",
@@ -101,13 +103,13 @@ def markdown(results: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) ->
         if not rows or (table == REFERENCE and len(summary) > 1):
             continue
         columns = [column for column in COLUMNS if any(column in entry for entry in rows)]
-        lines += ["", f"## {title}", ""]
-        lines.append("| variant | " + " | ".join(COLUMNS[column] for column in columns) + " | seeds | Δ R1@0.7 |")
-        lines.append("|---|" + "---|" * (len(columns) + 2))
         reference = [entry for entry in summary if entry["variant"] == reference_of(table)]
-        for entry in [*reference, *(row for row in rows if row not in reference)]:
-            cells = [_cell(entry.get(column)) for column in columns]
-            lines.append(f"| {entry['label']} | {' | '.join(cells)} | {len(entry['seeds'])} | {_difference(entry)} |")
+        cells = [
+            [entry["label"], *(_cell(entry.get(c)) for c in columns), str(len(entry["seeds"])), _difference(entry)]
+            for entry in [*reference, *(row for row in rows if row not in reference)]
+        ]
+        head = ["variant", *(COLUMNS[column] for column in columns), "seeds", "Δ R1@0.7"]
+        lines += ["", f"## {title}", "", markdown_table(head, cells, rule="---")]
     return "\n".join(lines) + "\n"
 
 

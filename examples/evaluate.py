@@ -14,7 +14,6 @@ the submission alone.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,11 +27,14 @@ from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.metrics import best_iou
+from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.packages_bmdetr import needed_module
 from modeling_bmdetr.recipes import Recipe, RecipeRows, load_set, open_store, predict_and_evaluate, read_recipe
 from modeling_bmdetr.recipes.preparation import labels_of, tests_of
 from modeling_bmdetr.recipes.recipe import HELD_OUT
+from modeling_bmdetr.tables import markdown_table
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
-from modeling_bmdetr.visualization import plot_reliability
+from modeling_bmdetr.visualization import NO_MATPLOTLIB, plot_reliability
 
 LENGTHS_S = {"0-10 s": (0.0, 10.0), "10-30 s": (10.0, 30.0), "30-150 s": (30.0, 150.0), "over 150 s": (150.0, np.inf)}
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
@@ -142,14 +144,12 @@ def report(
         return {"queries": len(rows)}
     lengths = metrics_by_length(predictions, rows)
     figures = {"queries": len(rows), "metrics": dict(metrics), "by_length": lengths}
-    (out / f"{label}.metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(out / f"{label}.metrics.json", figures)
     shares = [name for name in ("p_inside", "p_outside") if name in metrics]
     percent = {name: value for name, value in metrics.items() if name not in shares}
     text = f"# {label}: {len(rows)} queries\n\n{format_metrics(percent, 'markdown')}\n\n{length_table(lengths)}\n"
-    if shares:
-        text += (
-            f"\nMean of p inside and outside the moments: {' and '.join(f'{metrics[name]:.3f}' for name in shares)}\n"
-        )
+    if means := " and ".join(f"{metrics[name]:.3f}" for name in shares):
+        text += f"\nMean of p inside and outside the moments: {means}\n"
     (out / f"{label}.md").write_text(text, encoding="utf-8")
     plot(out / f"{label}.png", label, predictions, rows, lengths)
     if bins := submission_reliability(predictions, rows):
@@ -179,11 +179,8 @@ def metrics_by_length(
 def length_table(lengths: Mapping[str, Mapping[str, float]]) -> str:
     """`metrics_by_length` in Markdown."""
     names = [metric.removeprefix("MR-full-") for metric in BY_LENGTH]
-    lines = [f"| moment | queries | {' | '.join(names)} |", f"|---|---:|{'---:|' * len(names)}"]
-    for name, metrics in lengths.items():
-        cells = " | ".join(f"{metrics[metric]:.2f}" for metric in BY_LENGTH)
-        lines.append(f"| {name} | {metrics['queries']} | {cells} |")
-    return "\n".join(lines)
+    rows = [[name, str(m["queries"]), *(f"{m[metric]:.2f}" for metric in BY_LENGTH)] for name, m in lengths.items()]
+    return markdown_table(["moment", "queries", *names], rows)
 
 
 def recall_curves(
@@ -217,11 +214,8 @@ def plot(
     lengths: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Recall by IoU threshold, and mAP by moment length."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figures = needed_module("matplotlib.figure", NO_MATPLOTLIB)
+    figure = figures.Figure(figsize=(10, 4), layout="constrained")
     recall, by_length = figure.subplots(1, 2)
     for (name, (curve, mean_iou)), style in zip(recall_curves(predictions, rows).items(), ("-", "--"), strict=True):
         recall.plot(THRESHOLDS, curve, style, color="#2f6fdb", label=f"{name} (mean IoU {mean_iou:.2f})")

@@ -18,7 +18,6 @@ least 0.5).
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +36,8 @@ from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.data.rows.qids import text_qid
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.evaluation.reliability import auroc
+from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.tables import markdown_table
 from modeling_bmdetr.windows_bmdetr import merge_windows, presence_over_windows, window_starts
 
 Row = Mapping[str, Any]
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(as_tables(report))
     if args.out:
-        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(args.out, report)
     return 0
 
 
@@ -261,24 +262,16 @@ def as_tables(report: Mapping[str, Any]) -> str:
     for ranking in next(iter(lengths.values()))["rankings"]:
         cells = [one["rankings"][ranking] for one in lengths.values()]
         rows.append([ranking, *(f"{cell['R1@0.5']:.1f} / {cell['R1@0.7']:.1f}" for cell in cells)])
-    tables = [("R1@0.5 / R1@0.7", head, rows)]
+    tables = [("R1@0.5 / R1@0.7", rows)]
     if names := list(next(iter(lengths.values()))["presence"]):
         columns = ("auroc", "mean_absent", "false_alarms", "taken_for_present")
+        found = {rule: [one["presence"][rule] for one in lengths.values()] for rule in names}
         rows = [
-            [
-                rule,
-                *(
-                    " / ".join(f"{one['presence'][rule].get(c, np.nan):.2f}" for c in columns)
-                    for one in lengths.values()
-                ),
-            ]
-            for rule in names
+            [rule, *(" / ".join(f"{values.get(c, np.nan):.2f}" for c in columns) for values in several)]
+            for rule, several in found.items()
         ]
-        tables.append(("presence: AUROC / mean of absent / false alarms / hits", head, rows))
-    return "\n\n".join(
-        f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-        for title, head, rows in tables
-    )
+        tables.append(("presence: AUROC / mean of absent / false alarms / hits", rows))
+    return "\n\n".join(f"{title}\n\n{markdown_table(head, rows)}" for title, rows in tables)
 
 
 if __name__ == "__main__":

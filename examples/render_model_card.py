@@ -16,6 +16,7 @@ from typing import Any
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.cards import render_model_card
+from modeling_bmdetr.files_bmdetr import write_json
 
 KEPT = ("metrics", "baselines", "data", "training", "seed", "versions")
 
@@ -30,8 +31,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.record is not None:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        args.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(args.record, record)
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
     if args.record is None and args.out is None:

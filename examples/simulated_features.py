@@ -43,6 +43,8 @@ from modeling_bmdetr.data import CanonicalRow, read_rows, validate_rows, write_r
 from modeling_bmdetr.data.batches.negatives import mine_negative_queries
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
+from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.packages_bmdetr import needed_module
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -119,15 +121,11 @@ class TransformerSentenceEncoder:
     """
 
     def __init__(self, path: str | None = None, batch_size: int = 64):
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImportError(
-                "encoding sentences needs sentence-transformers: pip install sentence-transformers"
-            ) from error
+        missing = "encoding sentences needs sentence-transformers: pip install sentence-transformers"
+        library = needed_module("sentence_transformers", missing)
         self.name = path or ENCODER
         self.batch_size = batch_size
-        self.model = SentenceTransformer(path or bundled_encoder() or ENCODER)
+        self.model = library.SentenceTransformer(path or bundled_encoder() or ENCODER)
         self.dim = len(self.model.encode("word"))
 
     def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
@@ -293,9 +291,7 @@ def _require_same_rows(out_dir: Path, rows: Sequence[CanonicalRow]) -> None:
             f"'{out_dir}' holds features simulated over other rows ({found}, these are {digest}): write to another "
             "folder, or delete this one"
         )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    record = {"notice": NOTICE, "rows": len(rows), "rows_sha256": digest}
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {"notice": NOTICE, "rows": len(rows), "rows_sha256": digest})
 
 
 def take_videos(rows: Sequence[CanonicalRow], limit: int, seed: int) -> list[CanonicalRow]:

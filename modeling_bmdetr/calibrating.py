@@ -17,6 +17,7 @@ from .data.rows.absent import content_words
 from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
 from .evaluation.reliability import expected_calibration_error
+from .packages_bmdetr import needed_module
 
 Rows = Sequence[Mapping[str, Any]]
 # Spans of a row that the score is fitted on: those an answer shows. docs/metrics.md compares other numbers and methods.
@@ -220,12 +221,8 @@ def fit_logistic(
             None,
             f"not fitted: all are {names[0] if is_true.all() else names[1]}, so there is nothing to tell apart",
         )
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("calibration needs scikit-learn: pip install scikit-learn") from error
-
-    fitted = LogisticRegression().fit(logits, is_true)
+    linear = needed_module("sklearn.linear_model", "calibration needs scikit-learn: pip install scikit-learn")
+    fitted = linear.LogisticRegression().fit(logits, is_true)
     slopes, offset = fitted.coef_[0].tolist(), float(fitted.intercept_[0])
     if slopes[0] <= 0:
         return None, f"not fitted: what is {names[0]} does not score higher than what is {names[1]}"

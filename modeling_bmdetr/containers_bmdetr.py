@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+from .packages_bmdetr import needed_module
+
 logger = logging.getLogger(__name__)
 
 # Containers and raw streams that hold their pictures themselves, by libav's names.
@@ -294,8 +296,4 @@ def import_av() -> ModuleType:
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading videos needs PyAV: pip install av") from error
-    return av
+    return needed_module("av", "reading videos needs PyAV: pip install av")

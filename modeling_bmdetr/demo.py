@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .cutting import cut_clip
 from .index import content_key
+from .packages_bmdetr import needed_module
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 from .timeline import CSS, answers_html, clock, error_html
 from .video_bmdetr import probe_video
@@ -28,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Moments that score less, or overlap a better one by more, tell a visitor nothing.
 SHOWN_FROM, SHOWN_APART = 0.05, 0.5
+NO_GRADIO = "the page needs Gradio: pip install gradio"
 TITLE = "Find moments in a video"
 # The player follows a click on anything that stands for a time, and the time line follows the player.
 SCRIPT = """
@@ -175,7 +177,7 @@ def build_demo(
     Raises:
         ImportError: Gradio is not installed.
     """
-    gr = _import_gradio()
+    gr = needed_module("gradio", NO_GRADIO)
     finder = MomentFinder(pipe, limits)
     allowed = finder.limits
 
@@ -274,7 +276,7 @@ def launch_demo(
         port: The first free one from 7860 when left out.
         limits: Those that the page was built with.
     """
-    gr = _import_gradio()
+    gr = needed_module("gradio", NO_GRADIO)
     fonts = ["system-ui", "sans-serif"]
     _, address, _ = demo.launch(
         server_name=host,
@@ -288,14 +290,6 @@ def launch_demo(
         theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),  # nothing is fetched
     )
     return address
-
-
-def _import_gradio() -> Any:
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError("the page needs Gradio: pip install gradio") from error
-    return gradio
 
 
 def _no_clip(gr: Any) -> Any:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, PixelGridVideoEncoder, build_video_encoder
-from .files_bmdetr import replacing_folder
+from .files_bmdetr import replacing_folder, write_json
 from .modeling_bmdetr import BMDetrForMomentRetrieval
+from .packages_bmdetr import needed_module
 from .processing_bmdetr import BMDetrProcessor
 
 ExportFormat = Literal["onnx", "torch-export"]
@@ -119,7 +120,7 @@ def export_model(
             if int8:
                 description["int8_file"] = INT8_FILE
                 _write_int8(file, folder / INT8_FILE)
-            (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / DESCRIPTION, description)
     finally:
         model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
         model.train(was_training)
@@ -198,12 +199,8 @@ def _trace(model: BMDetrForMomentRetrieval) -> torch.export.ExportedProgram:
 
 
 def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX needs three packages: pip install onnx onnxruntime onnxscript") from error
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        needed_module(name, "ONNX needs three packages: pip install onnx onnxruntime onnxscript")
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """Image backbones of timm, by the names that timm has for them."""
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from .encoder_interface_bmdetr import VideoEncoder, require_at_least_one
+from .packages_bmdetr import needed_module
 from .pretrained_models_bmdetr import FramePreparation
 
 
@@ -36,7 +36,7 @@ class TimmEncoder(VideoEncoder):
         pretrained: bool = True,
     ) -> None:
         require_at_least_one(frames_per_clip=frames_per_clip, batch_size=batch_size)
-        timm = _import_timm()
+        timm = needed_module("timm", "backbones of timm need timm and torchvision (pip install timm)")
         self.name, self.pretrained = "timm:" + model, pretrained
         self.frames_per_clip, self.clips_per_batch = frames_per_clip, max(1, batch_size // frames_per_clip)
         if ":" not in model and not timm.is_model(model):
@@ -68,11 +68,3 @@ class TimmEncoder(VideoEncoder):
     def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
         pixels = self.preparation(frames).to(device=self.device, dtype=self.dtype)
         return self.model(pixels).float().cpu().unflatten(0, (-1, self.frames_per_clip)).mean(1).numpy()
-
-
-def _import_timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("backbones of timm need timm and torchvision (pip install timm)") from error
-    return timm

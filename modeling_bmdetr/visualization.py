@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .files_bmdetr import replacing_path
+from .packages_bmdetr import needed_module
 from .video_bmdetr import iter_frames, probe_video
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from .evaluation.reliability import ReliabilityBins
 
+NO_MATPLOTLIB = "plots need matplotlib: pip install matplotlib"
 TRUTH, FOUND, PROBABILITY = "#2a9d4f", "#2f6fdb", "#d1495b"
 LEAST_SCORE = 0.005  # what would be written as 0.00 is not drawn
 TITLE_LETTERS = 105  # per line
@@ -62,11 +64,7 @@ def plot_moments(
         ValueError: no answers, or not one list of moments for each; matplotlib does not know the suffix.
         OSError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
-
+    figures = needed_module("matplotlib.figure", NO_MATPLOTLIB)
     several: list[Mapping[str, Any]] = [answers] if isinstance(answers, Mapping) else list(answers)
     if not several:
         raise ValueError("`answers` is empty: there is nothing to draw")
@@ -79,7 +77,7 @@ def plot_moments(
         bars = len(_moments(answer, max_moments)) + (ground_truth is not None)
         heights += [0.25 * max(bars, 1) + 0.1, 0.75]
     lines = sum(text.count("\n") + 1 for text in titles) + (title or "").count("\n")
-    figure = Figure(figsize=(11, 1.1 + sum(heights) + 0.2 * lines + 0.12 * len(heights)), layout="constrained")
+    figure = figures.Figure(figsize=(11, 1.1 + sum(heights) + 0.2 * lines + 0.12 * len(heights)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights, sharex=True))
     first = 1 if video is not None else 0
     for i, answer in enumerate(several):
@@ -119,14 +117,10 @@ def plot_reliability(
         ImportError: matplotlib is not installed.
         ValueError: `bins` is empty.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
-
+    figures = needed_module("matplotlib.figure", NO_MATPLOTLIB)
     if not bins:
         raise ValueError("`bins` is empty: there is nothing to draw")
-    figure = Figure(figsize=(4.2 * len(bins), 4.8), layout="constrained")
+    figure = figures.Figure(figsize=(4.2 * len(bins), 4.8), layout="constrained")
     axes = figure.subplots(2, len(bins), height_ratios=[3, 1], sharex=True, squeeze=False)
     for (name, some), curve, counts in zip(bins.items(), axes[0], axes[1], strict=True):
         width = np.diff(some.edges)

@@ -26,27 +26,17 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # Neither torch nor numpy is imported here: the memory of a process counts as that of the commands it starts.
-PARTS = (
-    "commands",
-    "answer",
-    "queries",
-    "videos",
-    "batch",
-    "update",
-    "epoch",
-    "evaluation",
-    "metrics",
-    "submission",
-    "memory",
-    "growth",
-)
+from bench_clock import fresh_process
+from bench_report import TITLES, plot_growth, report
+
+from modeling_bmdetr.files_bmdetr import write_json
+
+PARTS = tuple(TITLES)
 QUICK = {
     "queries": 6,
     "videos": 3,
@@ -63,7 +53,8 @@ QUICK = {
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse_arguments(arguments)
-    results = {"machine": machine(), "quick": options.quick, "parts": {}}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    results = {"machine": machine, "quick": options.quick, "parts": {}}
     for part in options.only:
         results["parts"][part] = measured(part, options)
     write_report(options.out, results)
@@ -111,10 +102,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
 def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of a part: those that a run with the same options left, or new ones."""
     asked = {name: value if value is None else str(value) for name, value in sorted(vars(options).items())}
@@ -131,28 +118,21 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     script = Path(__file__).with_name("bench_parts.py")
     given = json.dumps({**vars(options), "out": str(options.out), "model": options.model and str(options.model)})
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), part, given], stdout=subprocess.PIPE, text=True, check=True, env=environment
-    )
+    figures = fresh_process([str(script), part, given], env=environment)
     load.append(round(os.getloadavg()[0], 1))
-    result = {"options": asked, "load": load, **json.loads(done.stdout.splitlines()[-1])}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {"options": asked, "load": load, **figures}
+    write_json(kept, result)
     return result
 
 
 def write_report(folder: Path, results: dict[str, Any]) -> None:
     """The figures as JSON, as Markdown and, where growth was measured, as a plot."""
-    from bench_report import plot_growth, report
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", results)
     text = report(results)
     if "growth" in results["parts"]:
         plot_growth(results["parts"]["growth"]["growth"], folder / "growth.png")
     (folder / "report.md").write_text(text, encoding="utf-8")
-    print(text)
-    print(f"written to {folder}")
+    print(f"{text}\nwritten to {folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Time and memory of a process; nothing heavy is imported here."""
+"""What the benchmarks share: time and memory of a process, fresh processes, a pipeline. Imports nothing heavy."""
 
 import contextlib
+import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,13 @@ def seconds_of(function: Callable[[], Any], repeats: int) -> list[float]:
         function()
         taken.append(time.perf_counter() - started)
     return taken[1:]
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds of the clock and of processor time that a call takes, child processes included, and its result."""
+    clock, processor = time.perf_counter(), processor_seconds()
+    result = function()
+    return time.perf_counter() - clock, processor_seconds() - processor, result
 
 
 def milliseconds(seconds: Sequence[float]) -> list[float]:
@@ -39,3 +48,17 @@ def peak_memory_mib() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def fresh_process(words: Sequence[str], **options: Any) -> Any:
+    """What a script prints as its last line, read as JSON, when it runs in a process of its own."""
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True, **options)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load_pipeline(folder: str | Path) -> Any:
+    """A checkpoint as a pipeline on the CPU."""
+    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+
+    model, processor = (kind.from_pretrained(folder) for kind in (BMDetrForMomentRetrieval, BMDetrProcessor))
+    return MomentRetrievalPipeline(model, processor=processor, device="cpu")

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_clock import milliseconds, peak_memory_mib, seconds_of
+from bench_clock import fresh_process, load_pipeline, milliseconds, peak_memory_mib, seconds_of
 from bench_sides import OPERATIONS, compare_sides, memory_of_sides
 
 OWN = "this package"
@@ -57,9 +58,9 @@ def answer(options: Namespace) -> dict[str, Any]:
     with world(options, films=1) as (model, films):
         runs = [fresh("first_answer", {"model": str(model), "film": str(films[0])}) for _ in range(options.repeats)]
     stages = [key for key in runs[0] if key != "peak_mib"]
-    rows = {stage: {"unit": "ms", "values": {OWN: milliseconds([run[stage] for run in runs])}} for stage in stages}
-    rows["all"] = {"unit": "ms", "values": {OWN: milliseconds([sum(run[stage] for stage in stages) for run in runs])}}
-    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [run["peak_mib"] for run in runs]}}
+    rows = {stage: row("ms", milliseconds([run[stage] for run in runs])) for stage in stages}
+    rows["all"] = row("ms", milliseconds([sum(run[stage] for stage in stages) for run in runs]))
+    rows["peak memory"] = row("MiB", [run["peak_mib"] for run in runs])
     return {"rows": rows}
 
 
@@ -68,16 +69,14 @@ def first_answer(given: dict[str, str]) -> dict[str, float]:
     times = [time.perf_counter()]
     import torch
 
-    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline  # noqa: F401
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     times.append(time.perf_counter())
-    model = BMDetrForMomentRetrieval.from_pretrained(given["model"])
-    processor = BMDetrProcessor.from_pretrained(given["model"])
-    pipe = MomentRetrievalPipeline(model, processor=processor, device=torch.device("cpu"))
+    pipe = load_pipeline(given["model"])
     times.append(time.perf_counter())
     encoding = 0.0
-    for encoder in processor.video_encoders:
+    for encoder in pipe.processor.video_encoders:
         encode = encoder._encode_clips
 
         def timed(frames: list, encode: Callable = encode) -> Any:
@@ -87,7 +86,7 @@ def first_answer(given: dict[str, str]) -> dict[str, float]:
             encoding += time.perf_counter() - started
             return rows
 
-        encoder._encode_clips = timed  # type: ignore[method-assign]
+        encoder._encode_clips = timed
     video = pipe.encode_video(given["film"])
     times.append(time.perf_counter())
     pipe(video, "a red circle slides to the left")
@@ -108,26 +107,19 @@ def queries(options: Namespace) -> dict[str, Any]:
     from bench_data import SENTENCES
 
     with world(options, films=1) as (model, films):
-        pipe = load_pipeline(model, options)
+        pipe = pipeline_of(model, options)
         video = pipe.encode_video(films[0])
         asked = [f"{SENTENCES[i % len(SENTENCES)]} {i}" for i in range(options.questions)]
-        rows = {}
-        for title, function in (
-            ("at once", lambda: pipe(video, asked)),
-            ("one by one", lambda: [pipe(video, one) for one in asked]),
-        ):
-            rows[f"{options.questions} queries {title}"] = {
-                "unit": "ms",
-                "values": {OWN: milliseconds(seconds_of(function, options.repeats))},
-            }
-    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
-    return {"rows": rows}
+        ways = {"at once": lambda: pipe(video, asked), "one by one": lambda: [pipe(video, one) for one in asked]}
+        seconds = {title: seconds_of(way, options.repeats) for title, way in ways.items()}
+    rows = {f"{options.questions} queries {title}": row("ms", milliseconds(taken)) for title, taken in seconds.items()}
+    return {"rows": rows | peak_memory()}
 
 
 def videos(options: Namespace) -> dict[str, Any]:
     """One query about each of many files: decoded, encoded and grounded."""
     with world(options, options.films) as (model, films):
-        pipe = load_pipeline(model, options)
+        pipe = pipeline_of(model, options)
         started = time.perf_counter()
         encoded = [pipe.encode_video(film) for film in films]
         read = time.perf_counter()
@@ -135,10 +127,9 @@ def videos(options: Namespace) -> dict[str, Any]:
             pipe(video, "a red circle slides to the left")
         done = time.perf_counter()
     figures = {"decode and encode": read - started, "ground": done - read, "all": done - started}
-    rows = {f"{name}, {len(films)} videos": {"unit": "s", "values": {OWN: [value]}} for name, value in figures.items()}
-    rows["length of the videos"] = {"unit": "s", "values": {OWN: [sum(video.duration_s for video in encoded)]}}
-    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
-    return {"rows": rows}
+    rows = {f"{name}, {len(films)} videos": row("s", [value]) for name, value in figures.items()}
+    rows["length of the videos"] = row("s", [sum(video.duration_s for video in encoded)])
+    return {"rows": rows | peak_memory()}
 
 
 def submission(options: Namespace) -> dict[str, Any]:
@@ -152,22 +143,17 @@ def submission(options: Namespace) -> dict[str, Any]:
         files = Path(folder, "predictions.jsonl"), Path(folder, "annotations.jsonl")
         write_jsonl(predictions, files[0])
         write_jsonl(annotations, files[1])
-        rows = {}
+        rows: dict[str, Any] = {}
         for name, given in (("rows in memory", (predictions, annotations)), ("JSON lines files", files)):
             seconds = seconds_of(partial(evaluate_submission, *given), options.repeats)
-            rows[f"{options.submitted} queries, {name}"] = {"unit": "ms", "values": {OWN: milliseconds(seconds)}}
-    rows["peak memory"] = {"unit": "MiB", "values": {OWN: [peak_memory_mib()]}}
-    return {"rows": rows}
+            rows[f"{options.submitted} queries, {name}"] = row("ms", milliseconds(seconds))
+    return {"rows": rows | peak_memory()}
 
 
-def beside(part: str) -> Callable[[Namespace], dict[str, Any]]:
+def beside(part: str, options: Namespace) -> dict[str, Any]:
     """A part that has the released code beside it."""
-
-    def measure(options: Namespace) -> dict[str, Any]:
-        with features(options) as folder:
-            return compare_sides(part, folder, options)
-
-    return measure
+    with features(options) as folder:
+        return compare_sides(part, folder, options)
 
 
 def memory(options: Namespace) -> dict[str, Any]:
@@ -242,54 +228,46 @@ def grown(given: dict[str, Any]) -> dict[str, float]:
 # Worlds
 
 
-class features:
+@contextmanager
+def features(options: Namespace) -> Iterator[Path]:
     """A folder of random features, gone afterwards."""
+    from bench_data import write_features
 
-    def __init__(self, options: Namespace):
-        self.options, self.folder = options, tempfile.TemporaryDirectory(prefix="bmdetr-bench-")
-
-    def __enter__(self) -> Path:
-        from bench_data import write_features
-
-        write_features(Path(self.folder.name), self.options)
-        return Path(self.folder.name)
-
-    def __exit__(self, *_: object) -> None:
-        self.folder.cleanup()
+    with tempfile.TemporaryDirectory(prefix="bmdetr-bench-") as folder:
+        write_features(Path(folder), options)
+        yield Path(folder)
 
 
-class world:
+@contextmanager
+def world(options: Namespace, films: int) -> Iterator[tuple[Path, list[Path]]]:
     """A checkpoint and rendered videos; the videos are kept beside the report for the next part."""
+    from bench_data import write_model, write_videos
 
-    def __init__(self, options: Namespace, films: int):
-        self.options, self.films, self.folder = options, films, tempfile.TemporaryDirectory(prefix="bmdetr-bench-")
-
-    def __enter__(self) -> tuple[Path, list[Path]]:
-        from bench_data import write_model, write_videos
-
-        films = write_videos(Path(self.options.out) / f"videos-{self.films}", self.films)
-        model = Path(self.options.model) if self.options.model else write_model(Path(self.folder.name))
-        return model, films
-
-    def __exit__(self, *_: object) -> None:
-        self.folder.cleanup()
+    with tempfile.TemporaryDirectory(prefix="bmdetr-bench-") as folder:
+        paths = write_videos(Path(options.out) / f"videos-{films}", films)
+        yield Path(options.model) if options.model else write_model(Path(folder)), paths
 
 
-def load_pipeline(model: Path, options: Namespace) -> Any:
+def pipeline_of(model: Path, options: Namespace) -> Any:
     import torch
 
-    from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
-
     torch.set_num_threads(options.threads)
-    loaded, processor = BMDetrForMomentRetrieval.from_pretrained(model), BMDetrProcessor.from_pretrained(model)
-    return MomentRetrievalPipeline(loaded, processor=processor, device=torch.device("cpu"))
+    return load_pipeline(model)
 
 
 def fresh(name: str, given: dict[str, Any]) -> dict[str, float]:
     """What a function of this file returns in a process of its own."""
-    words = [sys.executable, __file__, name, json.dumps(given)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return fresh_process([__file__, name, json.dumps(given)])
+
+
+def row(unit: str, values: list[float]) -> dict[str, Any]:
+    """A row of the report with this package's values alone."""
+    return {"unit": unit, "values": {OWN: values}}
+
+
+def peak_memory() -> dict[str, Any]:
+    """The row that every part of this process ends with."""
+    return {"peak memory": row("MiB", [peak_memory_mib()])}
 
 
 PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
@@ -297,7 +275,7 @@ PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
     "answer": answer,
     "queries": queries,
     "videos": videos,
-    **{part: beside(part) for part in OPERATIONS},
+    **{part: partial(beside, part) for part in OPERATIONS},
     "submission": submission,
     "memory": memory,
     "growth": growth,

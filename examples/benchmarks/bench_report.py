@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_bmdetr.tables import markdown_table
+
 TITLES = {
     "commands": "Cold start of each command",
     "answer": "First answer about an mp4 file, in a fresh process",
@@ -49,12 +51,10 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     sides = list(dict.fromkeys(side for row in rows.values() for side in row["values"]))
-    lines = ["| median (lowest..highest) | " + " | ".join(sides) + " |", "|---" * (len(sides) + 1) + "|"]
-    for label, row in rows.items():
-        cells = [cell(row["values"], side) for side in sides]
-        unit = f", {row['unit']}" if "unit" in row else ""
-        lines.append(f"| {label}{unit} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    labels = [f"{label}, {row['unit']}" if "unit" in row else label for label, row in rows.items()]
+    cells = [[cell(row["values"], side) for side in sides] for row in rows.values()]
+    lines = [[label, *line] for label, line in zip(labels, cells, strict=True)]
+    return [markdown_table(["median (lowest..highest)", *sides], lines), ""]
 
 
 def cell(values: Mapping[str, Sequence[float]], side: str) -> str:
@@ -76,11 +76,9 @@ def growth_tables(growth: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for name, series in growth.items():
         columns = [key for key in series if key != "sizes"]
-        lines += [f"| {name} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for index, size in enumerate(series["sizes"]):
-            values = [series[key][index] for key in columns]
-            lines.append(f"| {size:,} | " + " | ".join("-" if v is None else number(v) for v in values) + " |")
-        lines.append("")
+        by_size = zip(series["sizes"], *(series[key] for key in columns), strict=True)
+        rows = [[f"{size:,}", *("-" if v is None else number(v) for v in values)] for size, *values in by_size]
+        lines += [markdown_table([name, *columns], rows), ""]
     return lines
 
 

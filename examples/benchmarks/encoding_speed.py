@@ -13,7 +13,6 @@ the package does, and the program ends with an error if the two choose different
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from bench_clock import timed
 
 from modeling_bmdetr.encoder_interface_bmdetr import VideoEncoder
 from modeling_bmdetr.encoders_bmdetr import build_video_encoder
@@ -66,7 +66,7 @@ def measure(
         "together": lambda: encoder.encode_video(path, clip_length_s),
         "plain loop": lambda: plain_rows(path, times_s, encoder),
     }
-    seconds = {name: [timed(way) for _ in range(repeats)] for name, way in ways.items()}
+    seconds = {name: [timed(way)[:2] for _ in range(repeats)] for name, way in ways.items()}
 
     def rates(place: int) -> dict[str, float]:
         return {name: round(len(times_s) / min(run[place] for run in runs), 1) for name, runs in seconds.items()}
@@ -79,13 +79,6 @@ def measure(
         "clips per second of processor time": rates(1),
         "same frames": all(np.array_equal(one, other) for one, other in zip(frames, whole, strict=True)),
     }
-
-
-def timed(way: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of the clock and of processor time."""
-    started = time.perf_counter(), time.process_time()
-    way()
-    return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
 def decode(path: Path, times_s: np.ndarray, encoder: VideoEncoder, threads: int) -> list[np.ndarray]:

@@ -8,14 +8,13 @@ precision and with 8-bit matrices. Each answers the test queries in batches; sec
 """
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_clock import seconds_of
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
@@ -23,6 +22,7 @@ from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, pre
 from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.export import INPUTS, load_exported
+from modeling_bmdetr.files_bmdetr import write_json
 
 Side = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def main() -> None:
             figures[name]["MB"] = round((args.exported / sizes[name]).stat().st_size / 1e6, 2)
         print(f"{name:<14}", figures[name], flush=True)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(args.json, figures)
 
 
 def batch_of(store: FeatureStore, rows: list[Any]) -> tuple[Tensor, ...]:
@@ -88,13 +88,9 @@ def predictions(side: Side, processor: BMDetrProcessor, store: FeatureStore, row
 
 def seconds(side: Side, store: FeatureStore, rows: list[Any], rounds: int) -> float:
     """Median seconds of a batch, after three that warm up."""
-    inputs, taken = batch_of(store, rows), []
+    inputs = batch_of(store, rows)
     with torch.inference_mode():
-        for _ in range(rounds + 3):
-            started = time.perf_counter()
-            side(*inputs)
-            taken.append(time.perf_counter() - started)
-    return statistics.median(taken[3:])
+        return statistics.median(seconds_of(lambda: side(*inputs), rounds + 2)[2:])
 
 
 if __name__ == "__main__":

@@ -15,25 +15,24 @@ counts is the growth from the tenth part of the epoch to its end: a store that k
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_clock import timed
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, pack_features
+from modeling_bmdetr.files_bmdetr import write_json
 
 CLIPS = 75
 SHARD_BYTES = 64 * 2**20
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
     print_tables(results)
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, results)
     return results
 
 
@@ -171,10 +170,7 @@ def folder_mib(folder: Path) -> float:
 
 def videos_per_second(store: FeatureStore, order: Sequence[str]) -> tuple[float, float]:
     """By the clock, and by processor time."""
-    started, processor_started = time.perf_counter(), time.process_time()
-    for vid in order:
-        store.video(vid)
-    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor_started
+    seconds, processor_seconds, _ = timed(lambda: [store.video(vid) for vid in order])
     return len(order) / seconds, len(order) / processor_seconds
 
 
@@ -210,10 +206,8 @@ class StoreDataset(Dataset):
 
 def measure_memory(name: str, store: FeatureStore, options: argparse.Namespace) -> dict[str, Any]:
     """Resident memory of the largest worker, in MiB: at a tenth of the epoch, at its end, and the growth."""
-    try:
-        import psutil
-    except ImportError:
-        sys.exit("measuring memory needs psutil: pip install psutil")
+    import psutil
+
     dataset = StoreDataset(store, options.epochs)
     before = {child.pid for child in psutil.Process().children()}
     batches = iter(DataLoader(dataset, batch_size=16, num_workers=options.workers))

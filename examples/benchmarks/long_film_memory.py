@@ -3,15 +3,12 @@
     python examples/benchmarks/long_film_memory.py outputs/quickstart/model --minutes 10 60 120 --json memory.json
 
 Each film shows small pictures that change all the time; it is written once and kept in `--folder` for the next run.
-The peak is that of the whole process (`ru_maxrss`), libraries and model included, so differences between lengths are
+The peak is that of the whole process, libraries and model included, so differences between lengths are
 what length costs.
 """
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +16,9 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
+from bench_clock import fresh_process, load_pipeline, peak_memory_mib
 
-from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+from modeling_bmdetr.files_bmdetr import write_json
 
 SIDE, FPS = 64, 4
 
@@ -40,26 +37,22 @@ def main() -> None:
     results = []
     for minutes in args.minutes:
         film = write_film(args.folder / f"film_{minutes}_minutes.mp4", minutes)
-        command = [sys.executable, __file__, args.model, "--film", str(film)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results.append({"minutes": minutes, **json.loads(done.stdout.splitlines()[-1])})
+        results.append({"minutes": minutes, **fresh_process([__file__, args.model, "--film", str(film)])})
         print(results[-1], flush=True)
     peaks = [result["peak_mb"] for result in results]
     print(f"the peaks lie within {max(peaks) - min(peaks)} MB")
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(args.json, results)
 
 
 def measure(model_name: str, film: Path) -> dict[str, Any]:
     """Peak memory and seconds of one question about one film, searched by windows."""
-    model = BMDetrForMomentRetrieval.from_pretrained(model_name)
-    processor = BMDetrProcessor.from_pretrained(model_name)
-    pipe = MomentRetrievalPipeline(model, processor=processor, device=torch.device("cpu"))
+    pipe = load_pipeline(model_name)
     started = time.perf_counter()
     answer = pipe(film, "a red star slides to the left", long_video="window", top_k=3)
     seconds = time.perf_counter() - started
     clips = len(answer["saliency"])
-    peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak_mb = round(peak_memory_mib())
     return {"clips": clips, "moments": len(answer["moments"]), "seconds": round(seconds, 1), "peak_mb": peak_mb}
 
 

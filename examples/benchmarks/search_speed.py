@@ -10,23 +10,21 @@ videos while decoding is left out.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from bench_clock import fresh_process, load_pipeline, timed
 from transformers.utils import logging
 
 from dataset_scripts.moving_shapes import draw_videos
 from dataset_scripts.shapes_sentences import fits
-from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 from modeling_bmdetr.data import FeatureStore
+from modeling_bmdetr.files_bmdetr import write_json
 from modeling_bmdetr.index import VideoIndex
 from modeling_bmdetr.pipeline_bmdetr import EncodedVideo
 
@@ -41,6 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--only", choices=["first", "speed"], help=argparse.SUPPRESS)  # one measurement per process
     args = parser.parse_args()
+    args.model = args.model or args.quickstart / "model"
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -51,19 +50,11 @@ def main() -> None:
     # Each in a fresh process, so that memory is its own.
     figures: dict[str, Any] = {"threads": args.threads}
     for name in ("first", "speed"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-        figures.update(json.loads(done.stdout.splitlines()[-1]))
+        figures.update(fresh_process([__file__, *sys.argv[1:], "--only", name]))
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):<42}{value}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def load(args: argparse.Namespace) -> MomentRetrievalPipeline:
-    folder = args.model or args.quickstart / "model"
-    model = BMDetrForMomentRetrieval.from_pretrained(folder)
-    return MomentRetrievalPipeline(model, processor=BMDetrProcessor.from_pretrained(folder), device=torch.device("cpu"))
+        write_json(args.json, figures)
 
 
 def right_video_first(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +70,7 @@ def right_video_first(args: argparse.Namespace) -> dict[str, Any]:
             if fitting == {film.vid}:
                 asked.append((told.sentence, f"{film.vid}.mp4"))
     with tempfile.TemporaryDirectory() as folder:
-        index = VideoIndex(Path(folder) / "index", load(args))
+        index = VideoIndex(Path(folder) / "index", load_pipeline(args.model))
         report = index.update(args.quickstart / "videos" / "test")
         found = index.search([sentence for sentence, _ in asked], top=5)
     videos = [[hit.video for hit in hits] for hits in found]
@@ -95,7 +86,7 @@ def right_video_first(args: argparse.Namespace) -> dict[str, Any]:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Size, seconds and memory of an index of many simulated videos."""
-    pipe, process = load(args), psutil.Process()
+    pipe, process = load_pipeline(args.model), psutil.Process()
     store = FeatureStore.from_packed(args.quickstart / "features")
     videos = store.source("video")
     names, rng = videos.names, np.random.default_rng(0)
@@ -105,7 +96,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         rows = rows + 1e-3 * rng.standard_normal(rows.shape).astype(np.float32)
         return EncodedVideo(rows, len(rows) * pipe.processor.contract.clip_length, Path(path).name)
 
-    pipe.encode_video = simulated  # type: ignore[assignment,method-assign]
+    pipe.encode_video = simulated
     films = draw_videos(args.quickstart / "videos", "test")
     sentences = [told.sentence for film in films for told in film.told][: args.queries]
     with tempfile.TemporaryDirectory() as folder:
@@ -114,19 +105,10 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             (Path(folder) / "videos" / f"{number:06d}.mp4").write_text(str(number))
         index = VideoIndex(Path(folder) / "index", pipe)
         report = index.update(Path(folder) / "videos")
-        opened = time.perf_counter()
-        index = VideoIndex(Path(folder) / "index", pipe)
-        index.search("a warm-up", top=1)
-        opened = time.perf_counter() - opened
+        opened, _, _ = timed(lambda: VideoIndex(Path(folder) / "index", pipe).search("a warm-up", top=1))
         before = process.memory_info().rss
-        seconds = []
-        for sentence in sentences:
-            started = time.perf_counter()
-            index.search(sentence)
-            seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        index.search(sentences)
-        together = time.perf_counter() - started
+        seconds = [timed(lambda sentence=sentence: index.search(sentence))[0] for sentence in sentences]
+        together, _, _ = timed(lambda: index.search(sentences))
         again = VideoIndex(Path(folder) / "index", pipe).update(Path(folder) / "videos")
     peak = process.memory_info().rss
     return {

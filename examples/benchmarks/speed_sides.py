@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from bench_clock import peak_memory_mib, processor_seconds
+from bench_clock import peak_memory_mib, seconds_of, timed
 from torch import Tensor, nn
 
 VIDEO_DIRS, TEXT_DIR, PACKED_DIR = {"slowfast_features": 2304, "clip_features": 512}, "clip_text_features", "packed"
@@ -142,12 +141,7 @@ class OwnSide:
     def matrix_peak(self) -> dict[str, float]:
         """The speed of this machine at the product of two square matrices: the best of several, in GFLOP/s."""
         first, second = torch.randn(PEAK_SIZE, PEAK_SIZE), torch.randn(PEAK_SIZE, PEAK_SIZE)
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            first @ second
-            seconds.append(time.perf_counter() - started)
-        return {"gflops": 2 * PEAK_SIZE**3 / min(seconds) / 1e9}
+        return {"gflops": 2 * PEAK_SIZE**3 / min(seconds_of(lambda: first @ second, 5)) / 1e9}
 
 
 class ReleasedSide:
@@ -166,34 +160,24 @@ class ReleasedSide:
         self.train_epoch, self.compute_mr_results = train.train_epoch, inference.compute_mr_results
         self.eval_submission, self.data = eval_submission, start_end_dataset
         train.set_seed(0, use_cuda=False)
-        with self._in_folder():
+        with contextlib.chdir(folder):
             self.opt = released_options(options)
             self.train_set = self._data_set(self.opt.train_path, use_temporal_shifting=True)
             self.eval_set = self._data_set(self.opt.eval_path, use_temporal_shifting=False)
             self.model, self.criterion, self.optimizer, _ = inference.setup_model(self.opt)
-            self.loader = torch.utils.data.DataLoader(
-                self.train_set,
-                collate_fn=start_end_dataset.start_end_collate,
-                num_workers=options.workers,
-                batch_sampler=sampler.build_batch_sampler(dataset=self.train_set, bsz=self.opt.bsz),
-                pin_memory=self.opt.pin_memory,
-            )
+            loading: dict[str, Any] = {
+                "collate_fn": start_end_dataset.start_end_collate,
+                "num_workers": options.workers,
+            }
+            loading["pin_memory"] = self.opt.pin_memory
+            batches = sampler.build_batch_sampler(dataset=self.train_set, bsz=self.opt.bsz)
+            self.loader = torch.utils.data.DataLoader(self.train_set, batch_sampler=batches, **loading)
             self.eval_loader = torch.utils.data.DataLoader(
-                self.eval_set,
-                collate_fn=start_end_dataset.start_end_collate,
-                batch_size=EVALUATION_BATCH,
-                num_workers=options.workers,
-                shuffle=False,
-                pin_memory=self.opt.pin_memory,
+                self.eval_set, batch_size=EVALUATION_BATCH, shuffle=False, **loading
             )
             self.indices = rows_of_batch(self.train_set.data, options.batch_size)
             self.batch = self.make_batch()
         self.predictions: list[dict[str, Any]] = []
-
-    @contextlib.contextmanager
-    def _in_folder(self) -> Iterator[None]:
-        with contextlib.chdir(self.folder):
-            yield
 
     def _data_set(self, path: str, use_temporal_shifting: bool) -> Any:
         opt = self.opt
@@ -222,11 +206,11 @@ class ReleasedSide:
         return self.data.start_end_collate([self.train_set[index] for index in self.indices])
 
     def prepare(self) -> None:
-        with self._in_folder():
+        with contextlib.chdir(self.folder):
             self.make_batch()
 
     def _train(self, batches: Any) -> None:
-        with self._in_folder():
+        with contextlib.chdir(self.folder):
             self.train_epoch(self.model, self.criterion, batches, self.optimizer, self.opt, 0, NoWriter())
 
     def step(self) -> None:
@@ -239,7 +223,7 @@ class ReleasedSide:
         return {"queries": counted.queries}
 
     def evaluate(self) -> None:
-        with self._in_folder():
+        with contextlib.chdir(self.folder):
             self.predictions, _ = self.compute_mr_results(
                 self.model, self.eval_loader, self.opt, criterion=self.criterion
             )
@@ -336,10 +320,7 @@ def make_side(name: str, folder: Path, options: argparse.Namespace) -> Any:
 
 def measure(side: Any, operation: str) -> dict[str, Any]:
     """Seconds by the clock and of processor time, child processes included, and what the operation returns."""
-    started, processor_started = time.perf_counter(), processor_seconds()
-    returned = getattr(side, operation)()
-    clock = time.perf_counter() - started
-    return {"clock_s": clock, "cpu_s": processor_seconds() - processor_started, "returned": returned}
+    return dict(zip(("clock_s", "cpu_s", "returned"), timed(getattr(side, operation)), strict=True))
 
 
 @contextlib.contextmanager

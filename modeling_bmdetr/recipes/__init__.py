@@ -1,14 +1,7 @@
 """Training by recipe: reading one (`recipe.py`), what it needs (`preparation.py`), running it (`running.py`)."""
 
-from .preparation import (
-    RecipeRows,
-    load_rows,
-    load_set,
-    open_store,
-    register_benchmarks,
-    training_arguments,
-    write_json,
-)
+from ..files_bmdetr import write_json
+from .preparation import RecipeRows, load_rows, load_set, open_store, register_benchmarks, training_arguments
 from .recipe import Recipe, read_recipe
 from .running import predict_and_evaluate, train_by_recipe
 

@@ -26,11 +26,11 @@ from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
 from ..data.rows.schema import CanonicalRow
-from ..files_bmdetr import replacing_file
+from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
 from ..processes import usable_processors
 from ..text_encoders_bmdetr import MINILM, minilm_folder
-from .preparation import hold_out, write_json
+from .preparation import hold_out
 from .recipe import read_recipe
 from .running import train_by_recipe
 from .verdict import add_verdict

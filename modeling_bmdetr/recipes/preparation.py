@@ -21,7 +21,6 @@ from ..data.features.store import FeatureStore
 from ..data.rows.jsonl import read_rows, write_rows
 from ..data.rows.schema import CanonicalRow
 from ..data.rows.validation import validate_rows
-from ..files_bmdetr import replacing_file
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
 from ..training import BMDetrTrainingArguments
@@ -221,13 +220,6 @@ def mined_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, mined)
     return mined  # type: ignore[return-value]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is whole or not there, also when the process is killed while writing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_file(path) as file:
-        file.write(json.dumps(content, indent=2) + "\n")
 
 
 # -------------------------------------------------------------------------------------------------- model and training

@@ -22,7 +22,8 @@ from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
 from ..evaluation import write_jsonl
 from ..evaluation.baselines import baseline_metrics
-from ..files_bmdetr import replacing_file
+from ..files_bmdetr import replacing_file, write_json
+from ..tables import markdown_table
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 from ..training.record import library_versions, training_record
 from .preparation import (
@@ -34,7 +35,6 @@ from .preparation import (
     open_store,
     title_of,
     training_arguments,
-    write_json,
 )
 from .recipe import SECTIONS, Recipe
 
@@ -71,13 +71,7 @@ def train_by_recipe(
         "recipe": recipe.to_dict(),
         "data": data,
         "summary": summarize(results),
-        "baselines": {
-            label: baseline_metrics(rows.train, part)
-            for label, part in zip(
-                labels_of(["eval", *rows.test]).values(), (rows.eval, *rows.test.values()), strict=True
-            )
-            if all(row.get("relevant_windows") is not None for row in part)
-        },
+        "baselines": baselines_of(rows),
         "runs": results,
         "machine": describe_machine(arguments),
         "versions": library_versions(PACKAGES),
@@ -292,15 +286,14 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str
 def report_table(report: dict[str, Any]) -> str:
     """The headline metrics in Markdown, percent: mean and standard deviation over the seeds, and the baselines'."""
     seeds = [result["seed"] for result in report["runs"]]
-    lines = [f"Seeds {', '.join(map(str, seeds))}; percent, mean ± standard deviation.", ""]
-    lines += ["| set | " + " | ".join(HEADLINES) + " |", "|---|" + "---:|" * len(HEADLINES)]
+    rows = []
     for label, metrics in report["summary"].items():
-        entries = (metrics.get(f"MR-full-{name}") for name in HEADLINES)
-        lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in entries) + " |")
+        rows.append([label, *(_cell(metrics.get(f"MR-full-{name}")) for name in HEADLINES)])
         for baseline, reached in report["baselines"].get(label, {}).items():
             cells = (f"{reached[f'MR-full-{name}']:.2f}" if f"MR-full-{name}" in reached else "-" for name in HEADLINES)
-            lines.append(f"| {label}, {baseline} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([f"{label}, {baseline}", *cells])
+    title = f"Seeds {', '.join(map(str, seeds))}; percent, mean ± standard deviation."
+    return f"{title}\n\n{markdown_table(['set', *HEADLINES], rows)}"
 
 
 def _cell(entry: dict[str, Any] | None) -> str:

@@ -12,11 +12,11 @@ from ..data.features.video_files import find_video
 from ..data.rows.jsonl import read_rows
 from ..data.rows.schema import CanonicalRow
 from ..encoder_interface_bmdetr import EncodedVideo
-from ..files_bmdetr import replacing_file
+from ..files_bmdetr import replacing_file, write_json
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
-from .preparation import write_json
+from ..tables import markdown_table
 
 FEW_QUERIES = 50
 """With fewer validation queries, chance moves a share by more than ten points."""
@@ -121,11 +121,8 @@ def in_words(report: Mapping[str, Any], queries: int) -> str:
     columns = {"model": report["runs"][0]["metrics"]["eval"], **report["baselines"]}
     lines = ["# Report", "", " ".join(report["verdict"]["words"]), ""]
     lines += [f"On {queries} validation queries, percent:", ""]
-    lines += ["| | " + " | ".join(SHOWN) + " |", "|---|" + "---:|" * len(SHOWN)]
-    lines += [
-        f"| {name} | " + " | ".join(f"{metrics[f'MR-full-{key}']:.1f}" for key in SHOWN) + " |"
-        for name, metrics in columns.items()
-    ]
+    shown = [[name, *(f"{metrics[f'MR-full-{key}']:.1f}" for key in SHOWN)] for name, metrics in columns.items()]
+    lines.append(markdown_table(["", *SHOWN], shown))
     if "PR-AUROC" in columns["model"]:
         auroc, f1 = (columns["model"][f"PR-{name}"] for name in ("AUROC", "Rej-F1"))
         lines += ["", f"Telling what a video does not show (percent): AUROC {auroc:.1f}, F1 of rejecting {f1:.1f}."]

@@ -1,11 +1,10 @@
 """What a trained model is saved and pushed with: its code, its processor, its card and its figures."""
 
-import json
 import shutil
 from pathlib import Path
 
 from ..cards import write_model_card
-from ..files_bmdetr import replacing_file
+from ..files_bmdetr import naming_failed_writes, write_json
 from ..processing_bmdetr import BMDetrProcessor
 from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from .checkpointing import CheckpointingTrainer
@@ -18,10 +17,16 @@ class PublishingTrainer(CheckpointingTrainer):
     processor: BMDetrProcessor
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model, its code, its processor and its card, ready for `from_pretrained`."""
-        if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-        super().save_model(output_dir, _internal_call)
+        """Saves the model, its code, its processor and its card, ready for `from_pretrained`.
+
+        Raises:
+            OSError: writing failed, as on a full disk.
+        """
+        folder = output_dir or str(self.args.output_dir)
+        with naming_failed_writes(folder):
+            if self.args.should_save:
+                self.processor.save_pretrained(folder)
+            super().save_model(folder, _internal_call)
 
     def create_model_card(  # type: ignore[override]
         self,
@@ -51,8 +56,7 @@ class PublishingTrainer(CheckpointingTrainer):
             language=language,
             tags=[tags] if isinstance(tags, str) else tags or (),
         )
-        with replacing_file(folder / "results.json") as file:
-            file.write(json.dumps(record, indent=2) + "\n")
+        write_json(folder / "results.json", record)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes code, processor and card too; the Trainer takes weights and configuration from a checkpoint alone."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...packages_bmdetr import needed_module
 from .array_files import DAMAGE, MAX_ARRAY_BYTES, Refused, checked_shape
 from .sources import no_features
 
@@ -37,7 +38,7 @@ class FeatureFile:
         self.file = Path(path)
         self.key, self.prefix, self.suffix = key, prefix, suffix
         self._stored_names: dict[str, str] | None = None
-        _import_h5py()
+        _h5py()
         if not self.file.is_file():
             raise FileNotFoundError(f"the feature file '{self.file}' does not exist.")
 
@@ -105,7 +106,7 @@ class FeatureFile:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """The open file; what a damaged one makes of it is one error that names it."""
-        h5py = _import_h5py()
+        h5py = _h5py()
         try:
             with h5py.File(self.file, "r") as file:
                 yield file
@@ -124,7 +125,7 @@ class FeatureFile:
         if stored is None:
             wanted = f" (looked for {self.prefix}{name}{self.suffix})"
             raise no_features(self.where, name, self._list(), wanted)
-        h5py = _import_h5py()
+        h5py = _h5py()
         with self._opened() as file:
             _require_inside(h5py, file, stored, self.path(name))
             held = file[stored]
@@ -145,12 +146,8 @@ class FeatureFile:
             yield datasets
 
 
-def _import_h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("features in HDF5 files need h5py: pip install h5py") from error
-    return h5py
+def _h5py() -> Any:
+    return needed_module("h5py", "features in HDF5 files need h5py: pip install h5py")
 
 
 def _require_inside(h5py: Any, group: Any, name: str, place: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ...packages_bmdetr import needed_module
+
 Result: TypeAlias = tuple[str, "np.ndarray | str"]
 ATTEMPTS = 2
 """How often a video may take its worker down before it is listed as failed."""
@@ -36,11 +38,8 @@ def encode_on_ray(
         ConnectionError: if there is no cluster at `address`.
         RuntimeError: if workers cannot start there, such as where this package is not installed.
     """
-    try:
-        import ray
-        from ray.exceptions import RayActorError
-    except ImportError as error:
-        raise ImportError("extraction on a cluster needs Ray (pip install ray)") from error
+    ray = needed_module("ray", "extraction on a cluster needs Ray (pip install ray)")
+    died = ray.exceptions.RayActorError
     started = not ray.is_initialized()
     if started:
         ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, include_dashboard=False)
@@ -52,7 +51,7 @@ def encode_on_ray(
         idle = [actor_class.remote(packed) for _ in range(min(workers, len(todo)))]
         try:
             ray.get(idle[0].ready.remote())
-        except RayActorError as error:
+        except died as error:
             raise RuntimeError(f"workers of the cluster cannot start: {' '.join(str(error).split())}") from error
         while waiting or running:
             while waiting and idle:
@@ -63,7 +62,7 @@ def encode_on_ray(
             try:
                 yield vid, ray.get(done[0])
                 idle.append(actor)
-            except RayActorError:
+            except died:
                 attempts[vid] += 1
                 idle.append(actor_class.remote(packed))
                 if attempts[vid] < ATTEMPTS:

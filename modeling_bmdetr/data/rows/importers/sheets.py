@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile
 
+from ....packages_bmdetr import needed_module
 from .moments import fault, read_text
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -73,15 +74,11 @@ def _delimiter(text: str) -> str:
 
 
 def _read_spreadsheet(path: Path, sheet: str | None) -> Table:
-    try:
-        import openpyxl
-        from openpyxl.utils import get_column_letter
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ImportError as error:
-        raise ImportError("reading spreadsheets needs openpyxl: pip install openpyxl, or save it as CSV") from error
+    missing = "reading spreadsheets needs openpyxl: pip install openpyxl, or save it as CSV"
+    openpyxl = needed_module("openpyxl", missing)
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (InvalidFileException, BadZipFile, ParseError, KeyError, ValueError) as error:
+    except (openpyxl.utils.exceptions.InvalidFileException, BadZipFile, ParseError, KeyError, ValueError) as error:
         raise fault(path, "", f"is not a spreadsheet that can be read ({error})") from error
     try:
         if sheet is not None and sheet not in book.sheetnames:
@@ -98,7 +95,7 @@ def _read_spreadsheet(path: Path, sheet: str | None) -> Table:
         book.close()
 
     def place(line: int, column: int | None) -> str:
-        cell = f"cell {get_column_letter(column)}{line}" if column is not None else f"row {line}"
+        cell = f"cell {openpyxl.utils.get_column_letter(column)}{line}" if column is not None else f"row {line}"
         return f"sheet '{name}', {cell}"
 
     others = f" of {len(book.sheetnames)}" if len(book.sheetnames) > 1 else ""
