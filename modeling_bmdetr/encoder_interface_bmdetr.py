@@ -140,6 +140,14 @@ class TextEncoder(ABC):
         """Rows of checked sentences with those of padding, the same number for each."""
         raise ValueError(f"the text encoder {self.name!r} has no rows of padding, which text_rows='all' asks for.")
 
+    def project(self, sentences: Sequence[str]) -> np.ndarray:  # noqa: ARG002
+        """Sentences in a space that they share with images, `(sentences, width)` float32; for towers such as CLIP's.
+
+        Raises:
+            ValueError: the encoder has no such space.
+        """
+        raise ValueError(f"the text encoder {self.name!r} has no space that sentences share with images.")
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Name, width and the options that change the rows, as plain JSON types."""
