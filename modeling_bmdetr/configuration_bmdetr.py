@@ -90,8 +90,8 @@ class BMDetrConfig(_ContractConfig):
         quality_loss_weight: Cross entropy of the predicted IoU, of spans and of proposals.
         proposal_loss_weight: Eq. 14 of the spans that clips propose, with the weights of its two terms.
         presence_loss_weight: Cross entropy of presence.
-        contrast_loss_weight: Cross entropy of every clip and every query of a batch, of the dual encoder.
-        retrieval_loss_weight: Cross entropy of which query of a batch a video shows, of the dual encoder.
+        contrast_loss_weight: Cross entropy of every clip and every query of a batch, in the dual encoder.
+        retrieval_loss_weight: Cross entropy of a video's query among those of a batch, and of a query's video.
         no_object_weight: Weight of unmatched spans in the class loss.
         class_cost, l1_cost, giou_cost: The matching cost, Eq. 12.
     """

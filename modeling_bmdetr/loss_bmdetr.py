@@ -109,7 +109,7 @@ class LossInputs:
     def alignment_loss(self) -> Tensor:
         """Eq. 17 against the queries of the batch, or of all processes."""
         rows = self.targets.present
-        texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], None, rows, 0)
+        texts = self.targets.texts or GatheredTexts(self.outputs["text_embeds"], rows, 0)
         return semantic_alignment_loss(
             self.outputs["video_embeds"],
             texts.embeds,
@@ -121,29 +121,27 @@ class LossInputs:
             count=self.counts.get("present"),
         )
 
-    def pair_logits(self) -> tuple[Tensor, int]:
-        """The dual encoder's logits of each video's clips and the queries of the batch, or of all processes.
-
-        Returns:
-            `(batch, queries, video_len)`, and which of the queries is the first video's own.
-        """
-        texts = self.targets.texts
-        queries = self.outputs["query_embeds"] if texts is None else texts.queries
-        return pair_logits(self.outputs["clip_embeds"], queries), 0 if texts is None else texts.offset
-
     def contrast_loss(self) -> Tensor:
-        """Each clip against the queries of the batch."""
-        logits, offset = self.pair_logits()
-        targets = self.targets
+        """The dual encoder's clips against the queries of the batch, or of all processes."""
+        targets, texts = self.targets, self.targets.texts
+        queries = self.outputs["query_embeds"] if texts is None else texts.queries
         return contrast_loss(
-            logits, targets.foreground, targets.video_mask, targets.rows, offset, self.counts.get("rows")
+            pair_logits(self.outputs["clip_embeds"], queries),
+            targets.foreground,
+            targets.video_mask,
+            targets.rows,
+            0 if texts is None else texts.offset,
+            self.counts.get("rows"),
         )
 
     def retrieval_loss(self) -> Tensor:
-        """Each video against the queries of the batch."""
-        logits, offset = self.pair_logits()
-        targets = self.targets
-        of_videos = video_logits(logits, targets.video_mask[:, None])
+        """The dual encoder's videos against the queries of the batch, or all against all of all processes."""
+        targets, texts = self.targets, self.targets.texts
+        if texts is None:
+            pairs = pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"])
+            of_videos, offset = video_logits(pairs, targets.video_mask[:, None]), 0
+        else:
+            of_videos, offset = texts.video_logits, texts.offset
         return retrieval_loss(of_videos, targets.present, offset, self.counts.get("present"))
 
     def proposal_loss(self) -> Tensor:

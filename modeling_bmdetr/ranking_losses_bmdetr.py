@@ -173,11 +173,13 @@ def contrast_loss(
 
 
 def retrieval_loss(logits: Tensor, rows: Tensor, offset: int = 0, count: Tensor | None = None) -> Tensor:
-    """Cross entropy of which of the queries a video shows (InfoNCE).
+    """Cross entropy of finding a video's query among all queries, and a query's video among all videos (InfoNCE).
 
     Args:
-        logits: `(batch, queries)`, each video against each query.
+        logits: `(videos, queries)`, each video against each query; the n-th query is that of the n-th video.
         rows: `(batch,)` bool, rows that have a moment.
-        offset: the first video's own query; the others' follow.
+        offset: the video and the query of the first row; those of the others follow.
     """
-    return masked_mean(-logits.log_softmax(dim=1).diagonal(offset), rows, count)
+    own = slice(offset, offset + len(rows))
+    of_video, of_query = (-logits.log_softmax(dim=dim).diagonal()[own] for dim in (1, 0))
+    return masked_mean((of_video + of_query) / 2, rows, count)

@@ -77,13 +77,21 @@ class ViewTargets:
 
 
 class GatheredTexts(NamedTuple):
-    """Text embeddings of all processes: `embeds (texts, dim)` of Eq. 17, `queries (texts, dim)` of the dual encoder,
-    `rows (texts,)` bool, those that have a moment, and the `offset` of this process's first one."""
+    """The queries of all processes.
+
+    Attributes:
+        embeds: `(texts, dim)` of Eq. 17.
+        rows: `(texts,)` bool, those that have a moment.
+        offset: Of this process's first one.
+        queries: `(texts, dim)` of the dual encoder; None without one.
+        video_logits: `(texts, texts)`, the dual encoder's logits of every process's videos and queries.
+    """
 
     embeds: Tensor
-    queries: Tensor | None
     rows: Tensor
     offset: int
+    queries: Tensor | None = None
+    video_logits: Tensor | None = None
 
 
 @dataclass

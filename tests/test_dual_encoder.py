@@ -16,7 +16,7 @@ from modeling_bmdetr.dual_encoder_bmdetr import (
     pair_logits,
     video_logits,
 )
-from modeling_bmdetr.ranking_losses_bmdetr import OTHERS_WEIGHT, contrast_loss
+from modeling_bmdetr.ranking_losses_bmdetr import OTHERS_WEIGHT, contrast_loss, retrieval_loss
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -98,6 +98,18 @@ def test_contrast_loss_by_hand():
     assert contrast_loss(logits, foreground, mask, both, 1).item() == pytest.approx(sum(rows) / 2, abs=1e-5)
     assert contrast_loss(logits, foreground, mask, first, 1).item() == pytest.approx(rows[0], abs=1e-5)
     assert contrast_loss(logits, foreground, mask, both, 1, torch.tensor(4.0)).item() == pytest.approx(sum(rows) / 4)
+
+
+def test_retrieval_loss_by_hand():
+    logits = random(3, 3)  # two rows of this batch, after one of another process
+    rows = []
+    for own in (1, 2):
+        across = sum(math.exp(logits[own, query]) for query in range(3))
+        down = sum(math.exp(logits[video, own]) for video in range(3))
+        rows.append((math.log(across) + math.log(down)) / 2 - logits[own, own].item())
+    both, second = torch.tensor([True, True]), torch.tensor([False, True])
+    assert retrieval_loss(logits, both, 1).item() == pytest.approx(sum(rows) / 2, abs=1e-5)
+    assert retrieval_loss(logits, second, 1).item() == pytest.approx(rows[1], abs=1e-5)
 
 
 def test_the_query_of_another_row_changes_no_answer():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..background_bmdetr import present_negatives
+from ..dual_encoder_bmdetr import pair_logits, video_logits
 from ..spans_bmdetr import has_moment
 from ..targets_bmdetr import COUNTS, VIEWS, GatheredTexts, MomentTargets
 
@@ -74,12 +75,15 @@ def gather_texts(outputs: Mapping[str, Any], targets: MomentTargets) -> None:
             continue  # has no alignment
         sizes = gather_sizes(view.present)
         of_view = outputs["shifted"] if prefix else outputs
-        embeds, queries = (
-            None if of_view.get(name) is None else gather_rows(of_view[name], sizes)
-            for name in ("text_embeds", "query_embeds")
+        view.texts = GatheredTexts(
+            gather_rows(of_view["text_embeds"], sizes),
+            gather_rows(view.present.to(torch.uint8), sizes).bool(),
+            offset=sum(sizes[: dist.get_rank()]),
         )
-        rows = gather_rows(view.present.to(torch.uint8), sizes).bool()
-        view.texts = GatheredTexts(embeds, queries, rows, offset=sum(sizes[: dist.get_rank()]))
+        if of_view.get("query_embeds") is not None:
+            queries = gather_rows(of_view["query_embeds"], sizes)
+            of_videos = video_logits(pair_logits(of_view["clip_embeds"], queries), view.video_mask[:, None])
+            view.texts = view.texts._replace(queries=queries, video_logits=gather_rows(of_videos, sizes))
 
 
 def gather_sizes(rows: Tensor) -> list[int]:
