@@ -118,7 +118,7 @@ def _import(case: tuple[str, bytes]) -> None:
     path = scratch() / name
     path.write_bytes(content)
     rows, _ = import_annotations(path, annotated_videos(), OPTIONS)
-    assert not validate_rows(rows).errors
+    assert not validate_rows(rows, require_windows=False).errors
 
 
 @cache
