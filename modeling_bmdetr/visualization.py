@@ -5,7 +5,6 @@ import os
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +177,8 @@ def _check_answer(answer: Mapping[str, Any]) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= LARGEST)
 
 
 def _presence(answer: Mapping[str, Any]) -> str:
