@@ -210,7 +210,8 @@ def _encode_in_one_pass(
             FramePlan(times.ravel(), encoder.frame_size, encoder.interpolation)
             for times, encoder in zip(times_s, encoders, strict=True)
         ]
-        rows: list[list[np.ndarray]] = [[] for _ in encoders]
+        # One array, since small ones that stay between large ones that go break up the memory of a long film.
+        rows = [np.empty((len(times), one.dim), np.float32) for times, one in zip(times_s, encoders, strict=True)]
         done = [0] * len(encoders)
         batches = _batches(source.frames(plans), encoders, [len(times) for times in times_s])
         # While a batch is encoded here, the next one is decoded there. Its thread ends before the file is closed.
@@ -219,12 +220,11 @@ def _encode_in_one_pass(
             while (batch := ahead.result()) is not None:
                 ahead = decoding.submit(next, batches, None)
                 index, frames = batch
-                rows[index].append(encoders[index]._encode_clips(frames))
-                done[index] += len(frames) // encoders[index].frames_per_clip
+                first, done[index] = done[index], done[index] + len(frames) // encoders[index].frames_per_clip
+                rows[index][first : done[index]] = encoders[index]._encode_clips(frames)
                 if progress is not None and done[index] == min(done):
                     progress(done[index], len(times_s[index]))
-        features = join_rows([np.concatenate(part).astype(np.float32, copy=False) for part in rows])
-        return EncodedVideo(features, source.duration_s, source.name)
+        return EncodedVideo(join_rows(rows), source.duration_s, source.name)
 
 
 def _batches(

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -127,3 +128,19 @@ def test_an_error_of_the_encoder_ends_decoding_before_the_file_is_closed(video_f
         encode_video(video_file, [encoder], 1.0)
     assert not decoding_threads()
     assert not encoder.threads
+
+
+def test_arrays_of_single_batches_do_not_stay(video_file, monkeypatch):
+    """One for every batch, between the large ones that come and go, added 300 MB to the memory of a two-hour film."""
+    encoder, made = ByClip(), []
+
+    def encode_clips(frames):
+        assert sum(reference() is not None for reference in made) <= 1
+        rows = ByClip._encode_clips(encoder, frames).copy()
+        made.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(encoder, "_encode_clips", encode_clips)
+    encode_video(video_file, [encoder], 1.0)
+    assert len(made) == 8
+    assert not any(reference() is not None for reference in made)
