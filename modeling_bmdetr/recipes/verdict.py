@@ -78,8 +78,8 @@ def judge(
         words.append("It gives nearly every sentence the same part of the video: it has not learnt from the sentences.")
     if not clear and trained < 500:
         words.append(
-            f"{trained} training queries are few for a model of its own: a few hundred to a few thousand are usual, or "
-            "train a checkpoint further (--from)."
+            f"{trained} training queries are few: a few hundred to a few thousand are usual for a model of its own, "
+            "and a checkpoint that was trained on more (--from) needs fewer."
         )
     return {"beats_baselines": clear if clear or not ahead else None, "words": words}
 
