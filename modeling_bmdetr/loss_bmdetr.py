@@ -124,9 +124,8 @@ class LossInputs:
     def contrast_loss(self) -> Tensor:
         """The dual encoder's clips against the queries of the batch, or of all processes."""
         targets, texts = self.targets, self.targets.texts
-        queries = self.outputs["query_embeds"] if texts is None else texts.queries
         return contrast_loss(
-            pair_logits(self.outputs["clip_embeds"], queries),
+            pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"] if texts is None else texts.queries),
             targets.foreground,
             targets.video_mask,
             targets.rows,
@@ -137,12 +136,11 @@ class LossInputs:
     def retrieval_loss(self) -> Tensor:
         """The dual encoder's videos against the queries of the batch, or all against all of all processes."""
         targets, texts = self.targets, self.targets.texts
-        if texts is None:
-            pairs = pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"])
-            of_videos, offset = video_logits(pairs, targets.video_mask[:, None]), 0
-        else:
-            of_videos, offset = texts.video_logits, texts.offset
-        return retrieval_loss(of_videos, targets.present, offset, self.counts.get("present"))
+        if texts is not None:
+            return retrieval_loss(texts.video_logits, targets.present, texts.offset, self.counts.get("present"))
+        pairs = pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"])
+        of_videos = video_logits(pairs, targets.video_mask[:, None])
+        return retrieval_loss(of_videos, targets.present, 0, self.counts.get("present"))
 
     def proposal_loss(self) -> Tensor:
         """Eq. 14 on the spans that clips propose."""

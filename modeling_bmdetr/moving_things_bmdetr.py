@@ -121,7 +121,8 @@ def _form(mass: Tensor, centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor]
     for harmonic in range(1, HARMONICS[-1] + 1):
         wave = wave[0] * real - wave[1] * imaginary, wave[0] * imaginary + wave[1] * real
         if harmonic in HARMONICS:
-            angular.append(sum(part.sum(dim=(-2, -1)).square() for part in wave))
+            across, down = (part.sum(dim=(-2, -1)).square() for part in wave)
+            angular.append(across + down)
     first, third, fourth = ((share * radius**power).sum(dim=(-2, -1)) for power in (1, 3, 4))
     filling = total / len(place) ** 2 / (mass.amax(dim=(-2, -1)) * spread.square() + 1e-5)
     centred = 5 * (first - 0.93), third - 1.15, fourth - 1.35, 0.3 * (filling - 4.5)  # of a disc, about 0

@@ -83,15 +83,15 @@ class GatheredTexts(NamedTuple):
         embeds: `(texts, dim)` of Eq. 17.
         rows: `(texts,)` bool, those that have a moment.
         offset: Of this process's first one.
-        queries: `(texts, dim)` of the dual encoder; None without one.
-        video_logits: `(texts, texts)`, the dual encoder's logits of every process's videos and queries.
+        queries: `(texts, dim)` of the dual encoder, and
+        video_logits: `(texts, texts)`, its logits of every process's videos and queries; None without one.
     """
 
     embeds: Tensor
     rows: Tensor
     offset: int
-    queries: Tensor | None = None
-    video_logits: Tensor | None = None
+    queries: Any = None
+    video_logits: Any = None
 
 
 @dataclass

@@ -4,7 +4,7 @@ Encoders give values of very different sizes, much of which all clips and all wo
 small, and is learned late. The scale and the shift of a LayerNorm can undo both, without another parameter.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from ..base_model_bmdetr import BMDetrModel
 from ..layers_bmdetr import BMDetrProjection, endpoint_features
 
 NUM_ROWS = 512
 AT_ONCE = 32
 SMALLEST = 0.05  # deviations below are of values that hardly vary, and are not blown up to one
 
-Batches = Callable[[], Iterator[Mapping[str, Tensor]]]
+Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 
 
 def sample_batches(dataset: Dataset, collate: Callable[[list], Any], seed: int) -> Iterator[Mapping[str, Tensor]]:
@@ -31,15 +32,15 @@ def sample_batches(dataset: Dataset, collate: Callable[[list], Any], seed: int) 
 
 
 @torch.no_grad()
-def standardize_inputs(model: nn.Module, batches: Iterator[Mapping[str, Tensor]]) -> None:
+def standardize_inputs(model: BMDetrModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
     """Sets the first norms of the two projections so that what they give has mean 0 and deviation 1 over the batches.
 
     Args:
-        model: A [`BMDetrModel`].
+        model: Whose projections are set.
         batches: With `video_features`, `video_mask`, `text_features` and `text_mask`.
     """
     projections = {"video": model.video_projection, "text": model.text_projection}
-    sums = dict.fromkeys(projections, 0.0)
+    sums = {name: torch.zeros(3, 1, dtype=torch.float64) for name in projections}
     for batch in batches:
         for name in projections:
             features, mask = batch[f"{name}_features"].float(), batch[f"{name}_mask"]
@@ -51,15 +52,20 @@ def standardize_inputs(model: nn.Module, batches: Iterator[Mapping[str, Tensor]]
         number, total, squares = sums[name]
         mean = total / number
         deviation = (squares / number - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST)
-        norm = projection.norms[0]
+        norm = first_norm(projection)
         norm.weight.copy_(1 / deviation)
         norm.bias.copy_(-mean / deviation)
 
 
-def is_untouched(projection: BMDetrProjection) -> bool:
-    """Whether the first norm is as it is initialised."""
+def first_norm(projection: BMDetrProjection) -> nn.LayerNorm:
     norm = projection.norms[0]
-    return bool((norm.weight == 1).all() and (norm.bias == 0).all())
+    assert isinstance(norm, nn.LayerNorm)
+    return norm
+
+
+def is_untouched(norm: nn.LayerNorm) -> bool:
+    """Whether scale and shift are as they are initialised."""
+    return bool(norm.weight.eq(1).all() and norm.bias.eq(0).all())
 
 
 class StandardizeInputs(TrainerCallback):
@@ -70,5 +76,9 @@ class StandardizeInputs(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         model = getattr(model, "module", model).model
-        if model.config.standardize_inputs and not state.global_step and is_untouched(model.text_projection):
+        if (
+            model.config.standardize_inputs
+            and not state.global_step
+            and is_untouched(first_norm(model.text_projection))
+        ):
             standardize_inputs(model, self.batches())
