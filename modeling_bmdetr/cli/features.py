@@ -67,7 +67,6 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")

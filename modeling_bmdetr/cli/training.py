@@ -38,7 +38,6 @@ def train(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     from ..data.rows.importers.command import add_reading
 
     command = commands.add("train", train, "train a model on your own annotations and videos")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...packages_bmdetr import needed_module
-from .array_files import DAMAGE, MAX_ARRAY_BYTES, Refused, checked_shape
+from .array_files import MAX_ARRAY_BYTES, Refused, checked_shape, described, require_key
 from .sources import no_features
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -106,17 +106,8 @@ class FeatureFile:
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """The open file; what a damaged one makes of it is one error that names it."""
-        h5py = _h5py()
-        try:
-            with h5py.File(self.file, "r") as file:
-                yield file
-        except Refused:
-            raise
-        except DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{self.file} cannot be read as HDF5 features ({reason}): fetch or extract it again."
-            ) from error
+        with described(self.file, "HDF5 features"), _h5py().File(self.file, "r") as file:
+            yield file
 
     @contextmanager
     def _datasets(self, name: str, extras: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -136,11 +127,7 @@ class FeatureFile:
                     _require_inside(h5py, held, key, self.path(name))
                 datasets = {key: held[key] for key in (self.key, *extras) if key in held}
                 if not isinstance(datasets.get(self.key), h5py.Dataset):
-                    raise Refused(
-                        f"{self.path(name)} has no array '{self.key}', only {', '.join(sorted(held)[:5]) or 'none'}. "
-                        "Name the array to read: `video_key` or `text_key`, on the command line `--video-key` or "
-                        "`--text-key`."
-                    )
+                    require_key(self.path(name), self.key, sorted(set(held) - {self.key}))
             for key, dataset in datasets.items():
                 _check(dataset, self.path(name), is_features=key == self.key)
             yield datasets
