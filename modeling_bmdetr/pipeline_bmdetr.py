@@ -240,18 +240,14 @@ class MomentRetrievalPipeline(Pipeline):
         """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
         lengths, starts, clip_s = model_outputs["lengths"], model_outputs["starts"], model_outputs["clip_s"]
         duration_s, answers, queries = model_outputs["duration_s"], [], model_outputs["queries"]
+        axes_s = torch.tensor([length * clip_s for length in lengths])
+        limits_s = torch.tensor([duration_s - start * clip_s for start in starts])
         for i, query in enumerate(queries):
             results = model_outputs["results"][i :: len(queries)]
-            found = []
-            for result, length, start in zip(results, lengths, starts, strict=True):
-                axis_s = torch.tensor([length * clip_s])
-                limit_s = torch.tensor([duration_s - start * clip_s])
-                moments = self.processor.decode(
-                    result["scores"][None], result["pred_spans"][None], torch.tensor([length]), limit_s, axis_s
-                )[0]
-                found.append(moments)
+            scores, spans = (torch.stack([result[name] for result in results]) for name in ("scores", "pred_spans"))
+            found = self.processor.decode(scores, spans, torch.tensor(lengths), limits_s, axes_s)
             overlap = self.processor.nms_threshold if nms_threshold is None else nms_threshold
-            ranked = merge_windows(found, [start * clip_s for start in starts], overlap, most=top_k)
+            ranked = merge_windows(list(found), [start * clip_s for start in starts], overlap, most=top_k)
             ranked = ranked[ranked[:, 2] >= score_threshold]
             presence = None
             if "presence" in results[0]:

@@ -5,7 +5,7 @@ gets the array of another.
 """
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +33,11 @@ class ArraySource(Protocol):
 def no_features(where: str, name: str, names: Collection[str], remedy: str = "") -> FileNotFoundError:
     """The error for a name that a source does not have."""
     return FileNotFoundError(f"{where} has no features of '{name}'{remedy}{nearest(name, names)}.")
+
+
+def examples(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, for messages."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -78,6 +78,11 @@ def _folded(name: str) -> str:
     return f"{stem}{suffix.lower()}/"
 
 
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> Sequence[int | None]:
+    """The line of each row in its file; None for rows of no file."""
+    return rows.line_numbers if isinstance(rows, RowFile) else [None] * len(rows)
+
+
 def check_video_files(
     rows: Sequence[Mapping[str, Any]], video_dir: str | Path, *, beside: Path | None = None, progress: bool = True
 ) -> list[Problem]:
@@ -88,9 +93,8 @@ def check_video_files(
     if not Path(video_dir).is_dir():
         raise FileNotFoundError(f"video_dir '{video_dir}' is not a folder.")
     files = VideoFiles([video_dir, *([beside] if beside is not None else [])])
-    numbers: Sequence[int | None] = rows.line_numbers if isinstance(rows, RowFile) else [None] * len(rows)
     first_rows: dict[str, tuple[Mapping[str, Any], int | None]] = {}
-    for row, line in zip(rows, numbers, strict=True):
+    for row, line in zip(rows, lines_of(rows), strict=True):
         first_rows.setdefault(row["vid"], (row, line))
     problems = []
     for row, line in tqdm(first_rows.values(), desc="videos", unit="video", disable=not progress):
