@@ -29,9 +29,11 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -254,23 +256,15 @@ def simulate_features(
             if vid not in writer.videos:
                 writer.add_video(vid, simulate_video(members, [contents[row["qid"]] for row in members], options))
         writer.finish()
+    # Embeddings that were computed before, in the form that mining asks for.
+    lookup = SimpleNamespace(encode=lambda sentences: np.stack([embeddings[sentence] for sentence in sentences]))
     for name, split in splits.items():
         if mine_negatives:
-            split, report = mine_negative_queries(split, encoder=_Lookup(embeddings), progress=False)  # type: ignore[assignment]
+            split, report = mine_negative_queries(split, encoder=lookup, progress=False)  # type: ignore[assignment]
             if progress:
                 print(f"{name}: {report}")
         write_rows(out_dir / f"{name}.jsonl", split)
     return FeatureStore.from_packed(out_dir)
-
-
-class _Lookup:
-    """Embeddings that were computed before, in the form that mining asks for."""
-
-    def __init__(self, embeddings: Mapping[str, np.ndarray]):
-        self.embeddings = embeddings
-
-    def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        return np.stack([self.embeddings[sentence] for sentence in sentences])
 
 
 def _require_same_rows(out_dir: Path, rows: Sequence[CanonicalRow]) -> None:
@@ -290,9 +284,7 @@ def take_videos(rows: Sequence[CanonicalRow], limit: int, seed: int) -> list[Can
     """Rows of whole videos, drawn at random, until there are `limit` rows or a few more; 0 takes all rows."""
     if limit < 0:
         raise ValueError(f"`limit` must not be negative, received {limit}")
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row["vid"]] = sizes.get(row["vid"], 0) + 1
+    sizes = Counter(row["vid"] for row in rows)
     chosen, total = set(), 0
     for i in np.random.default_rng(seed).permutation(len(sizes)):
         if limit and total >= limit:

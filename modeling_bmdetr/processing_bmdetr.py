@@ -27,6 +27,10 @@ from .video_bmdetr import is_one_video
 
 PROCESSOR_FILE = "processor_config.json"
 PredictionFormat = Literal["seconds", "released"]
+NO_ENCODERS = (
+    "this checkpoint does not say which encoder made its {0} features: pass `{0}_features`, or build the processor "
+    "with a feature contract that names it"
+)
 
 
 def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
@@ -117,20 +121,14 @@ class BMDetrProcessor(ProcessorMixin):
     def video_encoders(self) -> list[VideoEncoder]:
         """The contract's video encoders, built at first use."""
         if not self.contract.video_encoders:
-            raise ValueError(
-                "this checkpoint does not say which encoders made its video features: pass `video_features`, or build "
-                "the processor with a feature contract that names them"
-            )
+            raise ValueError(NO_ENCODERS.format("video"))
         return [build_video_encoder(spec) for spec in self.contract.video_encoders]
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The contract's text encoder, built at first use."""
         if not self.contract.text_encoder:
-            raise ValueError(
-                "this checkpoint does not say which encoder made its text features: pass `text_features`, or build "
-                "the processor with a feature contract that names it"
-            )
+            raise ValueError(NO_ENCODERS.format("text"))
         return build_text_encoder(self.contract.text_encoder)
 
     def encode_video(

@@ -6,7 +6,7 @@ given twice and stray white space. `clean_rows` finds each kind, applies one rul
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .schema import TIME_TOLERANCE_S, CanonicalRow
 
@@ -30,10 +30,9 @@ class CleaningRules:
     duplicates: Literal["keep", "drop"] = "keep"
 
     def __post_init__(self) -> None:
-        allowed = {"past_end": ("keep", "clip"), "zero_length": ("keep", "drop"), "duplicates": ("keep", "drop")}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, received {getattr(self, name)!r}.")
+        for rule in fields(self):
+            if (value := getattr(self, rule.name)) not in (allowed := get_args(rule.type)):
+                raise ValueError(f"{rule.name} must be one of {', '.join(allowed)}, received {value!r}.")
 
 
 @dataclass
