@@ -7,7 +7,7 @@ Nothing but NumPy is needed to import it.
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -92,13 +92,19 @@ class FeatureContract:
             raise ValueError(f"unknown entries in the feature contract: {unknown}; expected some of {sorted(known)}")
         return cls(**values)
 
+    def _differences(self, other: "FeatureContract", names: Iterable[str]) -> list[str]:
+        """A line for each of these entries that differs; encoders are compared where both sides name them."""
+        lines = []
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            unnamed = name in ("video_encoders", "text_encoder") and not (mine and theirs)
+            if mine != theirs and not unnamed:
+                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        return lines
+
     def mismatches(self, other: "FeatureContract") -> list[str]:
         """What differs, among the entries that decide the feature values themselves, one line each."""
-        lines = []
-        for name in ("video_encoders", "text_encoder", "clip_length", "text_rows"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs and mine and theirs:
-                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        lines = self._differences(other, ("video_encoders", "text_encoder", "clip_length", "text_rows"))
         if self.normalize_video and not self.video_encoders and len(other.video_encoders) > 1:
             # Each encoder's part is normalised by itself, and nothing here says where the parts end.
             theirs = [{"name": encoder["name"], "dim": encoder["dim"]} for encoder in other.video_encoders]
@@ -113,13 +119,7 @@ class FeatureContract:
 
         Encoders are compared where both name them.
         """
-        lines = []
-        for name in self.__dataclass_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            named = name not in ("video_encoders", "text_encoder") or (mine and theirs)
-            if mine != theirs and named:
-                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
-        if lines:
+        if lines := self._differences(other, self.__dataclass_fields__):
             raise ValueError(
                 f"the feature contracts of {own_name} and {other_name} differ:\n  "
                 + "\n  ".join(lines)
