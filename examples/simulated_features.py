@@ -151,14 +151,11 @@ class TransformerSentenceEncoder:
 def simulate_video(
     rows: Sequence[Mapping[str, Any]], contents: Sequence[np.ndarray], options: SimulationOptions
 ) -> np.ndarray:
-    """Simulated features of one video.
+    """Simulated features of one video, `(clips, video_dim)` float32.
 
     Args:
         rows: The canonical rows of the video.
         contents: What each query looks like, `(video_dim,)`, of length about one; see `project_content`.
-
-    Returns:
-        `(clips, video_dim)` float32.
     """
     vid, duration_s = rows[0]["vid"], rows[0]["duration"]
     rng = np.random.default_rng((options.seed, zlib.crc32(vid.encode())))

@@ -34,16 +34,13 @@ NO_ENCODERS = (
 
 
 def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
-    """Predicted spans as moments in seconds, best first.
+    """Predicted spans as moments, best first: `(batch, queries, 3)` float32 rows (start s, end s, score).
 
     Args:
         scores: `(batch, queries)`, what moments are ranked by.
         pred_spans: `(batch, queries, 2)` (centre, width).
         axes_s: `(batch,)`, seconds of the time axis.
         limits_s: `(batch,)`, seconds to which starts and ends are clipped.
-
-    Returns:
-        `(batch, queries, 3)` float32 rows (start s, end s, score).
     """
     scores = scores.float()[..., None]
     times = spans_cxw_to_se(pred_spans.float()) * axes_s[:, None, None]

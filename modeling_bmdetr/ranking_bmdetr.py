@@ -18,14 +18,11 @@ UNLIKELY = -2.0  # logit at which quality starts: most spans overlap with nothin
 
 
 def clip_shares(spans_se: Tensor, video_mask: Tensor) -> Tensor:
-    """How much of each clip lies in each span, in [0, 1].
+    """How much of each clip lies in each span, `(rows, queries, video_len)` in [0, 1]; 0 on padding.
 
     Args:
         spans_se: `(rows, queries, 2)` (start, end) on the time axis, which the n real clips fill.
         video_mask: `(rows, video_len)`, 1 = real.
-
-    Returns:
-        `(rows, queries, video_len)`; 0 on padding.
     """
     clips = video_mask.to(spans_se.dtype).sum(dim=1)[:, None, None]
     left = torch.arange(video_mask.shape[1], device=spans_se.device, dtype=spans_se.dtype)  # in units of clips
@@ -34,16 +31,13 @@ def clip_shares(spans_se: Tensor, video_mask: Tensor) -> Tensor:
 
 
 def expected_overlap(shares: Tensor, probabilities: Tensor) -> Tensor:
-    """The IoU of a span and the moment, were every clip described with its probability P(f|Q+) of Eq. 4.
+    """The IoU `(rows, queries)` of span and moment, were every clip described with its probability P(f|Q+) of Eq. 4.
 
     The probability inside the span, over the span's length plus the probability outside.
 
     Args:
         shares: `(rows, queries, video_len)` of `clip_shares`.
         probabilities: `(rows, video_len)`, 0 on padding.
-
-    Returns:
-        `(rows, queries)` in [0, 1].
     """
     inside = (shares @ probabilities[..., None]).squeeze(-1)
     union = shares.sum(dim=-1) + probabilities.sum(dim=1, keepdim=True) - inside
@@ -75,7 +69,7 @@ class BMDetrQualityHead(nn.Module):
     def forward(
         self, states: Tensor, spans_cxw: Tensor, frames: Tensor, probabilities: Tensor | None, video_mask: Tensor
     ) -> Tensor:
-        """Logits of the IoU.
+        """Logits of the IoU, `(rows, queries)` float32.
 
         Args:
             states: `(rows, queries, hidden)`, decoder output.
@@ -83,9 +77,6 @@ class BMDetrQualityHead(nn.Module):
             frames: `(rows, video_len, hidden)`, the clips' part of X+.
             probabilities: `(rows, video_len)`, P(f|Q+); None when not background-aware.
             video_mask: `(rows, video_len)`.
-
-        Returns:
-            `(rows, queries)` float32.
         """
         spans_se = spans_cxw_to_se(spans_cxw.detach()).clamp(0, 1)
         parts = [clip_shares(part, video_mask) for part in (spans_se, *surroundings(spans_se, video_mask))]
@@ -118,16 +109,13 @@ class BMDetrPresenceHead(nn.Module):
     def forward(
         self, span_logits: Tensor, spans_cxw: Tensor, probabilities: Tensor | None, video_mask: Tensor
     ) -> Tensor:
-        """Logits of presence.
+        """Logits of presence, `(rows,)` float32.
 
         Args:
             span_logits: `(rows, queries)`, of the quality of the spans, or of their class.
             spans_cxw: `(rows, queries, 2)`; taken as given, without gradient.
             probabilities: `(rows, video_len)`, P(f|Q+), 0 on padding; None when not background-aware.
             video_mask: `(rows, video_len)`.
-
-        Returns:
-            `(rows,)` float32.
         """
         span_logits = span_logits.float()
         evidence = [span_logits.amax(dim=1), span_logits.logsumexp(dim=1)]
