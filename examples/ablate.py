@@ -298,10 +298,7 @@ def spawn_helpers(number: int, arguments: Sequence[str]) -> list[subprocess.Pope
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print presets and variants, and stop")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="charades_simulated")
     parser.add_argument("--variants", nargs="+", default=["all"], metavar="NAME", help="variants, tables, or `all`")

@@ -58,9 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="a folder, or a name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--recipe", help="the recipe that names rows and features")
-    parser.add_argument(
-        "--override", nargs="+", action="extend", default=[], metavar="ENTRY=VALUE", help="of the recipe"
-    )
+    entry: dict[str, Any] = {"metavar": "ENTRY=VALUE", "help": "of the recipe"}
+    parser.add_argument("--override", nargs="+", action="extend", default=[], **entry)
     parser.add_argument("--sets", nargs="+", help="splits or files to evaluate on (those of the recipe)")
     parser.add_argument("--rows", nargs="+", help="without a recipe: JSONL files to evaluate on")
     parser.add_argument("--features", nargs="+", help="without a recipe: packed store, or folders of video features")

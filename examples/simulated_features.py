@@ -309,10 +309,7 @@ def load_splits(
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", metavar="FILE", help="canonical rows in JSONL files, one per split")
     parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), help="a benchmark whose original files you have")
     parser.add_argument("--data-dir", help="folder of the benchmark's original files")

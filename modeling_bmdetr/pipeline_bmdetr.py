@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .contract_bmdetr import clip_count, pad_rows, prepare_text_features, prepare_video_features, time_axis_s
 from .encoder_interface_bmdetr import EncodedVideo, Video
-from .processing_bmdetr import BMDetrProcessor, check_selection
+from .processing_bmdetr import BMDetrProcessor, check_selection, named_moments
 from .video_bmdetr import is_one_video
 from .windows_bmdetr import mean_over_windows, merge_windows, presence_over_windows, window_starts
 
@@ -256,7 +256,7 @@ class MomentRetrievalPipeline(Pipeline):
                 ranked = ranked[:0]
             answer = {
                 "query": query,
-                "moments": [dict(zip(("start", "end", "score"), row, strict=True)) for row in ranked.tolist()],
+                "moments": named_moments(ranked),
                 "calibrated": self.is_calibrated,
                 **({} if presence is None else {"presence": presence}),
                 "saliency": mean_over_windows([result["saliency_scores"] for result in results], starts).tolist(),

@@ -50,6 +50,11 @@ def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s:
     return moments.gather(1, order.expand_as(moments))
 
 
+def named_moments(moments: Tensor) -> list[dict[str, float]]:
+    """Rows (start s, end s, score) as dicts of these names."""
+    return [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
+
+
 def check_selection(
     top_k: int | None = None, score_threshold: float | None = None, nms_threshold: float | None = None
 ) -> None:
@@ -282,13 +287,8 @@ class BMDetrProcessor(ProcessorMixin):
         if len(durations_s) != len(video_mask):
             raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
         decoded = self.decode(outputs["scores"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
-        return [
-            [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
-            for moments in (
-                self.select(moments, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold)
-                for moments in decoded.cpu()
-            )
-        ]
+        options: dict[str, Any] = {"top_k": top_k, "score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        return [named_moments(self.select(moments, **options)) for moments in decoded.cpu()]
 
     def select(
         self,

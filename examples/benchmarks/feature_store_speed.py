@@ -61,14 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--videos", type=int, default=600, help="videos to write; 600 take 1.9 GB (default %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="data loader workers (default %(default)s)")
-    parser.add_argument(
-        "--epochs", type=int, default=3, help="times the videos are read for memory (default %(default)s)"
-    )
+    parser.add_argument("--videos", type=int, default=600, help="videos to write; 600 take 1.9 GB (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="data loader workers (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="times the videos are read for memory (%(default)s)")
     parser.add_argument("--dir", help="where to write the features; a disk, not a memory file system")
     parser.add_argument("--json", help="file for the figures")
     return parser.parse_args(arguments)

@@ -209,7 +209,8 @@ class ReleasedSide:
 
     def _train(self, batches: Any) -> None:
         with contextlib.chdir(self.folder):
-            self.train_epoch(self.model, self.criterion, batches, self.optimizer, self.opt, 0, NoWriter())
+            no_writer = types.SimpleNamespace(add_scalar=lambda *_: None)  # where TensorBoard's is wanted
+            self.train_epoch(self.model, self.criterion, batches, self.optimizer, self.opt, 0, no_writer)
 
     def step(self) -> None:
         """The released training loop over one batch, again and again."""
@@ -234,12 +235,6 @@ class ReleasedSide:
             **{f"MR-full-mAP@{threshold}": precision[threshold] for threshold in ("0.5", "0.75")},
             "MR-full-mAP": precision["average"],
         }
-
-
-class NoWriter:
-    """Stands where the released loop wants a TensorBoard writer."""
-
-    def add_scalar(self, *_: Any) -> None: ...
 
 
 class CountingLoader:

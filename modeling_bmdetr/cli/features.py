@@ -32,11 +32,7 @@ def extract(args: argparse.Namespace) -> int:
         args.text_encoder,
         args.clip_length,
         encoder_options={"device": args.device} if args.device else None,
-        dtype=args.dtype,
-        workers=args.workers,
-        engine=args.engine,
-        address=args.address,
-        shard=args.shard,
+        **{name: getattr(args, name) for name in ("dtype", "workers", "engine", "address", "shard")},
     )
     show(args, report.to_dict(), str(report))
     return 0 if report.complete else 1

@@ -16,19 +16,12 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError(f"--from brings its own encoders and clip length; leave out {brought}")
     check_folder(args.videos)
     check_device(args.device)
+    as_given = ("rows", "videos", "out", "val", "checkpoint", "clip_length", "workers", "device", "resume")
     data = OwnData(
-        args.rows,
-        args.videos,
-        args.out,
-        val=args.val,
-        checkpoint=args.checkpoint,
+        **{name: getattr(args, name) for name in as_given},
         video_encoders=tuple(args.video_encoder or (DEFAULT_ENCODER,)),
         text_encoder=args.text_encoder or DEFAULT_ENCODER,
-        clip_length=args.clip_length,
         overrides=args.override,
-        workers=args.workers,
-        device=args.device,
-        resume=args.resume,
         options=ImportOptions(columns=columns_of(args.columns), fps=args.fps, past_end=args.past_end),
     )
     report = train_own_data(data)

@@ -18,7 +18,7 @@ from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder
 from .sentences import compare_repeated, same_sentence
 from .sources import examples, nearest
 from .store import FeatureStore
-from .video_files import check_video_files, lines_of
+from .video_files import check_video_files, existing_folder, lines_of
 
 
 def validate_file(
@@ -68,13 +68,6 @@ def _rows_with_names(rows: RowFile) -> RowFile:
     return RowFile([row for row, _ in named], [line for _, line in named], rows.integer_qids, rows.source)
 
 
-def _existing_folder(folder: str | Path, argument: str) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{argument} '{folder}' is not a folder.")
-    return folder
-
-
 # ------------------------------------------------------------------------------------------------------------ features
 
 
@@ -94,7 +87,7 @@ def check_feature_files(
     Returns:
         The problems, and notes that say what was checked.
     """
-    root = _existing_folder(feature_dir, "feature_dir")
+    root = existing_folder(feature_dir, "feature_dir")
     folders = [folder for folder in (root, *sorted(root.iterdir())) if folder.is_dir() and _holds_features(folder)]
     if not folders:
         message = f"'{root}' is no packed store, and it and its folders hold no {', '.join(SUFFIXES)} feature files"
@@ -159,7 +152,7 @@ def check_text_features(
     Returns:
         The problems, and a note that says what was checked.
     """
-    folder = FeatureFolder(_existing_folder(feature_dir, "feature_dir"), TEXT_KEY, prefix="qid")
+    folder = FeatureFolder(existing_folder(feature_dir, "feature_dir"), TEXT_KEY, prefix="qid")
     present = [(row, line) for row, line in zip(rows, lines_of(rows), strict=True) if row["qid"] in folder]
     problems: list[Problem] = []
     if len(present) < len(rows):
