@@ -35,7 +35,7 @@ _MOVED = {
 class MovedModules(MetaPathFinder, Loader):
     """Finds the old names of modules."""
 
-    def find_spec(self, name: str, *more: Any) -> ModuleSpec | None:
+    def find_spec(self, name: str, *more: Any) -> ModuleSpec | None:  # noqa: ARG002
         package, _, module = name.rpartition(".")
         return ModuleSpec(name, self) if package == _PACKAGE and module in _MOVED else None
 
