@@ -136,7 +136,8 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
 
     def features(self) -> dict[str, Any]:
         """The columns of the data set."""
-        return {**self.FEATURES, **({"absent_kind": Value("string")} if self.config.absent_share else {})}
+        absent = ("absent_kind", "text_qid") if self.config.absent_share else ()
+        return {**self.FEATURES, **dict.fromkeys(absent, Value("string"))}
 
     def path(self, name: str) -> Path:
         """Path of one of `FILES`."""

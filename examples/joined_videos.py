@@ -33,6 +33,7 @@ from dataset_scripts.shapes_sentences import fits
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features
 from modeling_bmdetr.data import FeatureStore, read_rows
+from modeling_bmdetr.data.rows.qids import text_qid
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.evaluation.reliability import auroc
 from modeling_bmdetr.files_bmdetr import write_json
@@ -178,7 +179,7 @@ def search(
         features, mask = pad_rows(windows)
         offsets_s = torch.tensor(starts) * contract.clip_length
         lengths_s = mask.sum(dim=1) * contract.clip_length
-        texts = [prepare_text_features(store.text(str(row["qid"])), contract) for row in queries]
+        texts = [prepare_text_features(store.text(text_qid(row)), contract) for row in queries]
         for row, outputs in zip(queries, ask_all(model, features, mask, texts), strict=True):
             best = {}
             for ranking, values in rankings(outputs, mask).items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 MIN_ROWS = 50
 CERTAIN = 1e-6  # scores closer to 0 or 1 count as this close, so that their logit is finite
 FINGERPRINT_SIZE = 4
+_LARGEST = torch.finfo(torch.float32).max
 FINGERPRINT_TOLERANCE = 0.02  # what half precision changes is far less, other weights far more
 
 
@@ -53,8 +54,9 @@ class Calibration:
                 they must be.
         """
         names = cls.__dataclass_fields__
-        if set(values) != set(names):
-            raise ValueError(f"a calibration has the fields {sorted(names)}, received {sorted(values)}")
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            received = sorted(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise ValueError(f"a calibration has the fields {sorted(names)}, received {received}")
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()
         }
@@ -62,7 +64,7 @@ class Calibration:
             numbers = fields[name]
             if numbers is None and name != "fingerprint":
                 continue
-            if numbers is None or len(numbers) != size or not all(map(math.isfinite, numbers)):
+            if not isinstance(numbers, tuple) or len(numbers) != size or not all(map(_is_finite, numbers)):
                 raise ValueError(f"`{name}` of a calibration must be {size} finite numbers, received {values[name]}")
             if name != "fingerprint" and numbers[0] <= 0:
                 raise ValueError(
@@ -107,6 +109,11 @@ class Calibration:
         if self.presence is not None and presence_logits is not None:
             presence = (self.presence[0] * presence_logits.float() + self.presence[1]).sigmoid()
         return scores, presence
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number, and one that float32 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def weights_fingerprint(model: nn.Module) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ Nothing but NumPy is needed to import it.
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -54,6 +54,8 @@ class FeatureContract:
     text_rows: Literal["to_end_of_text", "all"] = "to_end_of_text"
 
     def __post_init__(self):
+        if not isinstance(self.video_encoders, (list, tuple)):
+            raise ValueError(f"`video_encoders` must be a list of dicts, received {self.video_encoders!r}")
         object.__setattr__(self, "video_encoders", tuple(_plain_encoder(encoder) for encoder in self.video_encoders))
         if self.text_encoder is not None:
             object.__setattr__(self, "text_encoder", _plain_encoder(self.text_encoder))
@@ -88,7 +90,9 @@ class FeatureContract:
     def from_dict(cls, values: dict[str, Any]) -> "FeatureContract":
         """The contract from `to_dict`'s result; an unknown entry is an error."""
         known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a feature contract is a dict with some of {sorted(known)}, received {values!r}")
+        if unknown := sorted(map(str, set(values) - known)):
             raise ValueError(f"unknown entries in the feature contract: {unknown}; expected some of {sorted(known)}")
         return cls(**values)
 

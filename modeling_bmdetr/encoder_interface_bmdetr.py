@@ -6,7 +6,8 @@ An own encoder subclasses `VideoEncoder` or `TextEncoder` and is made known by `
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -139,6 +140,14 @@ class TextEncoder(ABC):
         """Rows of checked sentences with those of padding, the same number for each."""
         raise ValueError(f"the text encoder {self.name!r} has no rows of padding, which text_rows='all' asks for.")
 
+    def project(self, sentences: Sequence[str]) -> np.ndarray:  # noqa: ARG002
+        """Sentences in a space that they share with images, `(sentences, width)` float32; for towers such as CLIP's.
+
+        Raises:
+            ValueError: the encoder has no such space.
+        """
+        raise ValueError(f"the text encoder {self.name!r} has no space that sentences share with images.")
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Name, width and the options that change the rows, as plain JSON types."""
@@ -161,7 +170,8 @@ def encode_video(
 ) -> EncodedVideo:
     """Encodes a whole video with one or several encoders, in one opening of the file and one pass over its frames.
 
-    Each encoder gets the frames at its own times and in its own size; the frames of one batch per encoder are held.
+    Each encoder gets the frames at its own times and in its own size. A thread decodes one batch ahead of the encoder
+    that is at work, and no further: the frames of two batches, and one begun per encoder, are the most that is held.
 
     Args:
         video: path of a video file, or decoded frames `(frames, height, width, 3)` uint8 RGB at a constant rate.
@@ -200,21 +210,33 @@ def _encode_in_one_pass(
             FramePlan(times.ravel(), encoder.frame_size, encoder.interpolation)
             for times, encoder in zip(times_s, encoders, strict=True)
         ]
-        waiting: list[list[np.ndarray]] = [[] for _ in encoders]
-        rows: list[list[np.ndarray]] = [[] for _ in encoders]
+        # One array, since small ones that stay between large ones that go break up the memory of a long film.
+        rows = [np.empty((len(times), one.dim), np.float32) for times, one in zip(times_s, encoders, strict=True)]
         done = [0] * len(encoders)
-        for index, _, frame in source.frames(plans):
-            encoder = encoders[index]
-            waiting[index].append(frame)
-            clips = len(waiting[index]) // encoder.frames_per_clip
-            if clips < encoder.clips_per_batch and done[index] + clips < len(times_s[index]):
-                continue
-            if len(waiting[index]) % encoder.frames_per_clip:
-                continue
-            rows[index].append(encoder._encode_clips(waiting[index]))
+        batches = _batches(source.frames(plans), encoders, [len(times) for times in times_s])
+        # While a batch is encoded here, the next one is decoded there. Its thread ends before the file is closed.
+        with ThreadPoolExecutor(1, "decoding") as decoding:
+            ahead = decoding.submit(next, batches, None)
+            while (batch := ahead.result()) is not None:
+                ahead = decoding.submit(next, batches, None)
+                index, frames = batch
+                first, done[index] = done[index], done[index] + len(frames) // encoders[index].frames_per_clip
+                rows[index][first : done[index]] = encoders[index]._encode_clips(frames)
+                if progress is not None and done[index] == min(done):
+                    progress(done[index], len(times_s[index]))
+        return EncodedVideo(join_rows(rows), source.duration_s, source.name)
+
+
+def _batches(
+    frames: Iterable[tuple[int, float, np.ndarray]], encoders: Sequence[VideoEncoder], clips: Sequence[int]
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The index of an encoder and the frames of its next `clips_per_batch` clips, as they become complete."""
+    waiting: list[list[np.ndarray]] = [[] for _ in encoders]
+    left = list(clips)
+    for index, _, frame in frames:
+        waiting[index].append(frame)
+        batch_clips = min(encoders[index].clips_per_batch, left[index])
+        if len(waiting[index]) == batch_clips * encoders[index].frames_per_clip:
+            yield index, waiting[index]
             waiting[index] = []
-            done[index] += clips
-            if progress is not None and done[index] == min(done):
-                progress(done[index], len(times_s[index]))
-        features = join_rows([np.concatenate(part).astype(np.float32, copy=False) for part in rows])
-        return EncodedVideo(features, source.duration_s, source.name)
+            left[index] -= batch_clips

@@ -5,6 +5,7 @@ durable and then renamed. What a killed process left aside is deleted by the nex
 live writer holds a lock on what it writes, and the lock goes with its process.
 """
 
+import errno
 import filecmp
 import json
 import os
@@ -18,12 +19,49 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 try:
     import fcntl
 except ImportError:  # not on this system: leftovers are then not told from files being written, and stay
     fcntl = None  # type: ignore[assignment]
 
 _ASIDE = re.compile(r"^\..*\.[0-9a-f]{16}\.unfinished(\.\w+)?$")
+# How writing fails in Python, on a disk or a share of it that is full or broken, and in `torch.save`.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_TORCH_WRITING = re.compile(r"inline_container|iostream error|PytorchStreamWriter|Parent directory .* does not exist")
+
+
+@contextmanager
+def naming_failed_writes(path: str | os.PathLike) -> Iterator[None]:
+    """Makes one error, which names `path`, of all that libraries raise where a file in or at it cannot be written.
+
+    Python's own error for a full disk has no name, `torch.save` raises `RuntimeError`, and safetensors an error of its
+    own kind. Every other error passes.
+
+    Raises:
+        OSError: writing failed.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_failed_write(error):
+            raise
+        reason = f" ({error.strerror})" if isinstance(error, OSError) else ""  # the others' texts help nobody
+        failed = OSError(
+            f"writing '{path}' failed{reason}: is the disk full? Make room, or write to another folder, then run it "
+            "again"
+        )
+        failed.errno = getattr(error, "errno", None)
+        raise failed from error
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    if isinstance(error, OSError):  # one that was named already has its message alone
+        return error.errno in _FULL and error.filename is None and len(error.args) > 1
+    if isinstance(error, SafetensorError):
+        return "Error while serializing" in str(error)
+    return _TORCH_WRITING.search(str(error)) is not None
 
 
 @contextmanager
@@ -63,8 +101,9 @@ def replacing_path(path: str | os.PathLike) -> Iterator[Path]:
     remove_leftovers(path.parent)
     lock, aside = _create_aside(path)
     try:
-        yield aside
-        _sync(aside)
+        with naming_failed_writes(path):
+            yield aside
+            _sync(aside)
         os.replace(aside, path)
         _sync(path.parent)
     finally:
@@ -84,7 +123,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"'{path}' exists and is not an empty folder: name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_aside(path) as aside:
+    with naming_failed_writes(path), _folder_aside(path) as aside:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
@@ -120,7 +159,7 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _folder_aside(folder / "saved") as aside:
+    with naming_failed_writes(folder), _folder_aside(folder / "saved") as aside:
         yield aside
         files = sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path == aside / key)
         names = {file.relative_to(aside).as_posix() for file in files}

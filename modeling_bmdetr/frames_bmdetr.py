@@ -138,7 +138,7 @@ def _resize(picture: np.ndarray, width: int, height: int, interpolation: str) ->
     """Frames are resized by torch where it can, so that the same frames give the same features with or without PyAV."""
     import torch
 
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].contiguous().float()
     options = {} if interpolation == "area" else {"antialias": True}
     small = torch.nn.functional.interpolate(pixels, size=(height, width), mode=interpolation, **options)
     return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()

@@ -39,6 +39,7 @@ from .index_files import (
     weights_key,
 )
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
+from .prefilter import best_similarities, most_similar, shared_columns
 
 logger = logging.get_logger(__name__)
 
@@ -335,6 +336,7 @@ class VideoIndex:
         *,
         per_video: int = 1,
         batch_size: int = 64,
+        prefilter: int | None = None,
         progress: Progress | None = None,
     ) -> Any:
         """The best moments of all videos for a sentence, best first; a list of lists for several sentences.
@@ -344,31 +346,34 @@ class VideoIndex:
             top: Moments returned per sentence.
             per_video: Moments at most of one video.
             batch_size: Pairs of a window and a sentence that the model sees at once.
+            prefilter: Ask the model about so many videos only: those with the clip most similar to the sentence, by
+                the towers of a model such as CLIP. All of them when left out.
             progress: Called with the number of videos done and of all.
 
         Returns:
             [`Hit`]s.
 
         Raises:
-            ValueError: the index is unfinished or was made with other weights, a sentence is empty, or a number is
-                less than 1.
+            ValueError: the index is unfinished or was made with other weights, a sentence is empty, a number is less
+                than 1, or `prefilter` is given and the encoders share no space.
         """
         self._require_searchable()
-        for name, value in (("top", top), ("per_video", per_video), ("batch_size", batch_size)):
-            if value < 1:
+        numbers = {"top": top, "per_video": per_video, "batch_size": batch_size, "prefilter": prefilter}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, received {value}")
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("`query` is an empty list: pass at least one sentence")
         hits: list[list[Hit]] = [[] for _ in queries]
-        for answers, name in self._answers(queries, per_video, batch_size, progress):
+        for asked, answers, name in self._asked(queries, prefilter, per_video, batch_size, progress):
             if not self._warned and not answers[0].get("calibrated"):
                 self._warned = True
                 logger.warning(
                     f"{self.model_name} is not calibrated: its scores of different videos are not comparable, so that "
                     "moments are ranked by score times p, the probability of their frames"
                 )
-            for i, answer in enumerate(answers):
+            for i, answer in zip(asked, answers, strict=True):
                 hits[i] += _hits(name, answer)
                 if len(hits[i]) > 50 * top:  # no more than can be in the end
                     hits[i] = _ranked(hits[i], top)
@@ -386,11 +391,26 @@ class VideoIndex:
                 "other weights: run `bmdetr index` with it, which keeps the features, or search with the former"
             )
 
+    def _asked(
+        self, queries: list[str], prefilter: int | None, *how: Any
+    ) -> Iterator[tuple[list[int], list[dict[str, Any]], str]]:
+        """The indices of sentences that are asked of a video, its answers to them, and its name."""
+        groups = [(list(range(len(queries))), self.videos)]
+        if prefilter is not None and self.videos:
+            columns = shared_columns(self.contract)
+            sentences = self.pipe.processor.text_encoder.project(queries)
+            rows = (self.source.read(self.entries[name]["key"])[:, columns] for name in self.videos)
+            kept = most_similar(self.videos, best_similarities(rows, sentences), prefilter)
+            groups = [([i], names) for i, names in enumerate(kept)]
+        for asked, names in groups:
+            for answers, name in self._answers([queries[i] for i in asked], names, *how):
+                yield asked, answers, name
+
     def _answers(
-        self, queries: list[str], per_video: int, batch_size: int, progress: Progress | None
+        self, queries: list[str], names: Sequence[str], per_video: int, batch_size: int, progress: Progress | None
     ) -> Iterator[tuple[list[dict[str, Any]], str]]:
-        """Answers of every video to all sentences; windows of several videos share batches."""
-        pipe, names = self.pipe, sorted(self.entries, key=lambda name: self.source.num_rows(self.entries[name]["key"]))
+        """Answers of these videos to all sentences; windows of several videos share batches."""
+        pipe, names = self.pipe, sorted(names, key=lambda name: self.source.num_rows(self.entries[name]["key"]))
         texts: list[np.ndarray] = []
         done = 0
         for group in self._groups(names):

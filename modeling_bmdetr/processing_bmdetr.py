@@ -88,7 +88,12 @@ class BMDetrProcessor(ProcessorMixin):
         super().__init__()
         if isinstance(feature_contract, Mapping):
             feature_contract = FeatureContract.from_dict(dict(feature_contract))
-        contract = getattr(feature_contract, "feature_contract", feature_contract) or FeatureContract()
+        contract = getattr(feature_contract, "feature_contract", feature_contract)
+        contract = FeatureContract() if contract is None else contract
+        if not isinstance(contract, FeatureContract):
+            raise ValueError(
+                f"`feature_contract` must be a FeatureContract, its dict or a configuration, received {contract!r}"
+            )
         check_selection(nms_threshold=nms_threshold)
         if prediction_format not in ("seconds", "released"):
             raise ValueError(f"`prediction_format` must be 'seconds' or 'released', received {prediction_format!r}")
@@ -118,6 +123,21 @@ class BMDetrProcessor(ProcessorMixin):
         with replacing_files(save_directory, PROCESSOR_FILE) as aside:
             super().save_pretrained(aside, **kwargs)
         return [os.path.join(save_directory, PROCESSOR_FILE)]
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """As in transformers.
+
+        Raises:
+            OSError: there is no `processor_config.json`, or it is damaged.
+        """
+        try:
+            return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except UnicodeDecodeError as error:
+            raise OSError(
+                f"the {PROCESSOR_FILE} of '{pretrained_model_name_or_path}' is damaged ({error}): download or save it "
+                "again"
+            ) from error
 
     @cached_property
     def video_encoders(self) -> list[VideoEncoder]:

@@ -1,6 +1,7 @@
 """Encoders of sentences: last hidden states of a CLIP-like model's text tower or of any text encoder."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,9 +104,21 @@ class TokenEncoder(TextEncoder):
             rows += list(states.float().cpu().numpy())
         return rows
 
-    @torch.inference_mode()
+    def project(self, sentences: Sequence[str]) -> np.ndarray:
+        """Sentences in the space that a text tower shares with the tower beside it; see [`TextEncoder.project`]."""
+        if not self.is_tower:
+            return super().project(sentences)
+        parts = [sentences[i : i + self.batch_size] for i in range(0, len(sentences), self.batch_size)]
+        return np.concatenate([self._run(list(part))[0].pooler_output.float().cpu().numpy() for part in parts])
+
     def _last_hidden_states(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """States (sentences, tokens, dim) and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""
+        output, mask = self._run(sentences)
+        return output.last_hidden_state.float().cpu(), mask
+
+    @torch.inference_mode()
+    def _run(self, sentences: list[str]) -> tuple[Any, torch.Tensor]:
+        """The model's output, and a boolean mask (sentences, tokens) of the real tokens, on the CPU."""
         tokens = self.tokenizer(
             sentences,
             padding="max_length" if self.pad_to_full_length else True,
@@ -120,7 +133,7 @@ class TokenEncoder(TextEncoder):
         forward = self.model.get_text_features if self.is_tower else self.model.forward
         known = inspect.signature(forward).parameters
         inputs = {name: tensor.to(self.model.device) for name, tensor in tokens.items() if name in known}
-        return forward(**inputs).last_hidden_state.float().cpu(), mask
+        return forward(**inputs), mask
 
 
 def minilm_encoder(

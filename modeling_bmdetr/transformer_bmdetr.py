@@ -24,7 +24,7 @@ from .layers_bmdetr import (
     embed_spans,
 )
 from .outputs_bmdetr import BMDetrDecoderOutput
-from .ranking_bmdetr import NARROWEST
+from .ranking_bmdetr import NARROWEST, BMDetrClipProposals
 
 
 class BMDetrPreTrainedModel(PreTrainedModel):
@@ -60,6 +60,8 @@ class BMDetrPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
         elif isinstance(module, nn.PReLU):
             init.constant_(module.weight, 0.25)
+        elif isinstance(module, BMDetrClipProposals):
+            init.copy_(module.ranks, torch.arange(len(module.ranks)))
         else:
             super()._init_weights(module)
 

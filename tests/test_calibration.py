@@ -200,10 +200,17 @@ class TestApply:
         for field, value, message in [
             ("score", [0.0, 1.0, 1.0], "first number of `score` .* above 0, received 0.0"),
             ("presence", [1.0], "`presence` .* 2 finite numbers"),
+            ("presence", 0, "`presence` .* 2 finite numbers, received 0"),
+            ("score", [1.0, [], 1.0], "`score` .* 3 finite numbers"),
+            ("score", [1e39, 1.0, 1.0], "`score` .* 3 finite numbers"),
+            ("score", ["1", 1.0, 1.0], "`score` .* 3 finite numbers"),
             ("fingerprint", None, "`fingerprint` .* 4 finite numbers"),
         ]:
             with pytest.raises(ValueError, match=message):
                 Calibration.from_dict({**values, field: value})
+        for value in (3, [1], None):
+            with pytest.raises(ValueError, match="a calibration has the fields"):
+                Calibration.from_dict(value)
         with pytest.raises(ValueError, match="a calibration has the fields"):
             make_model(calibration={"score": None})
 

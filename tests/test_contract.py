@@ -159,6 +159,15 @@ class TestConfigurationFields:
         with pytest.raises(StrictDataclassError, match=name):
             BMDetrConfig(**{name: value})
 
+    def test_what_is_no_dict_of_entries_is_refused_by_name(self):
+        with pytest.raises(ValueError, match=r"a feature contract is a dict .*, received 3\.5"):
+            FeatureContract.from_dict(3.5)
+        with pytest.raises(ValueError, match="`video_encoders` must be a list of dicts, received 7"):
+            FeatureContract.from_dict({"video_encoders": 7})
+        for value in (3.5, 0, [], "contract"):
+            with pytest.raises(ValueError, match="`feature_contract` must be a FeatureContract"):
+                BMDetrProcessor(value)
+
 
 def test_the_contract_needs_neither_torch_nor_transformers():
     """Whatever reads rows or metrics may import this room; the package around it is loaded by its parents' rules."""

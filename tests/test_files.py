@@ -10,8 +10,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from modeling_bmdetr.cli.faults import is_expected
 from modeling_bmdetr.files_bmdetr import (
+    naming_failed_writes,
     remove_leftovers,
     replacing_file,
     replacing_files,
@@ -219,3 +223,46 @@ def test_a_scratch_folder_goes_and_so_does_that_of_a_killed_process(tmp_path, mo
             assert folder.exists()
             assert other != folder
     assert not names(tmp_path)
+
+
+@pytest.fixture
+def full_disk():
+    """Files that cannot grow past 3,000 bytes: as on a full disk, any library's writing fails."""
+    resource = pytest.importorskip("resource", reason="files are limited as Linux does")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1][1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before[1])
+    signal.signal(signal.SIGXFSZ, before[0])
+
+
+LARGE = torch.ones(5000)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(bytes(20_000)),
+        lambda path: torch.save(LARGE, path),
+        lambda path: torch.save([LARGE], open(path, "wb")),  # noqa: SIM115 - a writer that fails in the middle
+        lambda path: save_file({"a": LARGE}, path),
+    ],
+    ids=["python", "torch", "torch_open_file", "safetensors"],
+)
+def test_on_a_full_disk_every_library_fails_alike(tmp_path, full_disk, write):
+    said = f"^writing '{tmp_path / 'a.bin'}' failed.*: is the disk full"
+    with (
+        pytest.raises(OSError, match=said) as failed,
+        naming_failed_writes(tmp_path),
+        replacing_path(tmp_path / "a.bin") as aside,
+    ):
+        write(aside)
+    assert is_expected(failed.value)
+    assert names(tmp_path) == []
+
+
+def test_other_errors_than_of_writing_pass(tmp_path):
+    for error in (RuntimeError("mat1 and mat2"), FileNotFoundError(2, "No such file", "b"), OSError("said already")):
+        with pytest.raises(type(error)) as raised, naming_failed_writes(tmp_path):
+            raise error
+        assert raised.value is error

@@ -239,16 +239,6 @@ def test_the_sentence_encoder_that_installs_as_a_package_knows_synonyms():
     assert near > far + 0.3
 
 
-def test_timm_backbones(frames):
-    pytest.importorskip("timm", exc_type=ImportError)
-    encoder = build_video_encoder("timm:tf_efficientnet_lite0", pretrained=False)
-    rows = rows_of(encoder, frames)
-    assert rows.shape == (5, 1280)
-    assert np.isfinite(rows).all()
-    with pytest.raises(ValueError, match="has no model 'efficientnet_of_mine'"):
-        build_video_encoder("timm:efficientnet_of_mine")
-
-
 PLUGIN = """
 from modeling_bmdetr.encoders_bmdetr import PixelGridVideoEncoder, register_video_encoder
 register_video_encoder("plugin-grid", lambda: PixelGridVideoEncoder(grid=12))

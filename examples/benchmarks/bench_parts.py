@@ -189,7 +189,7 @@ def grown(given: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-    from modeling_bmdetr.training.memory import keep_freed_memory
+    from modeling_bmdetr.processes import keep_freed_memory
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)

@@ -60,8 +60,8 @@ class OwnSide:
     def __init__(self, folder: Path, options: argparse.Namespace, packed: bool, model: Any = None):
         from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
         from modeling_bmdetr.data import FeatureStore, read_rows
+        from modeling_bmdetr.processes import keep_freed_memory
         from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
-        from modeling_bmdetr.training.memory import keep_freed_memory
 
         config = BMDetrConfig.released(video_dim=sum(VIDEO_DIRS.values()), text_dim=TEXT_DIM, **ENCODERS)
         contract = config.feature_contract

@@ -54,7 +54,7 @@ def add_commands(commands: Commands) -> None:
     command = commands.add("validate", validate, "check a JSONL file, and the videos and features it names")
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--videos", help="folder of the video files")
-    command.add_argument("--features", help="packed store or folder of features")
+    command.add_argument("--features", help="packed store, folder or HDF5 file of features, or a folder of those")
     command.add_argument("--reference", help="JSONL file that the text features were made from")
     command.add_argument("--unlabelled", action="store_true", help="rows without moments are fine")
     command.add_argument("--clip-length", type=seconds, help="seconds per clip, to check clip indices with")

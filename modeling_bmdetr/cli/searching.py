@@ -24,7 +24,7 @@ def search(args: argparse.Namespace) -> int:
     args.model = args.model or read_index(args.index)["model"]
     videos = VideoIndex(args.index, load_pipeline(args), _lasting_name(args.model))
     with _video_bar("searching") as progress:
-        found = videos.search(args.query, args.top, progress=progress)
+        found = videos.search(args.query, args.top, prefilter=args.prefilter, progress=progress)
     lines = []
     for query, hits in zip(args.query, found, strict=True):
         lines += [printable(query)] * (len(args.query) > 1)
@@ -70,4 +70,6 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("index", help="what `bmdetr index` wrote")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--top", type=count, default=10, help="moments per sentence, one per video at most (10)")
+    text = "ask about the N videos with the clip most similar to the sentence only; for encoders such as CLIP"
+    command.add_argument("--prefilter", type=count, metavar="N", help=text)
     add_checkpoint(command, default="the one that the index was made with")

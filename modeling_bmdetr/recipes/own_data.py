@@ -29,6 +29,7 @@ from ..data.rows.qids import content_qid
 from ..data.rows.schema import CanonicalRow
 from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
+from ..processes import usable_processors
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out
 from .recipe import read_recipe
@@ -168,6 +169,7 @@ def with_content_qids(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
     result = []
     for row in rows:
         row = {**row, "qid": renamed[row["qid"]]}
+        row.pop("text_qid", None)  # each sentence is encoded here
         if (negatives := row.get("neg_query_ids")) is not None:
             row["neg_query_ids"] = [renamed[qid] for qid in negatives]
         result.append(row)
@@ -284,7 +286,7 @@ def choose_recipe(
             "eval_steps": 0.1,
             "save_strategy": "steps",
             "save_steps": 0.1,
-            "dataloader_num_workers": max(0, min(4, (os.cpu_count() or 1) - 2)),
+            "dataloader_num_workers": max(0, min(4, usable_processors() - 2)),
             "seed": 42,
         },
     }

@@ -23,6 +23,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..files_bmdetr import naming_failed_writes
+
 TRAINER_STATE = "trainer_state.json"
 # The Trainer uploads no file or folder whose name begins with an underscore.
 UNFINISHED = "_unfinished"
@@ -185,8 +187,26 @@ class CheckpointingTrainer(Trainer, ABC):
         return str(unfinished_dir(directory)) if self._writes_checkpoint else directory
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint out of sight, and moves it to its place when every process is done with it."""
+        """Writes a checkpoint out of sight, and moves it to its place when every process is done with it.
+
+        Raises:
+            OSError: writing failed, as on a full disk; what was written of the checkpoint is deleted.
+        """
         output_dir = self._get_output_dir(trial)
+        target = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            with naming_failed_writes(target):
+                self._write_checkpoint(model, trial, target)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, target: Path) -> None:
+        output_dir = target.parent
+        written = unfinished_dir(output_dir) / target.name
         if self.args.should_save:
             shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)  # left by a process that died
         self.accelerator.wait_for_everyone()
@@ -195,8 +215,6 @@ class CheckpointingTrainer(Trainer, ABC):
             super()._save_checkpoint(model, trial)
         finally:
             self._writes_checkpoint = False
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        written, target = unfinished_dir(output_dir) / name, Path(output_dir) / name
         if self.state.best_model_checkpoint == str(written):
             self.state.best_model_checkpoint = str(target)
         self.accelerator.wait_for_everyone()
@@ -204,7 +222,3 @@ class CheckpointingTrainer(Trainer, ABC):
             self.state.save_to_json(str(written / TRAINER_STATE))
             publish_checkpoint(written, output_dir)
             rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-            shutil.rmtree(unfinished_dir(output_dir), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from ..cards import write_model_card
-from ..files_bmdetr import write_json
+from ..files_bmdetr import naming_failed_writes, write_json
 from ..processing_bmdetr import BMDetrProcessor
 from ..saving_bmdetr import CARD_FILE, PROCESSOR_FILE
 from .checkpointing import CheckpointingTrainer
@@ -17,10 +17,16 @@ class PublishingTrainer(CheckpointingTrainer):
     processor: BMDetrProcessor
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model, its code, its processor and its card, ready for `from_pretrained`."""
-        if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-        super().save_model(output_dir, _internal_call)
+        """Saves the model, its code, its processor and its card, ready for `from_pretrained`.
+
+        Raises:
+            OSError: writing failed, as on a full disk.
+        """
+        folder = output_dir or str(self.args.output_dir)
+        with naming_failed_writes(folder):
+            if self.args.should_save:
+                self.processor.save_pretrained(folder)
+            super().save_model(folder, _internal_call)
 
     def create_model_card(  # type: ignore[override]
         self,

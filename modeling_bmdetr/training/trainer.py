@@ -27,7 +27,7 @@ from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..plugins_bmdetr import require_loss
-from ..processes import end_with_parent
+from ..processes import end_with_parent, keep_freed_memory, usable_processors
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from ..targets_bmdetr import MomentTargets
@@ -35,7 +35,6 @@ from .arguments import BMDetrTrainingArguments
 from .distributed import gather_texts, mean_counts
 from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
-from .memory import keep_freed_memory
 from .publishing import PublishingTrainer
 
 Rows = Sequence[Mapping[str, Any]]
@@ -213,7 +212,12 @@ class BMDetrTrainer(PublishingTrainer):
         return self.get_eval_dataloader(test_dataset)
 
     def _loader(self, loader: type[DataLoader], dataset: MomentRetrievalDataset, **kwargs: Any) -> DataLoader:
-        workers = self.args.dataloader_num_workers
+        asked, workers = self.args.dataloader_num_workers, self._loader_workers()
+        if workers < asked:
+            logger.warning_once(
+                f"`dataloader_num_workers` is {asked}, but this process may use {workers} processors: batches are read "
+                f"by {workers} workers, and are the same"
+            )
         return loader(
             dataset,
             collate_fn=self.data_collator,
@@ -224,6 +228,10 @@ class BMDetrTrainer(PublishingTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             **kwargs,
         )
+
+    def _loader_workers(self) -> int:
+        """As many as asked for, but no more than there are processors: more only wait for one another."""
+        return min(self.args.dataloader_num_workers, usable_processors())
 
     # Loss and schedule
 

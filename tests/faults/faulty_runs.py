@@ -2,6 +2,7 @@
 
 import builtins
 import faulthandler
+import gc
 import hashlib
 import io
 import itertools
@@ -53,6 +54,7 @@ def fork(function: Callable[[], None]) -> int:
     if not process:
         code = 1
         os.setpgid(0, 0)  # what it starts can be told from other processes
+        gc.freeze()  # the parent's objects are none of its garbage
         try:
             with tempfile.TemporaryFile() as kept:  # shown where the function fails
                 os.dup2(kept.fileno(), 2)
@@ -64,6 +66,7 @@ def fork(function: Callable[[], None]) -> int:
             function()
             code = 0
         except BaseException as error:
+            code = error.code if isinstance(error, SystemExit) else 1
             os.write(1, f"{type(error).__name__}: {error}\n".encode(errors="replace") + os.pread(2, 2000, 0))
         finally:
             os._exit(code)
@@ -157,12 +160,18 @@ def cut_off_at(function: Callable[[], None], num_bytes: int) -> Callable[[], Non
 
 
 def full_at(function: Callable[[], None], num_bytes: int) -> Callable[[], None]:
-    """The function, where writing more than so many bytes to a file fails, as on a full disk."""
+    """The function, where writing more than so many bytes to a file fails, as on a full disk.
+
+    The process exits with 2 where the function raises `OSError`, as `bmdetr` does.
+    """
 
     def run() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
-        function()
+        try:
+            function()
+        except OSError as error:
+            raise SystemExit(2) from error
 
     return run
 

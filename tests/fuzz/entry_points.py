@@ -117,12 +117,12 @@ def _import(case: tuple[str, bytes]) -> None:
     name, content = case
     path = scratch() / name
     path.write_bytes(content)
-    rows, _ = import_annotations(path, _annotated_videos(), OPTIONS)
+    rows, _ = import_annotations(path, annotated_videos(), OPTIONS)
     assert not validate_rows(rows).errors
 
 
 @cache
-def _annotated_videos() -> Path:
+def annotated_videos() -> Path:
     folder = scratch() / "annotated"
     folder.mkdir()
     for name, duration_s in DURATIONS_S.items():

@@ -14,12 +14,13 @@ import pytest
 from entry_points import entry_points
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
+from strangers_files import strangers_files
 
 NAMES = [
     *("validate_rows", "read_rows", "import_annotations", "dataset_and_collator", "mine_negative_queries"),
     *("feature_files", "packed_store", "processor_of_features", "pipeline_options", "select", "configuration"),
     *("contract", "calibration", "evaluate_submission", "released_checkpoint", "pictures", "answers_as_text"),
-    "index_and_search",
+    *("index_and_search", "captions", "model_files", "info", "predict"),
 ]
 DOCUMENTED = (ValueError, TypeError, OSError, StrictDataclassError)
 LIMIT_S = 10.0  # of processor time
@@ -27,7 +28,7 @@ LIMIT_S = 10.0  # of processor time
 
 @pytest.fixture(scope="module")
 def known():
-    return entry_points()
+    return {**entry_points(), **strangers_files()}
 
 
 def check(entry, number, randomly=False):

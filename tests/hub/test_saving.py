@@ -168,6 +168,14 @@ def test_damaged_weights_are_named(tmp_path):
         BMDetrForMomentRetrieval.from_pretrained(tmp_path)
 
 
+def test_a_processor_that_is_no_text_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_bytes(b"\xff" + path.read_bytes())
+    with pytest.raises(OSError, match=f"the {path.name} of '{tmp_path}' is damaged"):
+        BMDetrProcessor.from_pretrained(tmp_path)
+
+
 def change_weights(folder: Path, change) -> None:
     weights = load_file(folder / "model.safetensors")
     change(weights)
@@ -194,6 +202,13 @@ def test_a_checkpoint_is_loaded_completely_or_refused(tmp_path, change, said):
         assert BMDetrForMomentRetrieval.from_pretrained(tmp_path, complete=False).config.hidden_size == 16
     _, info = BMDetrForMomentRetrieval.from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
     assert sum(len(names) for names in info.values()) == 1
+
+
+def test_what_counts_the_spans_is_made_where_a_checkpoint_lacks_it(tmp_path):
+    make_model(clip_proposals=True).save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop("model.clip_proposals.ranks"))
+    loaded = BMDetrForMomentRetrieval.from_pretrained(tmp_path, complete=False)
+    assert loaded.model.clip_proposals.ranks.tolist() == list(range(loaded.config.num_queries))
 
 
 def test_other_depths_than_the_weights_have_are_refused(tmp_path):

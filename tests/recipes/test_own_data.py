@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import yaml
 from annotation_samples import write_video
+from tiny_pretrained import IMAGE_MODELS, write_model
 
-from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.cli import main
-from modeling_bmdetr.data import read_rows
+from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
 from modeling_bmdetr.recipes import own_data
 from modeling_bmdetr.recipes.own_data import choose_recipe, with_content_qids
@@ -110,6 +111,13 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
     assert record.read_text() == kept
 
 
+@pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 0), (3, 1), (64, 4)])
+def test_a_recipe_leaves_processors_to_the_training_itself(processors, workers, monkeypatch):
+    monkeypatch.setattr(own_data, "usable_processors", lambda: processors)
+    recipe = choose_recipe([{"vid": "v", "qid": "q"}], "out", 1.0, 20.0)
+    assert recipe["training"]["dataloader_num_workers"] == workers
+
+
 def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys):
     source = str(trained / "model")
     assert train(world, tmp_path / "on", "--from", source, "--override", "training.num_train_epochs=1") == 0
@@ -119,6 +127,33 @@ def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys):
     assert after.config.hidden_size == before.config.hidden_size == 16
     assert train(world, tmp_path / "no", "--from", source, *ENCODERS) == 2
     assert "--from brings its own encoders" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_reads_rows_of_padding_is_trained_further(world, tmp_path):
+    """As checkpoints of the released code read CLIP: all rows of the text tower, those of padding too."""
+    clip = write_model(tmp_path / "clip", *IMAGE_MODELS["clip"])
+    config = BMDetrConfig.released(
+        video_dim=12,
+        text_dim=16,
+        video_encoders=[{"name": f"clip:{clip}", "dim": 12, "frames_per_clip": 1, "clips": "nearest"}],
+        text_encoder={"name": f"clip:{clip}", "dim": 16},
+        clip_length=2.0,
+        text_rows="all",
+        max_tokens=20,
+        alignment_dim=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
+        num_attention_heads=2,
+    )
+    source = tmp_path / "released"
+    BMDetrForMomentRetrieval(config).save_pretrained(source)
+    BMDetrProcessor(config).save_pretrained(source)
+    few = ["--override", "training.num_train_epochs=1"]
+    assert train(world, tmp_path / "on", "--from", str(source), *few) == 0
+    store = FeatureStore.from_packed(tmp_path / "on" / "features")
+    assert {len(store.text(qid)) for qid in store.query_ids} == {20}
+    assert BMDetrConfig.from_pretrained(tmp_path / "on" / "model").text_rows == "all"
 
 
 def test_a_checkpoint_of_other_features_is_refused(trained, world, tmp_path, capsys):

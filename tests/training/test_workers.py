@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+from factories import make_rows, make_trainer
 
-from modeling_bmdetr.training.memory import keep_freed_memory
+from modeling_bmdetr.processes import keep_freed_memory
 
 RUN = """
 import sys
@@ -70,6 +72,20 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path, sent):
         time.sleep(0.2)
     assert not any(map(is_alive, workers))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the processors of a process are not known here")
+@pytest.mark.parametrize(("processors", "asked", "workers"), [(2, 4, 2), (1, 4, 1), (8, 4, 4), (2, 0, 0)])
+def test_no_more_workers_than_processors_read_batches(processors, asked, workers, tmp_path, monkeypatch, package_log):
+    """Four workers on two processors took double the time of two, and every loader warned of it, 200 times a run."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    trainer = make_trainer(tmp_path, make_rows(4), dataloader_num_workers=asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaders = [trainer.get_train_dataloader(), trainer.get_eval_dataloader(make_rows(2))]
+    assert [loader.num_workers for loader in loaders] == [workers] * 2
+    said = [record.getMessage() for record in package_log.records if "dataloader_num_workers" in record.getMessage()]
+    assert len(said) == (workers < asked)
 
 
 def test_memory_is_kept_where_the_c_library_can():

@@ -11,6 +11,7 @@ from ...contract_bmdetr import FeatureContract, prepare_text_features, prepare_v
 from ...spans_bmdetr import IGNORE
 from ..features.store import FeatureStore
 from ..rows.checked import checked_rows
+from ..rows.qids import text_qid
 from .negative_sampling import NegativeSampler
 from .shifting import shift_moment
 
@@ -114,7 +115,7 @@ class MomentRetrievalDataset(Dataset):
 
     def text(self, index: int) -> np.ndarray:
         """The prepared rows of a query."""
-        return prepare_text_features(self.store.text(str(self.rows[index]["qid"])), self.contract)
+        return prepare_text_features(self.store.text(text_qid(self.rows[index])), self.contract)
 
     def spans(self, row: Mapping[str, Any], axis_s: float, rng: np.random.Generator) -> np.ndarray:
         """A row's moments on the time axis, `(moments, 2)` (centre, width).

@@ -25,8 +25,8 @@ from ...encoders_bmdetr import (
     build_video_encoder,
 )
 from ...plugins_bmdetr import import_plugins, imported_plugins
-from ...processes import end_with_parent
-from ..rows.qids import canonical_qid
+from ...processes import end_with_parent, keep_freed_memory
+from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .ray_engine import encode_on_ray
 from .video_files import VideoFiles
@@ -116,8 +116,8 @@ def extract_features(
         video_encoder: name, spec or encoder (see `build_video_encoder`); or several, whose rows are concatenated.
         text_encoder: name, spec or encoder.
         clip_length: seconds per clip.
-        contract: how the features are to be prepared later (its encoders, clip length and text rows are replaced by
-            those in use). `max_tokens` is what is stored of a sentence.
+        contract: how the features are to be prepared later (its encoders and clip length are replaced by those in
+            use). `max_tokens` is what is stored of a sentence, rows of padding included where `text_rows` is `all`.
         encoder_options: further options of encoders that are built here, such as `{"device": "cuda"}`. An option
             that changes the features belongs in the spec.
         dtype: number type of the store.
@@ -135,7 +135,7 @@ def extract_features(
     Raises:
         FileNotFoundError: if `video_dir` does not exist.
         ValueError: if rows contradict each other or what is stored, if `out_dir` holds features of another contract,
-            or if an encoder is unknown.
+            if an encoder is unknown, or the text encoder has no rows of padding and `text_rows` asks for them.
     """
     started = time.perf_counter()
     rows = require_fields(rows, ("qid", "vid", "query"))
@@ -159,8 +159,11 @@ def extract_features(
         video_encoders=tuple(encoder.spec() for encoder in encode.encoders()),
         text_encoder=text.spec(),
         clip_length=clip_length,
-        text_rows="to_end_of_text",
     )
+    if contract.text_rows == "all":
+        text.encode_text(
+            ["any sentence"], contract.max_tokens, padding=True
+        )  # before anything is written: not every encoder can
     report = ExtractionReport(str(out_dir), videos=len(first_rows), queries=len(sentences))
     with FeatureWriter(out_dir, contract, dtype=dtype) as writer:
         _extract_text(writer, text, sentences, report, progress)
@@ -203,10 +206,10 @@ def _videos_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 def _sentences_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     sentences: dict[str, str] = {}
     for row in rows:
-        first = sentences.setdefault(canonical_qid(row["qid"]), row["query"])
+        first = sentences.setdefault(text_qid(row), row["query"])
         if first != row["query"]:
             raise ValueError(
-                f"qid '{row['qid']}' has two sentences, {first!r} and {row['query']!r}: qids must be distinct"
+                f"qid '{text_qid(row)}' has two sentences, {first!r} and {row['query']!r}: qids must be distinct"
             )
     return sentences
 
@@ -248,7 +251,8 @@ def _extract_text(
 def _encode_sentences(encoder: TextEncoder, chunk: list[str], contract: FeatureContract) -> list[np.ndarray | str]:
     """Rows of each sentence, or why it has none: one bad sentence does not spoil its neighbours."""
     try:
-        return list(encoder.encode_text(chunk, contract.max_tokens))
+        padding = {"padding": True} if contract.text_rows == "all" else {}
+        return list(encoder.encode_text(chunk, contract.max_tokens, **padding))
     except (ValueError, TypeError) as error:
         if len(chunk) == 1:
             return [str(error)]
@@ -267,6 +271,8 @@ class _VideoEncoding:
 
     def encoders(self) -> list[VideoEncoder]:
         if self._built is None:
+            if not _uses_accelerator(self.options):
+                keep_freed_memory()
             self._built = [
                 spec if isinstance(spec, VideoEncoder) else build_video_encoder(spec, **self.options)
                 for spec in self.specs

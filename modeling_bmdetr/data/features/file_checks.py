@@ -13,12 +13,13 @@ from ..rows.qids import canonical_qid
 from ..rows.schema import Problem, ValidationReport
 from ..rows.validation import validate_rows
 from .array_files import SUFFIXES
+from .hdf5_files import HDF5_SUFFIXES, FeatureFile
 from .packed import is_packed
-from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder
+from .published import TEXT_KEY, VIDEO_KEY, open_features
 from .sentences import compare_repeated, same_sentence
 from .sources import examples, nearest
 from .store import FeatureStore
-from .video_files import check_video_files, existing_folder, lines_of
+from .video_files import check_video_files, lines_of
 
 
 def validate_file(
@@ -36,14 +37,16 @@ def validate_file(
     Args:
         path: the annotation file.
         video_dir: folder of video files named after `vid` (a row's `video` is looked up here, then beside the file).
-        feature_dir: packed store, folder of features one file each, or folder of such (see `check_feature_files`).
+        feature_dir: packed store, folder of features one file each, HDF5 file, or folder of such (see
+            `check_feature_files`).
         reference: JSONL file that the text features were made from (see `check_text_features`).
         require_windows: whether unlabelled rows are an error.
         clip_length_s: seconds per clip, to check clip indices with.
         progress: whether to show progress bars while files are opened.
 
     Raises:
-        FileNotFoundError: the annotation file, or a folder named here, does not exist.
+        FileNotFoundError: the annotation file, or what else is named here, does not exist.
+        ImportError: the features are an HDF5 file, and h5py is not installed.
     """
     rows, unreadable = parse_rows(path)
     report = validate_rows(rows, require_windows=require_windows, clip_length_s=clip_length_s)
@@ -80,28 +83,33 @@ def check_feature_files(
 ) -> tuple[list[Problem], list[str]]:
     """Check that features are there, and that text features belong to the sentences of the rows.
 
-    `feature_dir` is a packed store, a folder of features as they are published (one file for each video or query), or a
-    folder of those. A folder with files `qid<qid>.npz` is one of text features and is checked by `check_text_features`;
-    any other must have a file for every video. A packed store is checked by `FeatureStore.require`.
+    `feature_dir` is a packed store, features as they are published (a folder with one file for each video or query, or
+    an HDF5 file), or a folder of those. Where names begin with `qid` (`qid<qid>.npz`) they are text features and are
+    checked by `check_text_features`; others must be there for every video. A packed store is checked by
+    `FeatureStore.require`.
 
     Returns:
         The problems, and notes that say what was checked.
     """
-    root = existing_folder(feature_dir, "feature_dir")
-    folders = [folder for folder in (root, *sorted(root.iterdir())) if folder.is_dir() and _holds_features(folder)]
-    if not folders:
-        message = f"'{root}' is no packed store, and it and its folders hold no {', '.join(SUFFIXES)} feature files"
+    root = Path(feature_dir)
+    if not root.exists():
+        raise FileNotFoundError(f"feature_dir '{root}' does not exist: name a folder or an HDF5 file of features")
+    inside = sorted(root.iterdir()) if root.is_dir() else []
+    places = [place for place in (root, *inside) if _holds_features(place)]
+    if not places:
+        kinds = ", ".join((*SUFFIXES, *HDF5_SUFFIXES))
+        message = f"'{root}' is no packed store, and it and its folders hold no {kinds} feature files"
         return [Problem("error", None, "", message)], []
     problems: list[Problem] = []
     notes: list[str] = []
-    for folder in folders:
-        if is_packed(folder):
-            found, note = _check_packed(rows, folder)
-        elif next(folder.glob("qid*"), None) is not None:
+    for place in places:
+        if is_packed(place):
+            found, note = _check_packed(rows, place)
+        elif _holds_text(place):
             reference_rows = None if reference is None else read_rows(reference)
-            found, note = check_text_features(rows, folder, reference_rows=reference_rows, progress=progress)
+            found, note = check_text_features(rows, place, reference_rows=reference_rows, progress=progress)
         else:
-            found, note = _check_video_features(rows, folder)
+            found, note = _check_video_features(rows, place)
         problems += found
         notes.append(note)
     return problems, notes
@@ -115,20 +123,28 @@ def _check_packed(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list
     return [], f"'{folder}': packed features of every video and query"
 
 
-def _check_video_features(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[Problem], str]:
-    features = FeatureFolder(folder, VIDEO_KEY)
+def _check_video_features(rows: Sequence[Mapping[str, Any]], place: Path) -> tuple[list[Problem], str]:
+    features = open_features(place, VIDEO_KEY)
     vids = list(dict.fromkeys(row["vid"] for row in rows))
     missing = [vid for vid in vids if vid not in features]
     problems = []
     if missing:
         hint = nearest(missing[0], features.names)
-        message = f"'{folder}' lacks {len(missing)} of {len(vids)} videos: {examples(missing)}{hint}"
+        message = f"'{place}' lacks {len(missing)} of {len(vids)} videos: {examples(missing)}{hint}"
         problems.append(Problem("error", None, "vid", message))
-    return problems, f"'{folder}': features of {len(vids) - len(missing)} of {len(vids)} videos"
+    return problems, f"'{place}': features of {len(vids) - len(missing)} of {len(vids)} videos"
 
 
-def _holds_features(folder: Path) -> bool:
-    return is_packed(folder) or any(next(folder.glob(f"*{suffix}"), None) is not None for suffix in SUFFIXES)
+def _holds_features(place: Path) -> bool:
+    if not place.is_dir():
+        return place.suffix.lower() in HDF5_SUFFIXES and not place.name.startswith("._")
+    return is_packed(place) or any(next(place.glob(f"*{suffix}"), None) is not None for suffix in SUFFIXES)
+
+
+def _holds_text(place: Path) -> bool:
+    if place.is_dir():
+        return next(place.glob("qid*"), None) is not None
+    return any(name.startswith("qid") for name in FeatureFile(place, TEXT_KEY).names)
 
 
 def check_text_features(
@@ -139,7 +155,7 @@ def check_text_features(
     max_comparisons: int = 500,
     progress: bool = True,
 ) -> tuple[list[Problem], str]:
-    """Detect text features (`qid<qid>.npz`) that were made from other sentences than the rows hold.
+    """Detect text features (files `qid<qid>.npz`, or an HDF5 file) made from other sentences than the rows hold.
 
     A feature file does not hold its sentence, so three things are checked, from sure to likely:
 
@@ -152,7 +168,7 @@ def check_text_features(
     Returns:
         The problems, and a note that says what was checked.
     """
-    folder = FeatureFolder(existing_folder(feature_dir, "feature_dir"), TEXT_KEY, prefix="qid")
+    folder = open_features(feature_dir, TEXT_KEY, prefix="qid")
     present = [(row, line) for row, line in zip(rows, lines_of(rows), strict=True) if row["qid"] in folder]
     problems: list[Problem] = []
     if len(present) < len(rows):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
-from ..rows.qids import canonical_qid
+from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .sentences import compare_repeated, same_sentence, spread
 from .sources import ArraySource, examples, nearest
@@ -47,7 +47,7 @@ def find_problems(
     """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
     rows = require_fields(rows, ("qid", "vid"))
     durations_s = {row["vid"]: row.get("duration") for row in rows}
-    sentences = {canonical_qid(row["qid"]): row.get("query") for row in rows}
+    sentences = {text_qid(row): row.get("query") for row in rows}
     vids = [vid for vid in durations_s if store.has_video(vid)]
     qids = [qid for qid in sentences if store.has_text(qid)]
     missing = [

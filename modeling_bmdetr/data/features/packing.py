@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from ...contract_bmdetr import FeatureContract
-from ..rows.qids import canonical_qid
+from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .store import FeatureStore, PathOrPaths
 from .writer import FeatureWriter
@@ -49,7 +49,7 @@ def pack_features(
         rows = require_fields(rows, ("qid", "vid", "query"))
         source.require(rows)
         vids = list(dict.fromkeys(row["vid"] for row in rows))
-        sentences = {canonical_qid(row["qid"]): row["query"] for row in rows}
+        sentences = {text_qid(row): row["query"] for row in rows}
         qids = list(sentences)
     unreadable: list[str] = []
     with FeatureWriter(out_dir, source.contract, dtype=dtype) as writer:

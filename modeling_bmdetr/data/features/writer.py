@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
-from ...files_bmdetr import take_lock, write_json
+from ...files_bmdetr import naming_failed_writes, take_lock, write_json
 from .packed import (
     DTYPES,
     FORMAT,
@@ -120,8 +120,9 @@ class FeatureWriter:
 
     def commit(self) -> None:
         """Makes all that was added durable. Happens by itself every two seconds of adding."""
-        for stream in self._streams.values():
-            stream.commit()
+        with naming_failed_writes(self.directory):
+            for stream in self._streams.values():
+                stream.commit()
         self._committed_at = time.monotonic()
 
     def finish(self) -> None:
@@ -145,7 +146,8 @@ class FeatureWriter:
 
     def _add(self, modality: str, name: str, features: np.ndarray, extra: dict[str, Any]) -> None:
         stream = self._streams[modality]
-        stream.add(str(name), np.asarray(features), extra)
+        with naming_failed_writes(self.directory):
+            stream.add(str(name), np.asarray(features), extra)
         if stream.waiting_bytes >= _COMMIT_BYTES or time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
             self.commit()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .jsonl import read_rows
+from .qids import text_qid
 from .schema import CanonicalRow
 
 UNRELATED = "unrelated"
@@ -65,7 +66,8 @@ def add_absent_rows(
 
     Returns:
         The rows as they are and the new ones, whose `qid` is that of the row their video comes from with `_absent`
-        behind it, whose `relevant_windows` are empty; and the report.
+        behind it, whose `text_qid` is the query their sentence comes from (so that they need no text features of
+        their own), and whose `relevant_windows` are empty; and the report.
 
     Raises:
         ValueError: `share` is not between 0 and 1.
@@ -91,6 +93,7 @@ def add_absent_rows(
                     "duration": row["duration"],
                     "relevant_windows": [],
                     "absent_kind": UNRELATED,
+                    "text_qid": text_qid(labelled[other]),
                 }
                 if row.get("video") is not None:
                     absent["video"] = row["video"]
@@ -105,8 +108,8 @@ def read_absent_rows(path: str | Path, kind: str | None = None) -> list[Canonica
     Two forms are read. The files of generalised moment retrieval (GMR) are canonical already: absent queries have
     `relevant_windows: []`. The negative queries of Moment of Untruth (for QVHighlights and Charades-STA) have
     `[[0, 0]]` and `saliency_scores: [[]]`, and may repeat the `qid` of the query their sentence comes from: a repeated
-    qid is given `_absent` (then `_absent2`, ...) at its end. Text features of such a row are those of the sentence:
-    encode the rows, or look the features up by the qid without that end.
+    qid is given `_absent` (then `_absent2`, ...) at its end, and the repeated one as `text_qid`: both have its text
+    features.
 
     Args:
         path: the JSONL file.
@@ -130,6 +133,7 @@ def read_absent_rows(path: str | Path, kind: str | None = None) -> list[Canonica
         qid, number = row["qid"], 1
         while row["qid"] in taken:
             row["qid"] = f"{qid}_absent{number if number > 1 else ''}"
+            row["text_qid"] = qid
             number += 1
         taken.add(row["qid"])
         rows.append(row)

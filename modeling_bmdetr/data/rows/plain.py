@@ -6,7 +6,10 @@ from typing import Any
 
 from .qids import canonical_qid, is_whole_number
 
-_OPTIONAL = ("relevant_windows", "relevant_clip_ids", "saliency_scores", "neg_query_ids", "neg_query_weights", "video")
+_OPTIONAL = (
+    *("relevant_windows", "absent_kind", "text_qid", "relevant_clip_ids", "saliency_scores"),
+    *("neg_query_ids", "neg_query_weights", "video"),
+)
 
 
 def plain_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> list[dict[str, Any]]:

@@ -32,6 +32,12 @@ def content_qid(row: Mapping[str, Any]) -> str:
     return f"{row['vid']}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
 
+def text_qid(row: Mapping[str, Any]) -> str:
+    """The query whose text features are those of a row: `text_qid` where the row has one, else its own `qid`."""
+    borrowed = row.get("text_qid")
+    return canonical_qid(row["qid"] if borrowed is None else borrowed)
+
+
 def is_whole_number(value: object) -> bool:
     """Whether a value is an integer, or a float without a fraction; True and False are not."""
     if isinstance(value, Integral):

@@ -32,6 +32,8 @@ class CanonicalRow(TypedDict):
       show what the query says. Left out or None where labels are not public.
     - `absent_kind`: for a query with no moment, in which way it is absent (`unrelated`, `no_such_object`,
       `other_action`, `exchanged`, or any other name); optional. Presence is measured for each kind by itself.
+    - `text_qid`: the query with the same sentence whose text features are this row's too, where the row has none of its
+      own; optional.
     - `relevant_clip_ids`: indices of the clips inside the moments, ascending from 0; optional.
     - `saliency_scores`: (relevant clips, annotators), one list for each entry of `relevant_clip_ids`; optional.
     - `neg_query_ids`: qids of queries of the same video that do not describe these moments; optional.
@@ -46,6 +48,7 @@ class CanonicalRow(TypedDict):
     duration: float
     relevant_windows: NotRequired[list[list[float]] | None]
     absent_kind: NotRequired[str | None]
+    text_qid: NotRequired[str | None]
     relevant_clip_ids: NotRequired[list[int] | None]
     saliency_scores: NotRequired[list[list[float]] | None]
     neg_query_ids: NotRequired[list[str] | None]

@@ -106,6 +106,9 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
         yield "error", "qid", f"expected a string or an integer, received {row['qid']!r}"
     elif not str(row["qid"]).strip() or set(str(row["qid"])) & set("/\\\0"):
         yield "error", "qid", f"{row['qid']!r} cannot name a file; use letters, digits, '-' and '_'"
+    borrowed = row.get("text_qid")
+    if borrowed is not None and (borrowed == "" or _qid_or_none({"qid": borrowed}) is None):
+        yield "error", "text_qid", f"expected the qid of another query, received {borrowed!r}"
     for name in ("vid", "query"):
         value = row.get(name)
         if value is None:

@@ -10,10 +10,11 @@ import time
 import av
 import numpy as np
 import pytest
+from tiny_pretrained import TEXT_MODELS, write_model
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, extract_features
-from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder
+from modeling_bmdetr.encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder, build_text_encoder
 
 VIDEO, TEXT = {"name": "pixel-grid", "grid": 8}, "hashed-words"
 
@@ -104,7 +105,7 @@ def test_the_store_holds_what_the_encoders_give(videos, tmp_path):
 
 
 def test_the_contract_says_how_it_was_made(videos, tmp_path):
-    preparation = FeatureContract(clip_length=9.0, max_clips=50, max_tokens=2, text_rows="all", normalize_text=False)
+    preparation = FeatureContract(clip_length=9.0, max_clips=50, max_tokens=2, normalize_text=False)
     extract(make_rows("a"), videos, tmp_path, contract=preparation)
     store = FeatureStore.from_packed(tmp_path)
     assert store.contract == FeatureContract(
@@ -116,6 +117,25 @@ def test_the_contract_says_how_it_was_made(videos, tmp_path):
         normalize_text=False,
     )
     assert store.text("a_0").shape == (2, 256)
+
+
+def test_rows_of_padding_are_stored_where_the_contract_asks_for_them(videos, tmp_path):
+    folder = write_model(tmp_path / "clip", TEXT_MODELS["clip"])
+    contract = FeatureContract(text_rows="all", max_tokens=20)
+    extract_features(
+        make_rows("a"), videos, tmp_path / "store", VIDEO, f"clip:{folder}", 1.0, contract=contract, progress=False
+    )
+    store = FeatureStore.from_packed(tmp_path / "store")
+    assert store.contract.text_rows == "all"
+    expected = build_text_encoder(f"clip:{folder}").encode_text([store.sentence("a_0")], 20, padding=True)[0]
+    assert expected.shape == (20, 16)
+    np.testing.assert_allclose(store.text("a_0"), expected, atol=1e-6)
+
+
+def test_rows_of_padding_that_an_encoder_lacks_are_refused_before_anything_is_written(videos, tmp_path):
+    with pytest.raises(ValueError, match=r"'hashed-words' has no rows of padding, which text_rows='all' asks for"):
+        extract(make_rows("a"), videos, tmp_path / "store", contract=FeatureContract(text_rows="all"))
+    assert not (tmp_path / "store").exists()
 
 
 def test_each_video_and_each_sentence_is_encoded_once(videos, tmp_path):

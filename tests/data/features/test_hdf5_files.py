@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from factories import make_row
 
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.contract_bmdetr import FeatureContract
-from modeling_bmdetr.data import FeatureStore, pack_features
+from modeling_bmdetr.data import FeatureStore, pack_features, write_rows
 
 h5py = pytest.importorskip("h5py")
 
@@ -132,3 +133,24 @@ def test_without_h5py_the_error_says_what_to_install(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match="pip install h5py"):
         store_of(files[0] / "plain.h5")
+
+
+def test_rows_are_checked_against_hdf5_files(files, capsys):
+    folder, _ = files
+    rows = folder / "rows.jsonl"
+    write_rows(rows, [make_row(qid=7, vid="v1"), make_row(qid=8, vid="v3", query="A man sits.")])
+    assert main(["validate", str(rows), "--features", str(folder / "plain.h5")]) == 1
+    said = capsys.readouterr().out
+    assert f"'{folder / 'plain.h5'}' lacks 1 of 2 videos: v3" in said
+    assert "queries" not in said
+
+    write_rows(rows, [make_row(qid=7, vid="v1")])
+    assert main(["validate", str(rows), "--features", str(folder)]) == 0  # a folder of three such files
+    said = capsys.readouterr().out
+    assert "groups.hdf5': features of 1 of 1 videos" in said
+    assert "text.h5': text features of 1 of 1 queries" in said
+    (folder / "broken.h5").write_bytes(b"no HDF5")
+    assert main(["validate", str(rows), "--features", str(folder / "broken.h5")]) == 2
+    assert "broken.h5 cannot be read" in capsys.readouterr().err
+    assert main(["validate", str(rows), "--features", str(rows)]) == 1
+    assert "hold no .npz" in capsys.readouterr().out

@@ -2,10 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 from factories import make_row
 
-from modeling_bmdetr.data import add_absent_rows, clean_rows, read_absent_rows, validate_rows
+from modeling_bmdetr.contract_bmdetr import FeatureContract
+from modeling_bmdetr.data import (
+    FeatureStore,
+    MomentRetrievalDataset,
+    add_absent_rows,
+    clean_rows,
+    pack_features,
+    read_absent_rows,
+    validate_rows,
+)
 from modeling_bmdetr.data.rows.absent import content_words
 
 ROWS = [
@@ -16,6 +26,12 @@ ROWS = [
     make_row(qid="e", vid="garden", query="He waters some flowers."),
     make_row(qid="f", vid="garden", query="Nobody knows.", relevant_windows=None),
 ]
+
+
+def save_features(path, value, key):
+    """Five rows of four equal values, as published files hold them."""
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **{key: np.full((5, 4), value, np.float32)})
 
 
 def test_content_words():
@@ -67,7 +83,35 @@ def test_published_negatives(tmp_path):
     assert [row["qid"] for row in rows] == ["7", "7_absent", "7_absent2", "8", "9"]
     assert [row["relevant_windows"] for row in rows] == [[[2, 8]], [], [], [], [[0, 0], [1, 4]]]
     assert [row.get("absent_kind") for row in rows] == [None, "in_domain", "in_domain", "in_domain", None]
+    assert [row.get("text_qid") for row in rows] == [None, "7", "7", None, None]
     assert validate_rows(rows).ok
+
+
+def test_absent_rows_have_the_text_features_of_the_sentence_they_borrow(tmp_path):
+    """Published features, one file for each qid, need none for the rows that a rule added; nor do a packed copy and
+    extraction, which sees the sentence once."""
+    for index, row in enumerate(ROWS):
+        save_features(tmp_path / "text" / f"qid{row['qid']}.npz", 10 + index, "last_hidden_state")
+        save_features(tmp_path / "video" / f"{row['vid']}.npz", 0, "features")
+    contract = FeatureContract(clip_length=2.0, normalize_text=False)
+    store = FeatureStore.from_files(tmp_path / "video", tmp_path / "text", contract=contract)
+    rows, _ = add_absent_rows(ROWS, share=1.0, seed=3)
+    store.require(rows)
+    packed = pack_features(store, tmp_path / "packed", rows=rows, progress=False)
+    assert packed.query_ids == sorted(row["qid"] for row in ROWS)
+    values = {row["query"]: 10 + index for index, row in enumerate(ROWS)}
+    absent = [index for index, row in enumerate(rows) if row["relevant_windows"] == []]
+    for features in (store, packed):
+        dataset = MomentRetrievalDataset(rows, features, features.contract)
+        for index in absent:
+            assert (dataset.text(index) == values[rows[index]["query"]]).all()
+    assert {row["text_qid"] for row in rows[len(ROWS) :]} <= {row["qid"] for row in ROWS}
+
+
+@pytest.mark.parametrize("borrowed", ["", 1.5, ["a"]])
+def test_a_text_qid_that_names_no_query_is_an_error(borrowed):
+    report = validate_rows([make_row(text_qid=borrowed)])
+    assert [problem.field for problem in report.errors] == ["text_qid"]
 
 
 def test_validation_and_cleaning_keep_absent_rows():
