@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from modeling_bmdetr.data import CleaningRules, check_text_features
-from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.files_bmdetr import require_writable, write_json
 
 from .builder import BenchmarkBuilder
 from .export import export, push_to_hub
@@ -82,6 +82,8 @@ def _builder(options: argparse.Namespace, **more: Any) -> datasets.DatasetBuilde
 
 
 def _stats(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        require_writable(options.out.parent)
     statistics = builder_statistics(_builder(options))
     plain = statistics_as_json(statistics)
     if options.out is not None:
@@ -91,6 +93,7 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    require_writable(options.out)
     rules = CleaningRules(
         past_end="clip" if options.clip_windows else "keep",
         zero_length="drop" if options.drop_zero_length else "keep",

@@ -29,7 +29,7 @@ from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, subm
 from modeling_bmdetr.evaluation.arrays import moment_arrays
 from modeling_bmdetr.evaluation.metrics import best_iou
 from modeling_bmdetr.evaluation.submission import load_rows, match_by_qid
-from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.files_bmdetr import require_writable, write_json
 from modeling_bmdetr.packages_bmdetr import needed_module
 from modeling_bmdetr.recipes import Recipe, RecipeRows, load_set, open_store, predict_and_evaluate, read_recipe
 from modeling_bmdetr.recipes.preparation import labels_of, tests_of
@@ -79,6 +79,7 @@ def default_folder(checkpoint: str) -> Path:
 def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Evaluates every set, and returns for each its metrics and figures by length."""
     args.out = args.out or str(default_folder(args.checkpoint))
+    require_writable(args.out)
     arguments = BMDetrTrainingArguments(
         output_dir=args.out,
         per_device_eval_batch_size=args.batch_size,

@@ -150,7 +150,10 @@ def _plain_encoder(encoder: Any) -> dict[str, Any]:
             "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (int, values per row), "
             f"received {encoder!r}"
         )
-    return json.loads(json.dumps(encoder))
+    try:
+        return json.loads(json.dumps(encoder, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an encoder of the feature contract must be JSON ({error}), received {encoder!r}") from error
 
 
 def describe_encoders(value: Any) -> str:

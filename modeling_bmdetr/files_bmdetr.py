@@ -75,7 +75,7 @@ def replacing_file(path: str | os.PathLike, *, binary: bool = False) -> Iterator
         OSError: the folder cannot be written to, the file is read-only, or the disk is full.
     """
     encoding = None if binary else "utf-8"
-    if _is_device(Path(path)):
+    if is_device(Path(path)):
         with open(path, "wb" if binary else "w", encoding=encoding) as file:
             yield file
         return
@@ -183,6 +183,28 @@ def replacing_files(folder: str | os.PathLike, key: str, stale: Sequence[str] = 
         _sync(folder)
 
 
+def require_writable(folder: str | os.PathLike) -> None:
+    """Refuses a folder that cannot be made or written to, before anything slow is done for it; leaves nothing there.
+
+    Raises:
+        OSError: a part of its path is no folder, or nothing can be written there.
+    """
+    folder = Path(folder)
+    there = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"the folder '{folder}' cannot be made: '{there}' is no folder; name a folder that can be written to"
+        )
+    try:  # permissions alone do not tell: a file system may be read-only
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the folder '{folder}' cannot be written to ({error.strerror}): change its permissions, or name another "
+            "folder"
+        ) from error
+
+
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Deletes what processes that died were writing aside in a folder."""
     if fcntl is None:
@@ -280,7 +302,7 @@ def _sync_descriptor(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
     """Whether `path` leads to something that is no regular file, or lies where devices and descriptors do."""
     if path.parts[1:2] in (("dev",), ("proc",)) and path.parts[1:3] != ("dev", "shm"):
         return path.exists() and not path.is_dir()

@@ -26,6 +26,7 @@ TRUTH, FOUND, PROBABILITY = "#2a9d4f", "#2f6fdb", "#d1495b"
 LEAST_SCORE = 0.005  # what would be written as 0.00 is not drawn
 TITLE_LETTERS = 105  # per line
 TITLE_LINES = 40
+LARGEST = 1e9  # seconds or anything else that is drawn
 FRAME_HEIGHT_IN = 0.9
 # Seconds between ticks on a time line; from `MINUTES_FROM_S` on they are written as m:ss.
 TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
@@ -61,13 +62,16 @@ def plot_moments(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no answers, or not one list of moments for each; matplotlib does not know the suffix.
+        ValueError: no answers, one without what is drawn of it, or not one list of moments for each; matplotlib does
+            not know the suffix.
         OSError: the file cannot be written.
     """
     figures = needed_module("matplotlib.figure", NO_MATPLOTLIB)
     several: list[Mapping[str, Any]] = [answers] if isinstance(answers, Mapping) else list(answers)
     if not several:
         raise ValueError("`answers` is empty: there is nothing to draw")
+    for answer in several:
+        _check_answer(answer)
     if ground_truth is not None and len(ground_truth) != len(several):
         raise ValueError(f"{len(ground_truth)} lists of moments for {len(several)} answers; pass one for each")
     duration_s = float(several[0]["duration"])
@@ -140,6 +144,41 @@ def plot_reliability(
         with replacing_path(path) as aside:
             figure.savefig(aside, dpi=120)
     return figure
+
+
+def _check_answer(answer: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless an answer holds what is drawn of it."""
+    curves = ("frame_probabilities", "frame_attention") if "frame_probabilities" in answer else ("saliency",)
+    if missing := [name for name in ("query", "moments", "duration", "clip_length", *curves) if name not in answer]:
+        raise ValueError(f"an answer lacks {', '.join(map(repr, missing))}: pass what the pipeline returned")
+    if not isinstance(answer["query"], str):
+        raise ValueError(f"`query` of an answer must be a sentence, received {answer['query']!r}")
+    for name in ("duration", "clip_length"):
+        if not (_is_finite(answer[name]) and answer[name] > 0):
+            raise ValueError(f"`{name}` of an answer must be a positive number of seconds, received {answer[name]!r}")
+    if answer.get("presence") is not None and not _is_finite(answer["presence"]):
+        raise ValueError(f"`presence` of an answer must be a number or None, received {answer['presence']!r}")
+    moments = answer["moments"]
+    names = ("start", "end", "score")
+    if not isinstance(moments, Sequence) or not all(
+        isinstance(moment, Mapping) and all(_is_finite(moment.get(name)) for name in names) for moment in moments
+    ):
+        raise ValueError(
+            f"`moments` of an answer must be a list of dicts with {', '.join(names)}, received {moments!r}"
+        )
+    lengths = set()
+    for name in curves:
+        values = answer[name]
+        if not isinstance(values, (Sequence, np.ndarray)) or not len(values) or not all(map(_is_finite, values)):
+            raise ValueError(f"`{name}` of an answer must be finite numbers, one per clip, received {values!r}")
+        lengths.add(len(values))
+    if len(lengths) > 1:
+        raise ValueError(f"{' and '.join(curves)} of an answer must have as many numbers, received {sorted(lengths)}")
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= LARGEST)
 
 
 def _presence(answer: Mapping[str, Any]) -> str:
@@ -255,9 +294,9 @@ def clock(seconds: float, decimals: int = 0) -> str:
     return f"{text}.{rest:0{decimals}d}" if decimals else text
 
 
-def tick_step_s(duration_s: float, ticks: int) -> int:
+def tick_step_s(duration_s: float, ticks: int) -> float:
     """Seconds between at most so many ticks on a time line that people read easily."""
-    return next((step for step in TICK_STEPS_S if duration_s / step <= ticks), TICK_STEPS_S[-1])
+    return next((step for step in TICK_STEPS_S if duration_s / step <= ticks), duration_s / ticks)
 
 
 def _span(start: float, end: float) -> str:

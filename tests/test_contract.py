@@ -164,6 +164,9 @@ class TestConfigurationFields:
             FeatureContract.from_dict(3.5)
         with pytest.raises(ValueError, match="`video_encoders` must be a list of dicts, received 7"):
             FeatureContract.from_dict({"video_encoders": 7})
+        for odd in (float("nan"), object()):
+            with pytest.raises(ValueError, match="an encoder of the feature contract must be JSON"):
+                FeatureContract(text_encoder={"name": "made", "dim": 4, "option": odd})
         for value in (3.5, 0, [], "contract"):
             with pytest.raises(ValueError, match="`feature_contract` must be a FeatureContract"):
                 BMDetrProcessor(value)

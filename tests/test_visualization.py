@@ -173,6 +173,27 @@ def test_wrong_arguments() -> None:
         plot_moments([answer(), answer()], ground_truth=[[]])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clip_length": ...}, "an answer lacks 'clip_length'"),
+        ({"frame_attention": ...}, "an answer lacks 'frame_attention'"),
+        ({"query": 3}, "`query` of an answer must be a sentence, received 3"),
+        ({"duration": float("nan")}, "`duration` of an answer must be a positive number"),
+        ({"clip_length": 0}, "`clip_length` of an answer must be a positive number"),
+        ({"presence": "high"}, "`presence` of an answer must be a number or None"),
+        ({"moments": [{"start": 1.0}]}, "`moments` of an answer must be a list of dicts"),
+        ({"frame_probabilities": [[0.5]]}, "`frame_probabilities` of an answer must be finite numbers"),
+        ({"frame_probabilities": []}, "`frame_probabilities` of an answer must be finite numbers"),
+        ({"frame_probabilities": [0.5]}, "must have as many numbers"),
+    ],
+)
+def test_an_answer_without_what_is_drawn_is_refused_by_name(change, said) -> None:
+    changed = {name: value for name, value in {**answer(), **change}.items() if value is not ...}
+    with pytest.raises(ValueError, match=said):
+        plot_moments(changed)
+
+
 def test_the_picture_is_not_blank(tmp_path: Path) -> None:
     plot_moments(answer(), path=tmp_path / "a.png")
     picture = matplotlib.image.imread(tmp_path / "a.png")

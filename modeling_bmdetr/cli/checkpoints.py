@@ -3,13 +3,23 @@
 import argparse
 from typing import Any
 
-from .common import Commands, check_model, check_output, load_checkpoint, model_errors, show
+from .common import (
+    Commands,
+    check_model,
+    check_output,
+    check_output_folder,
+    load_checkpoint,
+    model_errors,
+    show,
+)
 
 
 def convert(args: argparse.Namespace) -> int:
     if args.to_released:
         check_model(args.checkpoint)
         check_output(args.out)
+    else:
+        check_output_folder(args.out)
 
     from ..released import convert_to_folder, export_released
 
@@ -25,6 +35,8 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
+    check_output_folder(args.out or args.checkpoint)
+
     from .. import BMDetrForMomentRetrieval
     from ..calibrating import calibrate_folder
     from ..data import FeatureStore, read_rows
@@ -70,6 +82,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
+    check_output_folder(args.out)
     model, processor = load_checkpoint(args.checkpoint, args.revision)
 
     from ..export import export_model

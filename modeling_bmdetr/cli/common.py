@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|xla|meta)(:\d+)?")
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -161,8 +162,19 @@ def check_output(path: str | None, suffixes: tuple[str, ...] = ()) -> None:
         raise IsADirectoryError(f"'{path}' is a folder; name a file in it")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"there is no folder '{file.parent}' to write '{file.name}' to")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    from ..files_bmdetr import is_device, require_writable
+
+    if not is_device(file):
+        require_writable(file.parent)
+    if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(f"'{path}' cannot be written; choose another place or change its permissions")
+
+
+def check_output_folder(path: str) -> None:
+    """Refuses a folder to write that cannot be made or written to."""
+    from ..files_bmdetr import require_writable
+
+    require_writable(path)
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 import argparse
 import sys
 
-from .common import Commands, seconds
+from .common import PICTURE_SUFFIXES, Commands, check_output, seconds
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    check_output(args.plot, PICTURE_SUFFIXES)
+
     from ..evaluation import evaluate_submission, format_metrics, submission_reliability
 
     options = {"clip_length_s": args.clip_length, "presence_threshold": args.presence_threshold}

@@ -8,6 +8,7 @@ from .common import (
     check_device,
     check_folder,
     check_model,
+    check_output_folder,
     checked_rows,
     count_or_none,
     device,
@@ -21,6 +22,7 @@ def extract(args: argparse.Namespace) -> int:
     rows = checked_rows(args.rows, ("qid", "vid", "query", "video", "duration"))
     check_folder(args.videos)
     check_device(args.device)
+    check_output_folder(args.out)
 
     from ..data import extract_features
 
@@ -39,6 +41,8 @@ def extract(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
+    check_output_folder(args.out)
+
     from ..configuration_bmdetr import BMDetrConfig, FeatureContract
     from ..data import pack_features, read_rows
 

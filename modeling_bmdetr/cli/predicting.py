@@ -7,6 +7,7 @@ from typing import Any
 
 from . import answers as forms
 from .common import (
+    PICTURE_SUFFIXES,
     Bar,
     Commands,
     add_checkpoint,
@@ -20,7 +21,6 @@ from .common import (
 )
 from .faults import is_expected, message_of
 
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov")
 SCORE_THRESHOLD = 0.05
 

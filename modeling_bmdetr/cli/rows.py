@@ -6,6 +6,8 @@ from .common import Commands, check_device, check_output, checked_rows, count_or
 
 
 def import_rows(args: argparse.Namespace) -> int:
+    check_output(args.out)
+
     from ..data.rows.importers.command import run
 
     show(args, *run(args))

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .common import Commands, add_checkpoint, count, load_pipeline, printable, show
+from .common import Commands, add_checkpoint, check_output_folder, count, load_pipeline, printable, show
 
 
 def index(args: argparse.Namespace) -> int:
+    check_output_folder(args.out)
+
     from ..index import VideoIndex
 
     videos = VideoIndex(args.out, load_pipeline(args), _lasting_name(args.model))

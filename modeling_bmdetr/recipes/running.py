@@ -22,7 +22,7 @@ from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
 from ..evaluation import write_jsonl
 from ..evaluation.baselines import baseline_metrics
-from ..files_bmdetr import replacing_file, write_json
+from ..files_bmdetr import replacing_file, require_writable, write_json
 from ..tables import markdown_table
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
 from ..training.record import count_rows, library_versions, training_record
@@ -48,7 +48,13 @@ _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def train_by_recipe(
     recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Runs a recipe, once or for each seed, and returns the report that it writes to `out`."""
+    """Runs a recipe, once or for each seed, and returns the report that it writes to `out`.
+
+    Raises:
+        OSError: nothing can be written to `out`.
+        ValueError: what the recipe names does not fit, or `out` holds a run that is not to be resumed.
+    """
+    require_writable(out)
     folders = {None: out} if seeds is None else {seed: out / f"seed{seed}" for seed in seeds}
     # The first arguments start the process group; every process reads the rows, one of them mines negatives.
     arguments = training_arguments(recipe, out)

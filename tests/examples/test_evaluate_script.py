@@ -134,3 +134,9 @@ def test_recall_curves_fall_and_meet_the_metrics():
 def test_each_checkpoint_has_a_folder_of_its_own():
     names = {str(script.default_folder(name)) for name in ("outputs/a/model", "outputs/b/model", "someone/bmdetr")}
     assert names == {"outputs/evaluation/a", "outputs/evaluation/b", "outputs/evaluation/someone-bmdetr"}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path, capsys):
+    (tmp_path / "note.txt").touch()
+    assert script.main(["no/model", "--cpu", "--out", str(tmp_path / "note.txt" / "out")]) == 2
+    assert "note.txt' is no folder" in capsys.readouterr().err

@@ -92,6 +92,7 @@ def test_pushes_killed_at_many_places(hub, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(0)
 def test_pushes_killed_at_very_many_places(hub, tmp_path):
     number = int(os.environ.get("BMDETR_KILLS", "50"))
     ended = check_pushes(hub, tmp_path, number, seed=2)

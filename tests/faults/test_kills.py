@@ -111,6 +111,7 @@ def test_kills_at_many_places(name, inputs, undisturbed):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", TASKS)
 def test_kills_at_very_many_places(name, inputs, undisturbed):
     number = int(os.environ.get("BMDETR_KILLS", "50"))

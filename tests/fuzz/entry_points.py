@@ -118,7 +118,7 @@ def _import(case: tuple[str, bytes]) -> None:
     path = scratch() / name
     path.write_bytes(content)
     rows, _ = import_annotations(path, annotated_videos(), OPTIONS)
-    assert not validate_rows(rows).errors
+    assert not validate_rows(rows, require_windows=False).errors
 
 
 @cache
@@ -268,7 +268,8 @@ def _select(case: tuple[Any, dict[str, Any]]) -> None:
 def _configure(fields: Any) -> None:
     config = BMDetrConfig(**fields)
     again = BMDetrConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
-    assert again.to_dict() == config.to_dict()
+    assert again.feature_contract == config.feature_contract
+    assert json.loads(json.dumps(again.to_dict())) == json.loads(json.dumps(config.to_dict()))  # a tuple becomes a list
 
 
 def _contract(values: Any) -> None:

@@ -73,6 +73,7 @@ def test_an_answer_or_a_documented_error_to_many_inputs(name, known):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_or_a_documented_error_to_very_many_inputs(name, known):
     number = int(os.environ.get("BMDETR_INPUTS", "10000"))

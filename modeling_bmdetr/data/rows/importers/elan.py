@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from .moments import Faults, Moment, fault
+from .moments import AnnotationError, Faults, Moment, fault
 
 
 @dataclass
@@ -135,4 +135,8 @@ def _parse(path: Path) -> _Document:
     except xml.parsers.expat.ExpatError as error:
         reason = xml.parsers.expat.ErrorString(error.code)
         raise fault(path, f"line {error.lineno}, column {error.offset + 1}", f"is not XML: {reason}") from error
+    except AnnotationError:
+        raise
+    except (LookupError, ValueError) as error:  # Python has no such encoding, or expat cannot use it
+        raise fault(path, "line 1", f"is in an encoding that cannot be read ({error}): save it as UTF-8") from error
     return document

@@ -68,6 +68,14 @@ def test_elan_that_is_not_xml_or_not_elan(read, tmp_path):
         read(tmp_path / "b.eaf")
 
 
+@pytest.mark.parametrize("encoding", ["UTF-D", "shift_jis"])
+def test_elan_in_an_encoding_that_cannot_be_read(read, tmp_path, encoding):
+    text = (SAMPLES / "elan.eaf").read_text()
+    (tmp_path / "odd.eaf").write_text(text.replace("UTF-8", encoding, 1))
+    with pytest.raises(AnnotationError, match=r"odd\.eaf', line 1: is in an encoding that cannot be read"):
+        read(tmp_path / "odd.eaf", tiers=["sentences"])
+
+
 def test_elan_with_a_shifted_video_is_refused(read, tmp_path):
     text = (SAMPLES / "elan.eaf").read_text().replace("MIME_TYPE", 'TIME_ORIGIN="1200" MIME_TYPE')
     (tmp_path / "a.eaf").write_text(text)
