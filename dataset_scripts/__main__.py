@@ -40,16 +40,12 @@ def _parser() -> argparse.ArgumentParser:
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("name", choices=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    shared.add_argument(
-        "--data-dir",
-        required=True,
-        help="folder with the original files; for moving_shapes, where to render the videos",
-    )
+    files = "folder with the original files; for moving_shapes, where to render the videos"
+    shared.add_argument("--data-dir", required=True, help=files)
     shared.add_argument("--splits", nargs="+", help="read only these splits")
     shared.add_argument("--cache-dir", help="where prepared data are kept (default: the cache of `datasets`)")
-    shared.add_argument(
-        "--released-jsonl", help="Charades only: folder of the annotation files that text features were made from"
-    )
+    released = "Charades only: folder of the annotation files that text features were made from"
+    shared.add_argument("--released-jsonl", help=released)
 
     stats = commands.add_parser("stats", parents=[shared], help="print statistics and dirt of every split")
     stats.add_argument("--format", choices=("table", "markdown", "json"), default="table")

@@ -105,7 +105,9 @@ def dataset_card(builder: datasets.DatasetBuilder, splits: dict[str, datasets.Da
     if isinstance(builder, BenchmarkBuilder):
         sections += [
             "## Source and licence",
-            _source_section(builder),
+            "Made from the original annotation files, which keep the licence of their owners:",
+            "\n".join(f"- `{file.name}` from {file.origin}" for file in builder.FILES if file.name in builder.files),
+            f"Licence: {builder.LICENCE}.\n\nHomepage: {builder.HOMEPAGE}",
             "## How dirty rows were handled",
             _rules_section(builder),
         ]
@@ -113,14 +115,6 @@ def dataset_card(builder: datasets.DatasetBuilder, splits: dict[str, datasets.Da
     if info.citation:
         sections += ["## Citation", info.citation]
     return DatasetCard(header + "\n" + "\n\n".join(sections) + "\n")
-
-
-def _source_section(builder: BenchmarkBuilder) -> str:
-    files = "\n".join(f"- `{file.name}` from {file.origin}" for file in builder.FILES if file.name in builder.files)
-    return (
-        f"Made from the original annotation files, which keep the licence of their owners:\n\n{files}\n\n"
-        f"Licence: {builder.LICENCE}.\n\nHomepage: {builder.HOMEPAGE}"
-    )
 
 
 def _rules_section(builder: BenchmarkBuilder) -> str:

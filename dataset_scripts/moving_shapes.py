@@ -99,28 +99,10 @@ def render_moving_shapes(
         for drawn in _drawn(seed, split, counts[split]):
             video = f"{split}/{drawn.vid}.mp4"
             for number, told in enumerate(drawn.told):
-                rows[split].append(
-                    {
-                        "qid": f"{drawn.vid}_{number}",
-                        "vid": drawn.vid,
-                        "query": told.sentence,
-                        "duration": drawn.scene.duration_s,
-                        "relevant_windows": [[told.start_s, told.end_s]],
-                        "video": video,
-                    }
-                )
+                rows[split].append(_row(drawn, f"{number}", told.sentence, [[told.start_s, told.end_s]], video=video))
             for number, query in enumerate(drawn.absent):
-                absent_rows[split].append(
-                    {
-                        "qid": f"{drawn.vid}_absent_{number}",
-                        "vid": drawn.vid,
-                        "query": query.sentence,
-                        "duration": drawn.scene.duration_s,
-                        "relevant_windows": [],
-                        "absent_kind": query.kind,
-                        "video": video,
-                    }
-                )
+                more = {"absent_kind": query.kind, "video": video}
+                absent_rows[split].append(_row(drawn, f"absent_{number}", query.sentence, [], **more))
             if not (out / video).is_file():
                 missing.append((out / video, drawn.scene, (*drawn.key, 1), FPS))
     _render_all(missing, workers, progress)
@@ -139,6 +121,11 @@ class DrawnVideo:
     scene: Scene
     told: list[Description]
     absent: list[AbsentQuery]
+
+
+def _row(drawn: DrawnVideo, number: str, query: str, windows: list[list[float]], **more: str) -> Row:
+    names = {"qid": f"{drawn.vid}_{number}", "vid": drawn.vid, "query": query}
+    return {**names, "duration": drawn.scene.duration_s, "relevant_windows": windows, **more}
 
 
 def draw_videos(folder: str | os.PathLike, split: str) -> list[DrawnVideo]:

@@ -31,7 +31,7 @@ from ablation_data import ExperimentData, digest_of, load_data
 from ablation_report import write_report
 from ablation_variants import PRESETS, TABLES, VARIANTS, Preset, Variant, select_variants
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
@@ -127,62 +127,47 @@ class _EvaluateAtEpochs(TrainerCallback):
 
 def train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int] = ()) -> dict[str, Any]:
     """Trains one variant with one seed, and evaluates it at the end and after the epochs of `evaluate_at`."""
-    with TemporaryDirectory() as scratch:
-        return _train_and_evaluate(run, data, evaluate_at, scratch)
-
-
-def _train_and_evaluate(run: Run, data: ExperimentData, evaluate_at: Sequence[int], scratch: str) -> dict[str, Any]:
     started = time.perf_counter()
     set_seed(run.seed)
     model = BMDetrForMomentRetrieval(BMDetrConfig(**run.model))
-    args = BMDetrTrainingArguments(
-        **{
-            **_NOTHING_SAVED,
-            "disable_tqdm": True,
-            "log_level": "error",
-            **run.training,
-        },
-        output_dir=scratch,
-        seed=run.seed,
-    )
-    epochs = [epoch for epoch in evaluate_at if epoch < args.num_train_epochs]
-    trainer = BMDetrTrainer(
-        model,
-        args,
-        store=data.store,
-        train_rows=data.train_rows_with(run.mining),
-        eval_rows=data.eval_rows,
-        callbacks=[_EvaluateAtEpochs(epochs)],
-    )
-    trainer.remove_callback(_printer())
-    trainer.train()
+    options = {**_NOTHING_SAVED, "disable_tqdm": True, "log_level": "error", **run.training}
+    with TemporaryDirectory() as scratch:
+        args = BMDetrTrainingArguments(**options, output_dir=scratch, seed=run.seed)
+        trainer = BMDetrTrainer(
+            model,
+            args,
+            store=data.store,
+            train_rows=data.train_rows_with(run.mining),
+            eval_rows=data.eval_rows,
+            callbacks=[_EvaluateAtEpochs([epoch for epoch in evaluate_at if epoch < args.num_train_epochs])],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     if not run.mining:  # the evaluation rows keep the data's own negative queries
         metrics |= joint_probabilities(trainer, metrics)
     # The evaluation's own figures of trust are those of scores that nobody calibrated.
     metrics = {name: value for name, value in metrics.items() if not name.startswith(("CAL-", "PR-"))}
     metrics |= trust_figures(trainer, data.eval_rows, run.seed)
-    history = [entry for entry in trainer.state.log_history if "eval_MR-full-R1@0.7" in entry]
+    log = trainer.state.log_history
     return {
         "variant": run.variant.name,
         "seed": run.seed,
         "metrics": metrics,
         "history": [
             {"epoch": round(entry["epoch"]), **{name: entry.get(f"eval_{name}") for name in _METRICS}}
-            for entry in history
+            for entry in log
+            if "eval_MR-full-R1@0.7" in entry
         ],
         "losses": [
             {name: value for name, value in entry.items() if name == "epoch" or "loss" in name}
-            for entry in trainer.state.log_history
+            for entry in log
             if "loss" in entry
         ],
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "model": run.model,
-        "training": run.training,
-        "mining": run.mining,
-        "data_digest": run.data_digest,
+        **{name: getattr(run, name) for name in ("model", "training", "mining", "data_digest")},
         "torch": torch.__version__,
     }
 
@@ -232,12 +217,6 @@ def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: in
         together = evaluate_submission([*answers, *asked], [*measured_on, *pairs])
         found |= {name: value for name, value in together.items() if name.startswith("PR-")}
     return {name: found[name] for name in _TRUST if name in found}
-
-
-def _printer() -> Any:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 @contextmanager
@@ -300,11 +279,8 @@ def collect(runs: Sequence[Run], out_dir: str | os.PathLike) -> list[dict[str, A
 def progress_line(result: Mapping[str, Any]) -> str:
     """One line about one run."""
     metrics = result["metrics"]
-    shown = "  ".join(
-        f"{name.removeprefix('MR-full-')} {metrics[name]:g}"
-        for name in (*_METRICS, *_JOINT, *_TRUST)
-        if name in metrics
-    )
+    names = [name for name in (*_METRICS, *_JOINT, *_TRUST) if name in metrics]
+    shown = "  ".join(f"{name.removeprefix('MR-full-')} {metrics[name]:g}" for name in names)
     return f"{result['variant']:32} seed {result['seed']}  {shown}  ({result['seconds']:.0f} s)"
 
 
@@ -322,10 +298,7 @@ def spawn_helpers(number: int, arguments: Sequence[str]) -> list[subprocess.Pope
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print presets and variants, and stop")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="charades_simulated")
     parser.add_argument("--variants", nargs="+", default=["all"], metavar="NAME", help="variants, tables, or `all`")

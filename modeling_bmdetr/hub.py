@@ -4,17 +4,9 @@ import warnings
 from importlib import import_module
 from typing import Any
 
+_CONVERSION = ("convert_released_checkpoint", "convert_to_folder", "export_released", "to_released_state_dict")
 _MOVED = {
-    **dict.fromkeys(
-        (
-            "convert_released_checkpoint",
-            "convert_to_folder",
-            "export_released",
-            "to_released_state_dict",
-            "ConversionReport",
-        ),
-        "modeling_bmdetr.released",
-    ),
+    **dict.fromkeys((*_CONVERSION, "ConversionReport"), "modeling_bmdetr.released"),
     "render_model_card": "modeling_bmdetr.cards",
     "write_model_card": "modeling_bmdetr.cards",
     "training_record": "modeling_bmdetr.training.record",

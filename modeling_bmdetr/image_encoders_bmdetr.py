@@ -4,15 +4,13 @@ Each sampled frame is encoded by itself, and the rows of a clip are averaged.
 """
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature
 
-from .pretrained_models_bmdetr import Pooling, PretrainedVideoEncoder, decoding_size, load_image_processor
-
-Clips: TypeAlias = Literal["started", "nearest"]
+from .pretrained_models_bmdetr import PretrainedVideoEncoder, decoding_size, load_image_processor
 
 
 class ImageEncoder(PretrainedVideoEncoder):
@@ -34,25 +32,9 @@ class ImageEncoder(PretrainedVideoEncoder):
 
     interpolation = "bicubic"
     NEEDS = ("see images", "image-text tower", "image backbone")
+    CLIPS = ("started", "nearest")
     DEFAULT_FRAMES = 2
     BLANK_SIDE = 32
-
-    def __init__(
-        self,
-        model: str,
-        frames_per_clip: int | None = None,
-        pooling: Pooling | None = None,
-        batch_size: int = 32,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "float32",
-        revision: str | None = None,
-        prefix: str = "hf:",
-        clips: Clips = "started",
-    ) -> None:
-        if clips not in ("started", "nearest"):
-            raise ValueError(f"clips must be 'started' or 'nearest', received {clips!r}.")
-        self.clips: Clips = clips
-        super().__init__(model, frames_per_clip, pooling, batch_size, device, dtype, revision, prefix)
 
     def spec(self) -> dict[str, Any]:
         return super().spec() | ({} if self.clips == "started" else {"clips": self.clips})

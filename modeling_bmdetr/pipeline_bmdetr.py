@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .contract_bmdetr import clip_count, pad_rows, prepare_text_features, prepare_video_features, time_axis_s
 from .encoder_interface_bmdetr import EncodedVideo, Video
-from .processing_bmdetr import BMDetrProcessor, check_selection
+from .processing_bmdetr import BMDetrProcessor, check_selection, named_moments
 from .video_bmdetr import is_one_video
 from .windows_bmdetr import mean_over_windows, merge_windows, presence_over_windows, window_starts
 
@@ -240,18 +240,14 @@ class MomentRetrievalPipeline(Pipeline):
         """Moments of all windows of a query in one ranking, on the time axis of the whole video."""
         lengths, starts, clip_s = model_outputs["lengths"], model_outputs["starts"], model_outputs["clip_s"]
         duration_s, answers, queries = model_outputs["duration_s"], [], model_outputs["queries"]
+        axes_s = torch.tensor([length * clip_s for length in lengths])
+        limits_s = torch.tensor([duration_s - start * clip_s for start in starts])
         for i, query in enumerate(queries):
             results = model_outputs["results"][i :: len(queries)]
-            found = []
-            for result, length, start in zip(results, lengths, starts, strict=True):
-                axis_s = torch.tensor([length * clip_s])
-                limit_s = torch.tensor([duration_s - start * clip_s])
-                moments = self.processor.decode(
-                    result["scores"][None], result["pred_spans"][None], torch.tensor([length]), limit_s, axis_s
-                )[0]
-                found.append(moments)
+            scores, spans = (torch.stack([result[name] for result in results]) for name in ("scores", "pred_spans"))
+            found = self.processor.decode(scores, spans, torch.tensor(lengths), limits_s, axes_s)
             overlap = self.processor.nms_threshold if nms_threshold is None else nms_threshold
-            ranked = merge_windows(found, [start * clip_s for start in starts], overlap, most=top_k)
+            ranked = merge_windows(list(found), [start * clip_s for start in starts], overlap, most=top_k)
             ranked = ranked[ranked[:, 2] >= score_threshold]
             presence = None
             if "presence" in results[0]:
@@ -260,7 +256,7 @@ class MomentRetrievalPipeline(Pipeline):
                 ranked = ranked[:0]
             answer = {
                 "query": query,
-                "moments": [dict(zip(("start", "end", "score"), row, strict=True)) for row in ranked.tolist()],
+                "moments": named_moments(ranked),
                 "calibrated": self.is_calibrated,
                 **({} if presence is None else {"presence": presence}),
                 "saliency": mean_over_windows([result["saliency_scores"] for result in results], starts).tolist(),

@@ -20,6 +20,7 @@ logger = logging.get_logger(__name__)
 
 Ability: TypeAlias = Literal["image-text tower", "video-text tower", "image backbone", "video backbone", "text"]
 Pooling: TypeAlias = Literal["class", "pooled", "mean"]
+Clips: TypeAlias = Literal["started", "nearest"]
 _FRAME_COUNTS = ("num_frames", "frames_per_clip")
 _INTERPOLATIONS = {0: "point", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by the numbers that Pillow gives them
 _CLASS_TOKENS = ("cls_token", "class_embedding")
@@ -285,6 +286,7 @@ class PretrainedVideoEncoder(VideoEncoder):
         dtype: precision of the model; rows are float32 all the same.
         revision: branch, tag or commit on the Hub; pin it where rows must stay the same.
         prefix: what the encoder's name begins with.
+        clips: how clips are counted; a subclass that has other ways than `started` says which.
 
     Raises:
         ValueError: if the model does not see what the encoder shows it.
@@ -293,6 +295,7 @@ class PretrainedVideoEncoder(VideoEncoder):
 
     # What the model must do, and the abilities of a tower and of a backbone that does.
     NEEDS: ClassVar[tuple[str, Ability, Ability]]
+    CLIPS: ClassVar[tuple[Clips, ...]] = ("started",)
     DEFAULT_FRAMES: ClassVar[int | None] = None  # per clip; None for as many as the model was made for
     BLANK_SIDE: ClassVar[int]  # of the frames that the width of rows is found with
 
@@ -306,7 +309,11 @@ class PretrainedVideoEncoder(VideoEncoder):
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
         prefix: str = "hf:",
+        clips: Clips = "started",
     ) -> None:
+        if clips not in self.CLIPS:
+            raise ValueError(f"clips must be {' or '.join(map(repr, self.CLIPS))}, received {clips!r}.")
+        self.clips: Clips = clips
         ability, config = require_ability(model, revision, *self.NEEDS)
         if frames_per_clip is None:
             frames_per_clip = self.DEFAULT_FRAMES or frames_per_clip_of(config)

@@ -27,19 +27,20 @@ from .video_bmdetr import is_one_video
 
 PROCESSOR_FILE = "processor_config.json"
 PredictionFormat = Literal["seconds", "released"]
+NO_ENCODERS = (
+    "this checkpoint does not say which encoder made its {0} features: pass `{0}_features`, or build the processor "
+    "with a feature contract that names it"
+)
 
 
 def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s: Tensor) -> Tensor:
-    """Predicted spans as moments in seconds, best first.
+    """Predicted spans as moments, best first: `(batch, queries, 3)` float32 rows (start s, end s, score).
 
     Args:
         scores: `(batch, queries)`, what moments are ranked by.
         pred_spans: `(batch, queries, 2)` (centre, width).
         axes_s: `(batch,)`, seconds of the time axis.
         limits_s: `(batch,)`, seconds to which starts and ends are clipped.
-
-    Returns:
-        `(batch, queries, 3)` float32 rows (start s, end s, score).
     """
     scores = scores.float()[..., None]
     times = spans_cxw_to_se(pred_spans.float()) * axes_s[:, None, None]
@@ -47,6 +48,11 @@ def decode_moments(scores: Tensor, pred_spans: Tensor, axes_s: Tensor, limits_s:
     moments = torch.cat((times, scores), dim=-1)
     order = scores.argsort(dim=1, descending=True, stable=True)
     return moments.gather(1, order.expand_as(moments))
+
+
+def named_moments(moments: Tensor) -> list[dict[str, float]]:
+    """Rows (start s, end s, score) as dicts of these names."""
+    return [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
 
 
 def check_selection(
@@ -137,20 +143,14 @@ class BMDetrProcessor(ProcessorMixin):
     def video_encoders(self) -> list[VideoEncoder]:
         """The contract's video encoders, built at first use."""
         if not self.contract.video_encoders:
-            raise ValueError(
-                "this checkpoint does not say which encoders made its video features: pass `video_features`, or build "
-                "the processor with a feature contract that names them"
-            )
+            raise ValueError(NO_ENCODERS.format("video"))
         return [build_video_encoder(spec) for spec in self.contract.video_encoders]
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The contract's text encoder, built at first use."""
         if not self.contract.text_encoder:
-            raise ValueError(
-                "this checkpoint does not say which encoder made its text features: pass `text_features`, or build "
-                "the processor with a feature contract that names it"
-            )
+            raise ValueError(NO_ENCODERS.format("text"))
         return build_text_encoder(self.contract.text_encoder)
 
     def encode_video(
@@ -307,13 +307,8 @@ class BMDetrProcessor(ProcessorMixin):
         if len(durations_s) != len(video_mask):
             raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
         decoded = self.decode(outputs["scores"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
-        return [
-            [dict(zip(("start", "end", "score"), row, strict=True)) for row in moments.tolist()]
-            for moments in (
-                self.select(moments, top_k=top_k, score_threshold=score_threshold, nms_threshold=nms_threshold)
-                for moments in decoded.cpu()
-            )
-        ]
+        options: dict[str, Any] = {"top_k": top_k, "score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        return [named_moments(self.select(moments, **options)) for moments in decoded.cpu()]
 
     def select(
         self,

@@ -19,14 +19,11 @@ UNLIKELY = -2.0  # logit at which quality starts: most spans overlap with nothin
 
 
 def clip_shares(spans_se: Tensor, video_mask: Tensor) -> Tensor:
-    """How much of each clip lies in each span, in [0, 1].
+    """How much of each clip lies in each span, `(rows, queries, video_len)` in [0, 1]; 0 on padding.
 
     Args:
         spans_se: `(rows, queries, 2)` (start, end) on the time axis, which the n real clips fill.
         video_mask: `(rows, video_len)`, 1 = real.
-
-    Returns:
-        `(rows, queries, video_len)`; 0 on padding.
     """
     clips = video_mask.to(spans_se.dtype).sum(dim=1)[:, None, None]
     left = torch.arange(video_mask.shape[1], device=spans_se.device, dtype=spans_se.dtype)  # in units of clips
@@ -35,16 +32,13 @@ def clip_shares(spans_se: Tensor, video_mask: Tensor) -> Tensor:
 
 
 def expected_overlap(shares: Tensor, probabilities: Tensor) -> Tensor:
-    """The IoU of a span and the moment, were every clip described with its probability P(f|Q+) of Eq. 4.
+    """The IoU `(rows, queries)` of span and moment, were every clip described with its probability P(f|Q+) of Eq. 4.
 
     The probability inside the span, over the span's length plus the probability outside.
 
     Args:
         shares: `(rows, queries, video_len)` of `clip_shares`.
         probabilities: `(rows, video_len)`, 0 on padding.
-
-    Returns:
-        `(rows, queries)` in [0, 1].
     """
     inside = (shares @ probabilities[..., None]).squeeze(-1)
     union = shares.sum(dim=-1) + probabilities.sum(dim=1, keepdim=True) - inside
@@ -83,7 +77,7 @@ class BMDetrQualityHead(nn.Module):
         video_mask: Tensor,
         clip_logits: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the IoU.
+        """Logits of the IoU, `(rows, queries)` float32.
 
         Args:
             states: `(rows, queries, hidden)`, decoder output.
@@ -92,9 +86,6 @@ class BMDetrQualityHead(nn.Module):
             probabilities: `(rows, video_len)`, P(f|Q+); None when not background-aware.
             video_mask: `(rows, video_len)`.
             clip_logits: `(rows, video_len)`, of the dual encoder; None without it.
-
-        Returns:
-            `(rows, queries)` float32.
         """
         spans_se = spans_cxw_to_se(spans_cxw.detach()).clamp(0, 1)
         parts = [clip_shares(part, video_mask) for part in (spans_se, *surroundings(spans_se, video_mask))]
@@ -134,7 +125,7 @@ class BMDetrPresenceHead(nn.Module):
         video_mask: Tensor,
         clip_logits: Tensor | None = None,
     ) -> Tensor:
-        """Logits of presence.
+        """Logits of presence, `(rows,)` float32.
 
         Args:
             span_logits: `(rows, queries)`, of the quality of the spans, or of their class.
@@ -142,9 +133,6 @@ class BMDetrPresenceHead(nn.Module):
             probabilities: `(rows, video_len)`, P(f|Q+), 0 on padding; None when not background-aware.
             video_mask: `(rows, video_len)`.
             clip_logits: `(rows, video_len)`, of the dual encoder; None without it.
-
-        Returns:
-            `(rows,)` float32.
         """
         span_logits = span_logits.float()
         evidence = [span_logits.amax(dim=1), span_logits.logsumexp(dim=1)]

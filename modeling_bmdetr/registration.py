@@ -8,6 +8,8 @@ which must not be imported by a registration while one of them is itself in the 
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -16,30 +18,14 @@ from typing import Any
 _PACKAGE = __name__.rpartition(".")[0]
 
 
-def _register_config() -> None:
-    from transformers import AutoConfig
+def _register_class(auto: str, module: str, name: str) -> None:
+    """Tells an auto class of transformers of a class in one of our modules."""
+    auto_class = getattr(import_module("transformers"), auto)
 
     from .configuration_bmdetr import BMDetrConfig
 
-    AutoConfig.register(BMDetrConfig.model_type, BMDetrConfig, exist_ok=True)
-
-
-def _register_model() -> None:
-    from transformers import AutoModel
-
-    from .configuration_bmdetr import BMDetrConfig
-    from .modeling_bmdetr import BMDetrForMomentRetrieval
-
-    AutoModel.register(BMDetrConfig, BMDetrForMomentRetrieval, exist_ok=True)
-
-
-def _register_processor() -> None:
-    from transformers import AutoProcessor
-
-    from .configuration_bmdetr import BMDetrConfig
-    from .processing_bmdetr import BMDetrProcessor
-
-    AutoProcessor.register(BMDetrConfig, BMDetrProcessor, exist_ok=True)
+    key = BMDetrConfig.model_type if auto == "AutoConfig" else BMDetrConfig
+    auto_class.register(key, getattr(import_module(module, _PACKAGE), name), exist_ok=True)
 
 
 def _register_pipeline() -> None:
@@ -70,9 +56,14 @@ class RegistrationFinder(MetaPathFinder):
 
     def __init__(self) -> None:
         self.waiting: dict[str, Callable[[], None]] = {
-            "transformers.models.auto.configuration_auto": _register_config,
-            "transformers.models.auto.modeling_auto": _register_model,
-            "transformers.models.auto.processing_auto": _register_processor,
+            **{
+                f"transformers.models.auto.{kind}_auto": partial(_register_class, auto, f".{kind}_bmdetr", name)
+                for kind, auto, name in (
+                    ("configuration", "AutoConfig", "BMDetrConfig"),
+                    ("modeling", "AutoModel", "BMDetrForMomentRetrieval"),
+                    ("processing", "AutoProcessor", "BMDetrProcessor"),
+                )
+            },
             "transformers.pipelines": _register_pipeline,
             f"{_PACKAGE}.modeling_bmdetr": _set_card_writer,
         }

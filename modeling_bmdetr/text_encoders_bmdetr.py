@@ -57,19 +57,15 @@ class TokenEncoder(TextEncoder):
         self.tokenizer = load_or_explain(AutoTokenizer, model, revision=revision)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.max_positions = self._most_tokens(config)
+        stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+        of_encoder = min(int(stated or LONGEST), int(self.tokenizer.model_max_length))
+        self.max_positions = int(stated or 77) if self.is_tower else of_encoder
         self.pad_to_full_length = config.model_type.startswith("siglip")
         self.dim = self._encode_sentences(["a"], 1)[0].shape[-1]
 
     def spec(self) -> dict[str, Any]:
         pinned = {"revision": self.revision} if self.revision else {}
         return {"name": self.name, "dim": self.dim, **pinned}
-
-    def _most_tokens(self, config: Any) -> int:
-        stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if self.is_tower:
-            return int(stated or 77)
-        return min(int(stated or LONGEST), int(self.tokenizer.model_max_length))
 
     def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
         if max_tokens > self.max_positions:

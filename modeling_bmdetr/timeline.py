@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .visualization import clock, tick_step_s
+
 TICKS = 6
 ABSENT_BELOW = 0.5
-# Seconds between ticks that people read easily.
-STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 
 CSS = """
 .bm { font-size: 14px; line-height: 1.4; color: var(--body-text-color, #1f2937); }
@@ -50,15 +50,6 @@ CSS = """
 .bm-error { padding: 10px 12px; border: 1px solid #e3a3a3; border-radius: 10px; background: #fdeaea; color: #8a1c1c;
   overflow-wrap: anywhere; }
 """
-
-
-def clock(seconds: float, decimals: int = 0) -> str:
-    """A time as players write it: `0:07`, `2:05.3`, `1:02:05`."""
-    units = round(seconds * 10**decimals)
-    whole, rest = divmod(units, 10**decimals)
-    hours, minutes, whole = whole // 3600, whole // 60 % 60, whole % 60
-    text = f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
-    return f"{text}.{rest:0{decimals}d}" if decimals else text
 
 
 def answers_html(answers: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -159,7 +150,7 @@ def _curve(answer: Mapping[str, Any]) -> str:
 
 
 def _axis(duration_s: float) -> str:
-    step = next((step for step in STEPS_S if duration_s / step <= TICKS), STEPS_S[-1])
+    step = tick_step_s(duration_s, TICKS)
     marks = []
     for i in range(int(duration_s // step) + 1):
         place = 100 * i * step / duration_s

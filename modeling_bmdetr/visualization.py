@@ -276,26 +276,33 @@ def _draw_frames(figure: "Figure", axis: "Axes", video: str | os.PathLike, num_f
 
 def _label_times(axis: "Axes", duration_s: float) -> None:
     """Ticks at round times; as m:ss on a long axis."""
-    step = next((step for step in TICK_STEPS_S if duration_s / step <= 10), duration_s / 10)
     if duration_s < 2:
         axis.set_xlabel("seconds")
         return
-    ticks = np.arange(0, duration_s + 1e-6, step)
+    ticks = np.arange(0, duration_s + 1e-6, tick_step_s(duration_s, 10))
     in_minutes = duration_s >= MINUTES_FROM_S
-    axis.set_xticks(ticks, [_clock(tick) if in_minutes else f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [clock(tick) if in_minutes else f"{tick:g}" for tick in ticks])
     axis.set_xlabel(("time (h:mm:ss)" if duration_s >= 3600 else "time (m:ss)") if in_minutes else "seconds")
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def clock(seconds: float, decimals: int = 0) -> str:
+    """A time as players write it: `0:07`, `2:05.3`, `1:02:05`."""
+    units = round(seconds * 10**decimals)
+    whole, rest = divmod(units, 10**decimals)
+    hours, minutes, whole = whole // 3600, whole // 60 % 60, whole % 60
+    text = f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
+    return f"{text}.{rest:0{decimals}d}" if decimals else text
+
+
+def tick_step_s(duration_s: float, ticks: int) -> float:
+    """Seconds between at most so many ticks on a time line that people read easily."""
+    return next((step for step in TICK_STEPS_S if duration_s / step <= ticks), duration_s / ticks)
 
 
 def _span(start: float, end: float) -> str:
     """A span for people: seconds with a tenth, from two minutes on m:ss."""
     if end >= MINUTES_FROM_S:
-        return f"{_clock(start)} - {_clock(end)}"
+        return f"{clock(start)} - {clock(end)}"
     return f"{start:.1f} - {end:.1f} s"
 
 

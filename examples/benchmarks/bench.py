@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="parts to measure"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="parts (all)")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of the report (%(default)s)")
     parser.add_argument("--released-code", metavar="DIR", help="a clone of github.com/minjoong507/BM-DETR")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, one run of each: a test that it works")
@@ -82,9 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=100, help="queries about one video (%(default)s)")
     parser.add_argument("--films", type=int, default=100, help="video files answered from (%(default)s)")
     parser.add_argument("--submitted", type=int, default=1550, help="queries of the submission (%(default)s)")
-    parser.add_argument(
-        "--model", type=Path, help="checkpoint that answers (an untrained one of the quickstart's size)"
-    )
+    parser.add_argument("--model", type=Path, help="checkpoint that answers (one as large as the quickstart's)")
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)

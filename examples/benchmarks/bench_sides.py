@@ -1,10 +1,10 @@
 """The parts of `bench.py` that can have the released code beside them: each side is a process, and they take turns."""
 
-import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,13 @@ OPERATIONS = {
 EPOCHS = 3  # runs of the epoch, which are long
 
 
-class Process:
-    """A side in a process of its own."""
+@contextmanager
+def side_process(side: str, folder: Path, options: Namespace) -> Iterator[Callable[[str | None], dict[str, Any]]]:
+    """A side in a process of its own, so that its memory can be told from the other's: what measures its operations."""
+    from speed_sides import measure, start_side
 
-    def __init__(self, side: str, folder: Path, options: Namespace):
-        given = {"side": side, "folder": str(folder), "options": vars(options)}
-        script = Path(__file__).with_name("speed_sides.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), json.dumps(given)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
-        )
-        self.side = side
-        self.idle_mib: float = self._answer()["peak_mib"]
-
-    def ask(self, operation: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(operation, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"the process of '{self.side}' ended; what it says of it stands above")
-        return json.loads(line)
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends the process: it reads operations until there are no more."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    with ProcessPoolExecutor(1, get_context("spawn"), start_side, (side, folder, options)) as pool:
+        yield lambda operation: pool.submit(measure, operation).result()
 
 
 def sides_of(part: str, options: Namespace) -> list[str]:
@@ -70,25 +42,20 @@ def compare_sides(part: str, folder: Path, options: Namespace) -> dict[str, Any]
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     result: dict[str, Any] = {}
     if options.released_code:
-        with Process("equality", folder, options) as both:
-            result["differences"] = both.ask("compare")["returned"]
-    running: dict[str, Process] = {}
+        with side_process("equality", folder, options) as both:
+            result["differences"] = both("compare")["returned"]
     peaks: list[dict[str, float]] = []
-    try:
-        for name in names:
-            running[name] = Process(SIDE_NAMES[name], folder, options)
-            if part == "metrics":
-                running[name].ask("evaluate")
+    with ExitStack() as stack:
+        ask = {name: stack.enter_context(side_process(SIDE_NAMES[name], folder, options)) for name in names}
+        for name in names if part == "metrics" else ():
+            ask[name]("evaluate")
         for number in range(runs):
             for place in range(len(names)):  # another side goes first each time
                 name = names[(place + number) % len(names)]
-                answers[name].append(running[name].ask(operation))
+                answers[name].append(ask[name](operation))
             if part == "update":
-                peaks.append(running[PACKED].ask("matrix_peak")["returned"])
-        flops = running[PACKED].ask("flops")["returned"]["flops"] if part == "update" else None
-    finally:
-        for side in running.values():
-            side.__exit__()
+                peaks.append(ask[PACKED]("matrix_peak")["returned"])
+        flops = ask[PACKED]("flops")["returned"]["flops"] if part == "update" else None
     counted = {name: some if part == "epoch" else some[1:] for name, some in answers.items()}
     result["rows"] = {
         f"{title} of {per}": {
@@ -131,9 +98,9 @@ def memory_of_sides(folder: Path, options: Namespace) -> dict[str, Any]:
     for part in ("batch", "update", "epoch", "evaluation"):
         values = {}
         for name in sides_of(part, options):
-            with Process(SIDE_NAMES[name], folder, options) as side:
-                idle = side.idle_mib
-                values[name] = [side.ask(OPERATIONS[part][0])["peak_mib"]]
+            with side_process(SIDE_NAMES[name], folder, options) as ask:
+                idle = ask(None)["peak_mib"]
+                values[name] = [ask(OPERATIONS[part][0])["peak_mib"]]
             rows.setdefault("loaded, before the first run", {"unit": "MiB", "values": {}})["values"][name] = [idle]
         rows[part] = {"unit": "MiB", "values": values}
     return rows

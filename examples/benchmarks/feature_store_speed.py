@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, pack_features
 from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.tables import markdown_table
 
 CLIPS = 75
 SHARD_BYTES = 64 * 2**20
@@ -60,14 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--videos", type=int, default=600, help="videos to write; 600 take 1.9 GB (default %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="data loader workers (default %(default)s)")
-    parser.add_argument(
-        "--epochs", type=int, default=3, help="times the videos are read for memory (default %(default)s)"
-    )
+    parser.add_argument("--videos", type=int, default=600, help="videos to write; 600 take 1.9 GB (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="data loader workers (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="times the videos are read for memory (%(default)s)")
     parser.add_argument("--dir", help="where to write the features; a disk, not a memory file system")
     parser.add_argument("--json", help="file for the figures")
     return parser.parse_args(arguments)
@@ -230,24 +227,16 @@ def measure_memory(name: str, store: FeatureStore, options: argparse.Namespace) 
 
 
 def print_tables(results: dict[str, Any]) -> None:
-    speed = results["speed"]
-    base = next(iter(speed.values()))
-    print(
-        f"\n{results['videos']} videos of {results['shape'][0]} x {results['shape'][1]} float32; {results['machine']}"
-    )
-    kinds = ("cold", "warm", "cpu")
-    print(f"{'store':<26}" + "".join(f"{kind + ' /s':>10}{'x':>7}" for kind in kinds) + f"{'MiB':>9}")
+    speed, (clips, width) = results["speed"], results["shape"]
+    base, kinds = next(iter(speed.values())), ("cold", "warm", "cpu")
+    print(f"\n{results['videos']} videos of {clips} x {width} float32; {results['machine']}\n")
+    rows = []
     for name, rates in speed.items():
-        cells = (f"{rates[k]:>10,.0f}{rates[k] / base[k]:>7.1f}" if k in rates else f"{'-':>10}{'-':>7}" for k in kinds)
-        print(f"{name:<26}" + "".join(cells) + f"{results['mib'][name]:>9,.0f}")
-    gains = {kind: speed["packed float32"][kind] / base[kind] for kind in ("warm", "cpu")}
-    print(f"packed float32 against published files: {gains['warm']:.1f} times by the clock, {gains['cpu']:.1f} by cpu")
-    print(f"\n{'store':<26}{'workers':>8}{'read MiB':>10}{'early MiB':>11}{'late MiB':>10}{'growth':>8}")
-    for row in results["memory"]:
-        print(
-            f"{row['store']:<26}{row['workers']:>8}{row['read_mib']:>10,}{row['resident_early_mib']:>11,.0f}"
-            f"{row['resident_late_mib']:>10,.0f}{row['growth_mib']:>8,.1f}"
-        )
+        cells = (f"{rates[k]:,.0f} ({rates[k] / base[k]:.1f}x)" if k in rates else "-" for k in kinds)
+        rows.append([name, *cells, f"{results['mib'][name]:,.0f}"])
+    print(markdown_table(["store", *(f"{kind} /s" for kind in kinds), "MiB"], rows))
+    memory = [[name, *(f"{value:,}" for value in figures)] for name, *figures in map(dict.values, results["memory"])]
+    print("\n" + markdown_table(["store", "workers", "read MiB", "early MiB", "late MiB", "growth"], memory))
 
 
 if __name__ == "__main__":

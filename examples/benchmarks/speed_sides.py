@@ -1,15 +1,13 @@
 """The two sides that `bench.py` measures: this package, and the authors' released code in a folder given.
 
-Each side does the same five pieces of work on the same rows, through its own public functions. Run as a program, this
-file is one side in a process of its own, so that its memory can be told from the other's: a JSON object with the
-options as argument, operations as lines on standard input, one JSON object a line as answer.
+Each side does the same five pieces of work on the same rows, through its own public functions, in a process of its own
+(`start_side`, `measure`).
 """
 
 import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -211,7 +209,8 @@ class ReleasedSide:
 
     def _train(self, batches: Any) -> None:
         with contextlib.chdir(self.folder):
-            self.train_epoch(self.model, self.criterion, batches, self.optimizer, self.opt, 0, NoWriter())
+            no_writer = types.SimpleNamespace(add_scalar=lambda *_: None)  # where TensorBoard's is wanted
+            self.train_epoch(self.model, self.criterion, batches, self.optimizer, self.opt, 0, no_writer)
 
     def step(self) -> None:
         """The released training loop over one batch, again and again."""
@@ -236,12 +235,6 @@ class ReleasedSide:
             **{f"MR-full-mAP@{threshold}": precision[threshold] for threshold in ("0.5", "0.75")},
             "MR-full-mAP": precision["average"],
         }
-
-
-class NoWriter:
-    """Stands where the released loop wants a TensorBoard writer."""
-
-    def add_scalar(self, *_: Any) -> None: ...
 
 
 class CountingLoader:
@@ -318,11 +311,6 @@ def make_side(name: str, folder: Path, options: argparse.Namespace) -> Any:
     return OwnSide(folder, options, packed=name == "packed")
 
 
-def measure(side: Any, operation: str) -> dict[str, Any]:
-    """Seconds by the clock and of processor time, child processes included, and what the operation returns."""
-    return dict(zip(("clock_s", "cpu_s", "returned"), timed(getattr(side, operation)), strict=True))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing on standard output or error: both sides write tables, logs and progress bars there."""
@@ -334,17 +322,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def serve() -> None:
-    """One side as a process: an operation a line in, one JSON object a line out."""
-    given = json.loads(sys.argv[1])
-    answers = sys.stdout
+_side: Any = None  # of this process
+
+
+def start_side(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Makes a side that `measure` then works with; called once in a process of its own."""
+    global _side
     with quiet():
-        side = make_side(given["side"], Path(given["folder"]), argparse.Namespace(**given["options"]))
-        print(json.dumps({"peak_mib": peak_memory_mib()}), file=answers, flush=True)
-        for line in sys.stdin:
-            answer = {**measure(side, line.strip()), "peak_mib": peak_memory_mib()}
-            print(json.dumps(answer), file=answers, flush=True)
+        _side = make_side(name, folder, options)
 
 
-if __name__ == "__main__":
-    serve()
+def measure(operation: str | None) -> dict[str, Any]:
+    """What an operation of the side returns, its seconds by the clock and of processor time, and the peak so far; None
+    only asks for the peak."""
+    with quiet():
+        clock_s, cpu_s, returned = timed(getattr(_side, operation) if operation else lambda: None)
+    return {"clock_s": clock_s, "cpu_s": cpu_s, "returned": returned, "peak_mib": peak_memory_mib()}

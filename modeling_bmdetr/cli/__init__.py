@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from . import checkpoints, evaluating, features, predicting, rows, searching, serving, training
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(arguments)
     try:
-        with _quietly() if args.quiet else _as_it_is():
+        with _quietly() if args.quiet else nullcontext():
             if getattr(args, "imports", []):
                 from ..plugins_bmdetr import import_plugins
 
@@ -66,11 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"traceback, which was written to {place}",
         )
         return 1
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -27,12 +27,10 @@ def write(results: Sequence[Mapping[str, Any]], form: str, out: str | None, *, s
     """Prints results in a form, or writes them whole to a file."""
     if form == "json":
         text = json.dumps(results[0] if single else {"results": list(results)}, indent=2)
-    elif form == "csv":
-        text = as_csv(results)
-    elif form == "vtt":
-        text = as_vtt(results)
-    else:
+    elif form == "text":
         text = "\n".join(as_text(result, threshold, named=not single) for result in results)
+    else:
+        text = (as_csv if form == "csv" else as_vtt)(results)
     if out is None:
         print(text)
         return

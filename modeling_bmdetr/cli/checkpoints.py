@@ -3,7 +3,15 @@
 import argparse
 from typing import Any
 
-from .common import Commands, check_model, check_output, check_output_folder, model_errors, show
+from .common import (
+    Commands,
+    check_model,
+    check_output,
+    check_output_folder,
+    load_checkpoint,
+    model_errors,
+    show,
+)
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -51,16 +59,13 @@ def info(args: argparse.Namespace) -> int:
         config = BMDetrConfig.from_pretrained(args.checkpoint, revision=args.revision)
         model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
     contract = config.feature_contract
-    forms = ["background_aware", "learnable_spans", "decoder_memory", "frame_attention_scale"]
-    forms += ["alignment_pooling", "alignment_denominator"]
+    sizes = ("hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads", "num_queries")
+    forms = ("background_aware", "learnable_spans", "decoder_memory", "frame_attention_scale")
     result: dict[str, Any] = {
         "checkpoint": args.checkpoint,
         "parameters": model.num_parameters(),
-        "sizes": {
-            name: getattr(config, name)
-            for name in ("hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads", "num_queries")
-        },
-        "forms": {name: getattr(config, name) for name in forms},
+        "sizes": {name: getattr(config, name) for name in sizes},
+        "forms": {name: getattr(config, name) for name in (*forms, "alignment_pooling", "alignment_denominator")},
         "loss_weights": {name: value for name, value in config.to_dict().items() if name.endswith("loss_weight")},
         "feature_contract": contract.to_dict(),
     }
@@ -77,15 +82,11 @@ def info(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    check_model(args.checkpoint)
     check_output_folder(args.out)
+    model, processor = load_checkpoint(args.checkpoint, args.revision)
 
-    from .. import BMDetrForMomentRetrieval, BMDetrProcessor
     from ..export import export_model
 
-    with model_errors(args.checkpoint):
-        model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
-        processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
     result = export_model(model, args.out, args.format, int8=args.int8, processor=processor)
     files = " and ".join(result[name] for name in ("file", "int8_file") if name in result)
     text = f"{files} written to '{args.out}'; {result['file']} differs from the model by at most "
@@ -94,7 +95,6 @@ def export(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("convert", convert, "convert a checkpoint of the authors' released code, or back")
     command.add_argument("checkpoint", help="a .ckpt or bare state dict; with --to-released, a checkpoint folder")
     command.add_argument("out", help="the folder to write; with --to-released, the file")

@@ -58,42 +58,47 @@ def add_checkpoint(command: argparse.ArgumentParser, default: str | None = None)
 
 def load_pipeline(args: argparse.Namespace) -> Any:
     """The pipeline of the arguments that `add_checkpoint` declares."""
-    check_model(args.model)
     check_device(args.device)
+    model, processor = load_checkpoint(args.model, args.revision)
 
-    from .. import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
+    from .. import MomentRetrievalPipeline
 
-    with model_errors(args.model):
-        model = BMDetrForMomentRetrieval.from_pretrained(args.model, revision=args.revision)
-        processor = BMDetrProcessor.from_pretrained(args.model, revision=args.revision)
     return MomentRetrievalPipeline(model, processor=processor, device=args.device)
+
+
+def load_checkpoint(name: str, revision: str | None) -> tuple[Any, Any]:
+    """The model and the processor of a checkpoint."""
+    check_model(name)
+
+    from .. import BMDetrForMomentRetrieval, BMDetrProcessor
+
+    with model_errors(name):
+        kinds: tuple[Any, Any] = (BMDetrForMomentRetrieval, BMDetrProcessor)
+        model, processor = (kind.from_pretrained(name, revision=revision) for kind in kinds)
+    return model, processor
 
 
 # ------------------------------------------------------------------------------------------------- values of arguments
 
 
-def share(text: str) -> float:
-    """A number in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, received {text}")
-    return value
+def number_type(
+    name: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], wanted: str
+) -> Callable[[str], Any]:
+    """The type of an argument that is a number of this kind and fits; `wanted` says what it must be."""
+
+    def parse(text: str) -> Any:
+        if not fits(value := kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, received {text}")
+        return value
+
+    parse.__name__ = name  # argparse names it where the text is no number
+    return parse
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, received {text}")
-    return value
-
-
-def count_or_none(text: str) -> int:
-    """A whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, received {text}")
-    return value
+share = number_type("share", float, lambda value: 0 <= value <= 1, "a number between 0 and 1")
+count = number_type("count", int, lambda value: value >= 1, "a whole number of at least 1")
+count_or_none = number_type("count_or_none", int, lambda value: value >= 0, "a whole number of at least 0")
+seconds = number_type("seconds", float, lambda value: 0 < value < math.inf, "a positive number of seconds")
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -102,14 +107,6 @@ def part_of(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 1/8, received {text!r}")
     return int(index), int(count)
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, received {text}")
-    return value
 
 
 def device(text: str) -> str:

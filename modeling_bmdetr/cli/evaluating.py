@@ -23,7 +23,6 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("evaluate", evaluate, "compute the metrics of predictions")
     command.add_argument("predictions", help="JSONL file of predictions")
     command.add_argument("ground_truth", help="JSONL file of canonical rows")

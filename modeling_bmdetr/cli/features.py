@@ -34,11 +34,7 @@ def extract(args: argparse.Namespace) -> int:
         args.text_encoder,
         args.clip_length,
         encoder_options={"device": args.device} if args.device else None,
-        dtype=args.dtype,
-        workers=args.workers,
-        engine=args.engine,
-        address=args.address,
-        shard=args.shard,
+        **{name: getattr(args, name) for name in ("dtype", "workers", "engine", "address", "shard")},
     )
     show(args, report.to_dict(), str(report))
     return 0 if report.complete else 1
@@ -71,7 +67,6 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("extract", extract, "encode videos and sentences into a packed feature store")
     command.add_argument("rows", help="JSONL file of canonical rows")
     command.add_argument("--out", required=True, help="the store; run again, the command goes on where it stopped")

@@ -137,7 +137,6 @@ def _draw_and_cut(
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("predict", predict, "find the moments that sentences describe in videos")
     wanted = "one or more video files, then one or more sentences, each in quotes"
     command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)

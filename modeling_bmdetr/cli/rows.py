@@ -49,7 +49,6 @@ def mine_negatives(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     from ..data.rows.importers.command import TEXT, add_arguments
 
     add_arguments(commands.add("import", import_rows, TEXT))

@@ -61,7 +61,6 @@ def _video_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     text = "encode the videos of a folder, to be searched; run again, only what changed"
     command = commands.add("index", index, text)
     command.add_argument("folder", help="folder of the video files, searched with its subfolders")

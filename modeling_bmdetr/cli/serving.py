@@ -24,7 +24,6 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     command = commands.add("demo", demo, "serve a web page that finds moments in videos")
     add_checkpoint(command)
     command.add_argument("--videos", metavar="FOLDER", help="mp4 files to choose from")

@@ -17,19 +17,12 @@ def train(args: argparse.Namespace) -> int:
     check_folder(args.videos)
     check_device(args.device)
     check_output_folder(args.out)
+    as_given = ("rows", "videos", "out", "val", "checkpoint", "clip_length", "workers", "device", "resume")
     data = OwnData(
-        args.rows,
-        args.videos,
-        args.out,
-        val=args.val,
-        checkpoint=args.checkpoint,
+        **{name: getattr(args, name) for name in as_given},
         video_encoders=tuple(args.video_encoder or (DEFAULT_ENCODER,)),
         text_encoder=args.text_encoder or DEFAULT_ENCODER,
-        clip_length=args.clip_length,
         overrides=args.override,
-        workers=args.workers,
-        device=args.device,
-        resume=args.resume,
         options=ImportOptions(columns=columns_of(args.columns), fps=args.fps, past_end=args.past_end),
     )
     report = train_own_data(data)
@@ -39,7 +32,6 @@ def train(args: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Commands) -> None:
-    """Declares the commands of this group."""
     from ..data.rows.importers.command import add_reading
 
     command = commands.add("train", train, "train a model on your own annotations and videos")

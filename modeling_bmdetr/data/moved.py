@@ -5,11 +5,11 @@ Importing one of them warns and gives the module that holds its contents now.
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 _MOVED = {
@@ -35,12 +35,7 @@ _MOVED = {
 class MovedModules(MetaPathFinder, Loader):
     """Finds the old names of modules."""
 
-    def find_spec(
-        self,
-        name: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, *more: Any) -> ModuleSpec | None:  # noqa: ARG002
         package, _, module = name.rpartition(".")
         return ModuleSpec(name, self) if package == _PACKAGE and module in _MOVED else None
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .evaluator import evaluate_submission
+from .metrics import temporal_iou
 
 STEPS = 20
 """Fixed spans begin and end at multiples of this part of the video."""
@@ -27,12 +28,7 @@ def best_fixed_span(
     spans = np.array([[time / duration_s for time in window] for window, duration_s in first])
     grid = np.linspace(0.0, 1.0, STEPS + 1)
     candidates = np.array([(start, end) for start in grid for end in grid if end > start])
-    overlap = np.minimum(spans[:, None, 1], candidates[None, :, 1]) - np.maximum(
-        spans[:, None, 0], candidates[None, :, 0]
-    )
-    overlap = overlap.clip(min=0.0)
-    union = np.diff(spans, axis=1) + np.diff(candidates, axis=1).T - overlap
-    start, end = candidates[(overlap / union >= iou).mean(axis=0).argmax()]
+    start, end = candidates[(temporal_iou(spans[None], candidates[None], "lengths")[0] >= iou).mean(axis=0).argmax()]
     return [
         {**_ids(row), "pred_relevant_windows": [[float(start) * row["duration"], float(end) * row["duration"], 1.0]]}
         for row in rows

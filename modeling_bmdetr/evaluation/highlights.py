@@ -47,14 +47,11 @@ def highlight_average_precision(scores: FloatArray, is_highlight: BoolArray, cli
 
 
 def highlight_hit(top_clip: np.ndarray, is_highlight: BoolArray) -> BoolArray:
-    """Whether at least one annotator marked the clip with the highest predicted score as a highlight.
+    """Whether at least one annotator marked the clip with the highest predicted score as a highlight: `(queries,)`.
 
     Args:
         top_clip: Shape (queries,), integer index of the clip; one past the last clip never is a hit.
         is_highlight: Shape (queries, annotators, clips).
-
-    Returns:
-        Shape (queries,).
     """
     is_inside = top_clip < is_highlight.shape[2]
     clip = np.where(is_inside, top_clip, 0)

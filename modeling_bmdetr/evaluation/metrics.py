@@ -51,7 +51,7 @@ def temporal_iou(
 
 
 def best_iou(predicted_se: FloatArray, windows_se: FloatArray, max_rank: int) -> FloatArray:
-    """The best IoU that each query reaches within its first `max_rank` predictions, over all of its windows.
+    """The best IoU `(queries,)` that each query reaches within its first `max_rank` predictions, over all windows.
 
     Predictions count in the order given, whatever their scores. A query without predictions has 0.
 
@@ -59,9 +59,6 @@ def best_iou(predicted_se: FloatArray, windows_se: FloatArray, max_rank: int) ->
         predicted_se: Shape (queries, ranks, 2), seconds, best first.
         windows_se: Shape (queries, windows, 2), seconds.
         max_rank: How many predictions of each query count.
-
-    Returns:
-        Shape (queries,), in [0, 1].
     """
     return temporal_iou(predicted_se[:, :max_rank], windows_se).max(axis=(1, 2), initial=0.0)
 

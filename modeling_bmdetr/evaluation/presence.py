@@ -31,7 +31,7 @@ def rejection_f1(presence: FloatArray, is_present: BoolArray, threshold: float =
 def set_iou(
     predicted_se: FloatArray, num_predicted: np.ndarray, windows_se: FloatArray, window_mask: BoolArray
 ) -> FloatArray:
-    """IoU of the set of predictions with the set of moments, the value that G-mIoU is the mean of.
+    """IoU of the set of predictions with the set of moments, the value that G-mIoU is the mean of: `(queries,)`.
 
     Predictions take moments one after the other, each the free one it overlaps most. The IoUs of the pairs are added up
     and divided by the size of the union: predictions plus moments minus pairs. Two empty sets have 1, one empty set 0.
@@ -41,9 +41,6 @@ def set_iou(
         num_predicted: Shape (queries,), how many of them count; 0 for a rejected query.
         windows_se: Shape (queries, windows, 2), seconds.
         window_mask: Shape (queries, windows); 1 = a moment.
-
-    Returns:
-        Shape (queries,), in [0, 1].
     """
     counts = np.arange(predicted_se.shape[1]) < num_predicted[:, None]
     iou = temporal_iou(predicted_se, windows_se) * window_mask[:, None, :] * counts[:, :, None]

@@ -25,6 +25,7 @@ from ..data.features.extraction import extract_features
 from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
+from ..data.rows.qids import content_qid
 from ..data.rows.schema import CanonicalRow
 from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
@@ -102,7 +103,7 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
         if not any(row["relevant_windows"] for row in rows):
             raise ValueError(f"no queries with a moment are left to {purpose} on: {'; '.join(notes)}")
     for name, rows in (("train", train_rows), ("val", val_rows)):
-        write_rows(_made(out / "data") / f"{name}.jsonl", rows)
+        write_rows(out / "data" / f"{name}.jsonl", rows)
     recipe = choose_recipe(train_rows, out, clip_length, longest_s, contract, data.checkpoint)
     if imported_plugins():
         recipe = {"import": list(imported_plugins()), **recipe}
@@ -118,11 +119,6 @@ _HEAD = """# Written by `bmdetr train`, settings chosen by the size of the data.
 #   python examples/train.py {path} --out outputs/again
 
 """
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -165,19 +161,17 @@ def with_content_qids(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
     renamed: dict[str, str] = {}
     used: set[str] = set()
     for row in rows:
-        text = json.dumps([row["vid"], row["query"]], ensure_ascii=False)
-        qid = f"{row['vid']}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+        qid = content_qid(row)
         while qid in used:  # the same sentence about the same video, in a row of its own
             qid += "x"
         used.add(qid)
         renamed[row["qid"]] = qid
     result = []
     for row in rows:
-        row = row.copy()
-        row["qid"] = renamed[row["qid"]]
+        row = {**row, "qid": renamed[row["qid"]]}
         row.pop("text_qid", None)  # each sentence is encoded here
-        if row.get("neg_query_ids") is not None:
-            row["neg_query_ids"] = [renamed[qid] for qid in row["neg_query_ids"] or ()]
+        if (negatives := row.get("neg_query_ids")) is not None:
+            row["neg_query_ids"] = [renamed[qid] for qid in negatives]
         result.append(row)
     return result
 

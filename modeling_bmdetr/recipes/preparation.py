@@ -248,9 +248,8 @@ def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:
     """The model's configuration. `released: true` in `model` starts from the forms of the released code."""
     options = {name: value for name, value in recipe.model.items() if name != "checkpoint"}
     features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
-    if options.pop("released", False):
-        return BMDetrConfig.released(**{**features, **options})
-    return BMDetrConfig(**{**features, **options})
+    make = BMDetrConfig.released if options.pop("released", False) else BMDetrConfig
+    return make(**{**features, **options})
 
 
 def training_arguments(

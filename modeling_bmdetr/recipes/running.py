@@ -25,7 +25,7 @@ from ..evaluation.baselines import baseline_metrics
 from ..files_bmdetr import replacing_file, require_writable, write_json
 from ..tables import markdown_table
 from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
-from ..training.record import library_versions, training_record
+from ..training.record import count_rows, library_versions, training_record
 from .preparation import (
     RecipeRows,
     add_negatives,
@@ -249,13 +249,10 @@ def describe_data(recipe: Recipe, rows: RecipeRows) -> dict[str, Any]:
     strategy = recipe.training.get("negative_sampling", "mined")
     used = strategy if recipe.model.get("background_aware", True) else "none"
     sets = {"train": rows.train, "eval": rows.eval, **rows.test}
+    shares = NegativeSampler(rows.train, cast(Strategy, used)).shares()
     return {
-        "sets": {
-            name: {"queries": len(part), "videos": len({row["vid"] for row in part})} for name, part in sets.items()
-        },
-        "negatives": {
-            name: round(share, 4) for name, share in NegativeSampler(rows.train, cast(Strategy, used)).shares().items()
-        },
+        "sets": {name: count_rows(part) for name, part in sets.items()},
+        "negatives": {name: round(share, 4) for name, share in shares.items()},
         "moments_a_query": dict(sorted(Counter(len(row["relevant_windows"] or ()) for row in rows.train).items())),
     }
 

@@ -119,14 +119,10 @@ def convert_to_folder(
     """
     out_dir = Path(out_dir)
     model, report = _convert(read_released_checkpoint(source), strict, config_options)
-    origin = {
-        "from": Path(report.origin).name,
-        "parameters": len(report.converted),
-        "dropped": len(report.dropped),
-    }
+    counts = {"parameters": len(report.converted), "dropped": len(report.dropped)}
     with replacing_files(out_dir, CONFIG_FILE, WEIGHT_FILES) as aside:
         # What is in the folder already stays when the model is saved, so card and processor come first.
-        write_model_card(model, aside, {"converted": origin})
+        write_model_card(model, aside, {"converted": {"from": Path(report.origin).name, **counts}})
         BMDetrProcessor(model.config.feature_contract, prediction_format=prediction_format).save_pretrained(aside)
         model.save_pretrained(aside)
     return report

@@ -95,14 +95,11 @@ def gather_sizes(rows: Tensor) -> list[int]:
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The rows of all processes, in the order of the processes, with gradients to each of them.
+    """The rows of all processes, in their order, with gradients to each of them: `(sum of sizes, ...)`.
 
     Args:
         rows: `(n, ...)`, where n may differ between processes.
         sizes: n of every process.
-
-    Returns:
-        `(sum of sizes, ...)`.
     """
     return _GatherRows.apply(rows, sizes)
 

@@ -27,7 +27,7 @@ from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..plugins_bmdetr import require_loss
-from ..processes import keep_freed_memory, usable_processors
+from ..processes import end_with_parent, keep_freed_memory, usable_processors
 from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from ..targets_bmdetr import MomentTargets
@@ -37,7 +37,6 @@ from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
 from .publishing import PublishingTrainer
 from .standardization import StandardizeInputs, sample_batches
-from .workers import end_with_parent
 
 Rows = Sequence[Mapping[str, Any]]
 Criterion = Callable[[Any, MomentTargets, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
@@ -117,9 +116,11 @@ class BMDetrTrainer(PublishingTrainer):
             )
             args._n_gpu = 1  # else the Trainer would split every batch with DataParallel
         metric = args.metric_for_best_model
-        if isinstance(eval_rows, dict) and eval_rows and metric and not _names_a_set(metric, eval_rows):
-            args.metric_for_best_model = f"{next(iter(eval_rows))}_{metric.removeprefix('eval_')}"
-            logger.info(f"the best checkpoint is selected by {args.metric_for_best_model}")
+        if isinstance(eval_rows, dict) and eval_rows and metric:
+            metric = metric.removeprefix("eval_")
+            if not any(metric.startswith(f"{name}_") for name in eval_rows):
+                args.metric_for_best_model = f"{next(iter(eval_rows))}_{metric}"
+                logger.info(f"the best checkpoint is selected by {args.metric_for_best_model}")
         super().__init__(
             model=model,
             args=args,
@@ -436,8 +437,3 @@ def mean_probabilities(probabilities: Tensor | None, labels: Tensor | None, mask
         mean = (probabilities.float() * clips).sum(dim=1) / count.clamp(min=1)
         result[:, column] = torch.where(count > 0, mean, result[:, column])
     return result
-
-
-def _names_a_set(metric: str, sets: Mapping[str, Rows]) -> bool:
-    """Whether the name of a metric begins with that of an evaluation set."""
-    return any(metric.removeprefix("eval_").startswith(f"{name}_") for name in sets)

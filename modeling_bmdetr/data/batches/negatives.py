@@ -8,6 +8,7 @@ means something else (Section 3.2 of the paper). [`mine_negative_queries`] finds
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -143,8 +144,11 @@ def mine_negative_queries(
     name = str(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
     report = NegativeMiningReport(iou_threshold, similarity_threshold, name, queries=len(copies))
 
-    labelled = [[i for i in group if copies[i].get("relevant_windows")] for group in _rows_by_video(copies)]
-    labelled = [group for group in labelled if len(group) > 1]
+    by_video: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(copies):
+        if row.get("relevant_windows"):
+            by_video[row["vid"]].append(i)
+    labelled = [group for group in by_video.values() if len(group) > 1]
     sentences = sorted({copies[i]["query"] for group in labelled for i in group}, key=lambda text: (len(text), text))
     report.sentences = len(sentences)
     vectors = _encode(encoder, sentences, batch_size, device, progress)
@@ -277,11 +281,3 @@ def _require_distinct_qids(rows: Sequence[Mapping[str, Any]]) -> None:
                 f"rows {first} and {number} have the same qid '{row['qid']}': negative queries are named by qid, which "
                 "must be distinct; mine each split by itself"
             )
-
-
-def _rows_by_video(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Row indices of each video, videos in the order of their first row."""
-    groups: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(row["vid"], []).append(number)
-    return list(groups.values())

@@ -40,12 +40,12 @@ def read_shape(path: Path, key: str) -> tuple[int, int]:
     """
     if path.suffix == ".pt":
         return read_arrays(path, key)[0].shape
-    with _described(path):
+    with described(path):
         if path.suffix == ".npy":
             with open(path, "rb") as file:
                 return _read_header(path, file, path.stat().st_size)[0]
         with zipfile.ZipFile(path) as archive:
-            _require_key(path, key, _array_names(archive))
+            require_key(path, key, _array_names(archive))
             with archive.open(f"{key}.npy") as member:
                 return _read_header(path, member, archive.getinfo(f"{key}.npy").file_size)[0]
 
@@ -58,17 +58,17 @@ def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.nd
     """
     found: dict[str, np.ndarray] = {}
     if path.suffix == ".pt":
-        with _described(path):
+        with described(path):
             array, found = _read_tensors(path, key, extras)
     else:
-        with _described(path):
+        with described(path):
             if path.suffix == ".npy":
                 with open(path, "rb") as file:
                     array = _read_array(path, file, path.stat().st_size)
             else:
                 with zipfile.ZipFile(path) as archive:
                     names = _array_names(archive)
-                    _require_key(path, key, names)
+                    require_key(path, key, names)
                     with archive.open(f"{key}.npy") as member:
                         array = _read_array(path, member, archive.getinfo(f"{key}.npy").file_size)
                     for extra in (name for name in extras if name in names):
@@ -87,7 +87,7 @@ def _read_tensors(path: Path, key: str, extras: Sequence[str]) -> tuple[np.ndarr
         raise Refused(f"{path} has {path.stat().st_size} bytes; an array of features has at most {MAX_ARRAY_BYTES}.")
     held = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     tensors = held if isinstance(held, dict) else {key: held}
-    _require_key(path, key, [name for name in tensors if isinstance(name, str)])
+    require_key(path, key, [name for name in tensors if isinstance(name, str)])
     arrays = {name: tensors[name].detach().float().numpy() for name in (key, *extras) if name in tensors}
     return arrays.pop(key), arrays
 
@@ -96,7 +96,8 @@ def _array_names(archive: zipfile.ZipFile) -> list[str]:
     return [entry.removesuffix(".npy") for entry in archive.namelist()]
 
 
-def _require_key(path: Path, key: str, arrays: Iterable[str]) -> None:
+def require_key(path: str | Path, key: str, arrays: Iterable[str]) -> None:
+    """Refuses a file, or a place in one, that has arrays but none of this name."""
     names = list(arrays)
     if key not in names:
         raise Refused(
@@ -141,12 +142,12 @@ def checked_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int]:
 
 
 @contextmanager
-def _described(path: Path) -> Iterator[None]:
+def described(path: Path, what: str = "features") -> Iterator[None]:
     """Turns the errors of a damaged file into one that names it."""
     try:
         yield
     except Refused:
         raise
     except DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as features ({reason}): fetch or extract it again.") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {what} ({reason}): fetch or extract it again.") from error

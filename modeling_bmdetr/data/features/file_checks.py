@@ -17,9 +17,9 @@ from .hdf5_files import HDF5_SUFFIXES, FeatureFile
 from .packed import is_packed
 from .published import TEXT_KEY, VIDEO_KEY, open_features
 from .sentences import compare_repeated, same_sentence
-from .sources import nearest
+from .sources import examples, nearest
 from .store import FeatureStore
-from .video_files import check_video_files
+from .video_files import check_video_files, lines_of
 
 
 def validate_file(
@@ -69,14 +69,6 @@ def _rows_with_names(rows: RowFile) -> RowFile:
         if all(isinstance(row.get(name), str) for name in ("qid", "vid", "query"))
     ]
     return RowFile([row for row, _ in named], [line for _, line in named], rows.integer_qids, rows.source)
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> Sequence[int | None]:
-    return rows.line_numbers if isinstance(rows, RowFile) else [None] * len(rows)
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ features
@@ -138,7 +130,7 @@ def _check_video_features(rows: Sequence[Mapping[str, Any]], place: Path) -> tup
     problems = []
     if missing:
         hint = nearest(missing[0], features.names)
-        message = f"'{place}' lacks {len(missing)} of {len(vids)} videos: {_listed(missing)}{hint}"
+        message = f"'{place}' lacks {len(missing)} of {len(vids)} videos: {examples(missing)}{hint}"
         problems.append(Problem("error", None, "vid", message))
     return problems, f"'{place}': features of {len(vids) - len(missing)} of {len(vids)} videos"
 
@@ -177,11 +169,11 @@ def check_text_features(
         The problems, and a note that says what was checked.
     """
     folder = open_features(feature_dir, TEXT_KEY, prefix="qid")
-    present = [(row, line) for row, line in zip(rows, _lines(rows), strict=True) if row["qid"] in folder]
+    present = [(row, line) for row, line in zip(rows, lines_of(rows), strict=True) if row["qid"] in folder]
     problems: list[Problem] = []
     if len(present) < len(rows):
         absent = [row["qid"] for row in rows if row["qid"] not in folder]
-        message = f"{folder.where} lacks {len(absent)} of {len(rows)} queries: {_listed(absent)}"
+        message = f"{folder.where} lacks {len(absent)} of {len(rows)} queries: {examples(absent)}"
         problems.append(Problem("error", None, "qid", message))
     note = f"{folder.where}: text features of {len(present)} of {len(rows)} queries"
     if reference_rows is not None:

@@ -10,11 +10,11 @@ from ...contract_bmdetr import FeatureContract
 from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .sentences import compare_repeated, same_sentence, spread
-from .sources import ArraySource, nearest
+from .sources import ArraySource, examples, nearest
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = 5
+MOST_LINES = 10  # of different faults
 # Clips times clip length over the duration; the median over the videos belongs here.
 COVERAGE_RANGE = (0.75, 1.33)
 # Folders that are concatenated cut a video into numbers of clips that differ by less than this factor.
@@ -70,9 +70,9 @@ def _missing(store: Store, kind: str, names: Sequence[str], total: int) -> list[
         return []
     where = store.where("video" if kind == "video" else "text")
     plural = "videos" if kind == "video" else "queries"
-    line = f"  {len(names)} of {total} {plural} are missing from {where}: {_examples(names)}"
+    line = f"  {len(names)} of {total} {plural} are missing from {where}: {examples(names)}"
     if failed := [f"{name} ({store.failures[name]})" for name in names if kind == "video" and name in store.failures]:
-        line += f"; {len(failed)} could not be encoded when the store was written: {_examples(failed)}"
+        line += f"; {len(failed)} could not be encoded when the store was written: {examples(failed)}"
     elif hint := nearest(names[0], store.video_ids if kind == "video" else store.query_ids):
         line += f" ({names[0]!r}{hint})"
     return [line]
@@ -111,10 +111,10 @@ def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> lis
         if fault:
             faults.setdefault(fault, []).append(name)
     lines = [
-        f"  {fault} ({len(found)} of {len(names)} looked at: {_examples(found)})" for fault, found in faults.items()
+        f"  {fault} ({len(found)} of {len(names)} looked at: {examples(found)})" for fault, found in faults.items()
     ]
-    if len(lines) > 2 * EXAMPLES:
-        lines[2 * EXAMPLES :] = [f"  and {len(lines) - 2 * EXAMPLES} more"]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"  and {len(lines) - MOST_LINES} more"]
     return lines
 
 
@@ -155,7 +155,3 @@ def _warn_of_clip_length(store: Store, durations_s: Mapping[str, Any]) -> None:
             f"the features in {store.where('video')} cover {coverage:.0%} of their videos (median of {len(known)}): "
             f"the contract says {store.contract.clip_length:g} s a clip, the durations {np.median(lengths_s):.2g} s"
         )
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:EXAMPLES])) + (", ..." if len(names) > EXAMPLES else "")

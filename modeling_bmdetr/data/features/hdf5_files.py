@@ -8,49 +8,30 @@ files, external storage and virtual datasets are refused. Needs h5py (the extra 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...packages_bmdetr import needed_module
-from .array_files import DAMAGE, MAX_ARRAY_BYTES, Refused, checked_shape
-from .sources import no_features
+from .array_files import MAX_ARRAY_BYTES, Refused, checked_shape, described, require_key
+from .sources import NamedFeatures, no_features
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
-class FeatureFile:
-    """An HDF5 file that holds one array per video or query, found by its name.
-
-    Args:
-        path: the file.
-        key: the dataset to read where a name is a group, such as `c3d_features`.
-        prefix: what the names in the file have before the name, such as `qid`; a name without it is found as well.
-        suffix: what the names in the file have after the name, such as `.mp4`.
+class FeatureFile(NamedFeatures):
+    """An HDF5 file, see [`NamedFeatures`]: a name is a dataset, or a group that has it under the key.
 
     Raises:
         ImportError: h5py is not installed.
         FileNotFoundError: there is no such file.
     """
 
-    def __init__(self, path: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
-        self.file = Path(path)
-        self.key, self.prefix, self.suffix = key, prefix, suffix
-        self._stored_names: dict[str, str] | None = None
+    def __init__(self, place: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
+        super().__init__(place, key, prefix, suffix)
         _h5py()
-        if not self.file.is_file():
-            raise FileNotFoundError(f"the feature file '{self.file}' does not exist.")
-
-    @property
-    def where(self) -> str:
-        """The place, for messages."""
-        return f"'{self.file}'"
-
-    @property
-    def title(self) -> str:
-        """What the features are called where nobody names them."""
-        return self.file.stem
+        if not self.place.is_file():
+            raise FileNotFoundError(f"the feature file {self.where} does not exist.")
 
     @property
     def names(self) -> list[str]:
@@ -62,7 +43,7 @@ class FeatureFile:
 
     def path(self, name: str) -> str:
         """The place of an array, for messages."""
-        return f"{self.file}:{self._list().get(name, name)}"
+        return f"{self.place}:{self._list().get(name, name)}"
 
     def shape(self, name: str) -> tuple[int, int]:
         """`(rows, dim)` of an array, as the file states it.
@@ -73,50 +54,20 @@ class FeatureFile:
         with self._datasets(name) as datasets:
             return datasets[self.key].shape
 
-    def read(self, name: str) -> np.ndarray:
-        """An array as float32, `(rows, dim)`.
-
-        Raises:
-            FileNotFoundError: if the file has no array of that name.
-            ValueError: if the file is damaged, or the array is too large, lies in another file or is none of numbers.
-        """
-        return self.read_with_extras(name, ())[0]
-
     def read_with_extras(self, name: str, extras: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """An array, and those of the arrays named `extras` that lie in the same group."""
         with self._datasets(name, extras) as datasets, np.errstate(over="ignore"):
             arrays = {key: dataset[()] for key, dataset in datasets.items()}
             return arrays.pop(self.key).astype(np.float32, copy=False), arrays
 
-    def _list(self) -> dict[str, str]:
-        """Names as the file has them, by the name of the video or query."""
-        if self._stored_names is None:
-            names: dict[str, str] = {}
-            with self._opened() as file:
-                for stored in sorted(file):
-                    name = stored.removeprefix(self.prefix).removesuffix(self.suffix)
-                    if not stored.endswith(self.suffix):
-                        continue
-                    if name in names:
-                        raise Refused(f"{self.where} holds both '{names[name]}' and '{stored}': keep one of them.")
-                    names[name] = stored
-            self._stored_names = names
-        return self._stored_names
+    def _stored(self) -> list[tuple[str, str]]:
+        with self._opened() as file:
+            return [(name, name) for name in sorted(file)]
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         """The open file; what a damaged one makes of it is one error that names it."""
-        h5py = _h5py()
-        try:
-            with h5py.File(self.file, "r") as file:
-                yield file
-        except Refused:
-            raise
-        except DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{self.file} cannot be read as HDF5 features ({reason}): fetch or extract it again."
-            ) from error
+        with described(self.place, "HDF5 features"), _h5py().File(self.place, "r") as file:
+            yield file
 
     @contextmanager
     def _datasets(self, name: str, extras: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -136,11 +87,7 @@ class FeatureFile:
                     _require_inside(h5py, held, key, self.path(name))
                 datasets = {key: held[key] for key in (self.key, *extras) if key in held}
                 if not isinstance(datasets.get(self.key), h5py.Dataset):
-                    raise Refused(
-                        f"{self.path(name)} has no array '{self.key}', only {', '.join(sorted(held)[:5]) or 'none'}. "
-                        "Name the array to read: `video_key` or `text_key`, on the command line `--video-key` or "
-                        "`--text-key`."
-                    )
+                    require_key(self.path(name), self.key, sorted(set(held) - {self.key}))
             for key, dataset in datasets.items():
                 _check(dataset, self.path(name), is_features=key == self.key)
             yield datasets

@@ -13,7 +13,7 @@ and a file is opened when it is read.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import splitext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..rows.schema import VIDEO_SUFFIXES
 from ..rows.validation import require_fields
 from .array_files import SUFFIXES, read_arrays, read_shape
 from .hdf5_files import HDF5_SUFFIXES, FeatureFile
-from .sources import no_features
+from .sources import NamedFeatures, no_features
 
 VIDEO_KEY = "features"
 TEXT_KEY = "last_hidden_state"
@@ -37,35 +37,17 @@ CLIP_CONTEXT_LENGTH = 77
 _SAME_ROW_TOLERANCE = 2e-3
 
 
-class FeatureFolder:
-    """A folder that holds one array per file, found by the name of the video or query.
-
-    Args:
-        directory: the folder.
-        key: the array to read from a file that holds several.
-        prefix: what the file names have before the name, such as `qid`; a file without it is found as well.
-        suffix: what the file names have after the name and before the file type, such as `-cam-002`.
+class FeatureFolder(NamedFeatures):
+    """A folder that holds one array per file, see [`NamedFeatures`]; a suffix stands before the file type.
 
     Raises:
         FileNotFoundError: if there is no such folder.
     """
 
-    def __init__(self, directory: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
-        self.directory = Path(directory)
-        if not self.directory.is_dir():
-            raise FileNotFoundError(f"the feature folder '{self.directory}' does not exist.")
-        self.key, self.prefix, self.suffix = key, prefix, suffix
-        self._file_names: dict[str, str] | None = None
-
-    @property
-    def where(self) -> str:
-        """The place, for messages."""
-        return f"'{self.directory}'"
-
-    @property
-    def title(self) -> str:
-        """What the features are called where nobody names them."""
-        return self.directory.name
+    def __init__(self, place: str | os.PathLike, key: str, prefix: str = "", suffix: str = "") -> None:
+        super().__init__(place, key, prefix, suffix)
+        if not self.place.is_dir():
+            raise FileNotFoundError(f"the feature folder {self.where} does not exist.")
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +73,7 @@ class FeatureFolder:
         if found is None:
             wanted = f"{self.prefix}{name}{self.suffix}.npz, .npy and the like"
             raise no_features(self.where, name, self._list(), f" (looked for {wanted})")
-        return self.directory / found
+        return self.place / found
 
     def shape(self, name: str) -> tuple[int, int]:
         """`(rows, dim)` of an array, read from the header of its file.
@@ -101,33 +83,15 @@ class FeatureFolder:
         """
         return read_shape(self.path(name), self.key)
 
-    def read(self, name: str) -> np.ndarray:
-        """An array as float32, `(rows, dim)`.
-
-        Raises:
-            FileNotFoundError: if the folder has no file of that name.
-            ValueError: if the file is damaged, too large, or holds no such array.
-        """
-        return self.read_with_extras(name, ())[0]
-
     def read_with_extras(self, name: str, extras: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """An array, and those of the arrays named `extras` that lie in the same file."""
         return read_arrays(self.path(name), self.key, extras)
 
-    def _list(self) -> dict[str, str]:
-        """File names by what they say: the name of the video or query, perhaps with the suffix of the video file."""
-        if self._file_names is None:
-            file_names: dict[str, str] = {}
-            for file_name in sorted(entry.name for entry in os.scandir(self.directory)):
-                stem, file_type = splitext(file_name)
-                if file_type not in SUFFIXES or file_name.startswith("._") or not stem.endswith(self.suffix):
-                    continue
-                stem = stem.removeprefix(self.prefix).removesuffix(self.suffix)
-                if stem in file_names:
-                    raise ValueError(f"{self.where} holds both {file_names[stem]} and {file_name}: keep one of them.")
-                file_names[stem] = file_name
-            self._file_names = file_names
-        return self._file_names
+    def _stored(self) -> Iterator[tuple[str, str]]:
+        """Stems of file names, which may end with the suffix of the video file, and the whole names."""
+        for file_name in sorted(entry.name for entry in os.scandir(self.place)):
+            stem, file_type = splitext(file_name)
+            if file_type in SUFFIXES and not file_name.startswith("._"):
+                yield stem, file_name
 
     def _find(self, name: str) -> str | None:
         """The file with exactly this name, else the one named after the video file `<name>.avi` or the like."""

@@ -78,6 +78,18 @@ def _folded(name: str) -> str:
     return f"{stem}{suffix.lower()}/"
 
 
+def existing_folder(folder: str | Path, argument: str) -> Path:
+    """The folder, if there is one; `argument` is what messages call it."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{argument} '{folder}' is not a folder.")
+    return Path(folder)
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> Sequence[int | None]:
+    """The line of each row in its file; None for rows of no file."""
+    return rows.line_numbers if isinstance(rows, RowFile) else [None] * len(rows)
+
+
 def check_video_files(
     rows: Sequence[Mapping[str, Any]], video_dir: str | Path, *, beside: Path | None = None, progress: bool = True
 ) -> list[Problem]:
@@ -85,12 +97,9 @@ def check_video_files(
 
     Reads the first frame of every video, which needs PyAV (`pip install av`).
     """
-    if not Path(video_dir).is_dir():
-        raise FileNotFoundError(f"video_dir '{video_dir}' is not a folder.")
-    files = VideoFiles([video_dir, *([beside] if beside is not None else [])])
-    numbers: Sequence[int | None] = rows.line_numbers if isinstance(rows, RowFile) else [None] * len(rows)
+    files = VideoFiles([existing_folder(video_dir, "video_dir"), *([beside] if beside is not None else [])])
     first_rows: dict[str, tuple[Mapping[str, Any], int | None]] = {}
-    for row, line in zip(rows, numbers, strict=True):
+    for row, line in zip(rows, lines_of(rows), strict=True):
         first_rows.setdefault(row["vid"], (row, line))
     problems = []
     for row, line in tqdm(first_rows.values(), desc="videos", unit="video", disable=not progress):

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,15 @@ def read_absent_rows(path: str | Path, kind: str | None = None) -> list[Canonica
     """
     rows: list[CanonicalRow] = []
     taken: set[str] = set()
-    for row in _as_canonical(read_rows(path), kind):
+    for read in read_rows(path):
+        row: CanonicalRow = {**read}
+        windows = row.get("relevant_windows")
+        if windows is not None and [list(map(float, window)) for window in windows] in ([], [[0.0, 0.0]]):
+            row["relevant_windows"] = []
+            for name in ("relevant_clip_ids", "saliency_scores"):
+                row.pop(name, None)  # type: ignore[misc]
+            if kind is not None:
+                row.setdefault("absent_kind", kind)
         qid, number = row["qid"], 1
         while row["qid"] in taken:
             row["qid"] = f"{qid}_absent{number if number > 1 else ''}"
@@ -130,17 +138,3 @@ def read_absent_rows(path: str | Path, kind: str | None = None) -> list[Canonica
         taken.add(row["qid"])
         rows.append(row)
     return rows
-
-
-def _as_canonical(rows: Iterable[CanonicalRow], kind: str | None) -> Iterable[CanonicalRow]:
-    for row in rows:
-        windows = row.get("relevant_windows")
-        if windows is not None and [list(map(float, window)) for window in windows] in ([], [[0.0, 0.0]]):
-            absent: CanonicalRow = {**row, "relevant_windows": []}
-            for name in ("relevant_clip_ids", "saliency_scores"):
-                absent.pop(name, None)  # type: ignore[misc]
-            if kind is not None:
-                absent.setdefault("absent_kind", kind)
-            yield absent
-        else:
-            yield {**row}

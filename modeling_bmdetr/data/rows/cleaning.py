@@ -6,7 +6,7 @@ given twice and stray white space. `clean_rows` finds each kind, applies one rul
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .schema import TIME_TOLERANCE_S, CanonicalRow
 
@@ -30,10 +30,9 @@ class CleaningRules:
     duplicates: Literal["keep", "drop"] = "keep"
 
     def __post_init__(self) -> None:
-        allowed = {"past_end": ("keep", "clip"), "zero_length": ("keep", "drop"), "duplicates": ("keep", "drop")}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, received {getattr(self, name)!r}.")
+        for rule in fields(self):
+            if (value := getattr(self, rule.name)) not in (allowed := get_args(rule.type)):
+                raise ValueError(f"{rule.name} must be one of {', '.join(allowed)}, received {value!r}.")
 
 
 @dataclass
@@ -111,11 +110,14 @@ def clean_rows(
         windows = row.get("relevant_windows")
         if windows is not None:
             clean["relevant_windows"] = _clean_windows(windows, row, rules, report)
-        kind = _duplicate_kind(_content(row), _content(clean), stored, seen_clean)
-        if kind:
-            report.count(kind, where)
+        before, after = _content(row), _content(clean)
+        is_copy = before in stored or after in seen_clean
+        if is_copy:
+            report.count("duplicates" if before in stored else "duplicates_once_cleaned", where)
+        stored.add(before)
+        seen_clean.add(after)
         without_windows = bool(windows) and not clean["relevant_windows"]
-        if without_windows or (kind and rules.duplicates == "drop"):
+        if without_windows or (is_copy and rules.duplicates == "drop"):
             report.count("dropped_rows", where)
             continue
         cleaned.append(clean)
@@ -124,20 +126,6 @@ def clean_rows(
 
 def _content(row: CanonicalRow) -> tuple[Any, ...]:
     return row["vid"], row["query"], tuple(map(tuple, row.get("relevant_windows") or ()))
-
-
-def _duplicate_kind(
-    as_stored: tuple[Any, ...], as_cleaned: tuple[Any, ...], stored: set[tuple[Any, ...]], cleaned: set[tuple[Any, ...]]
-) -> str | None:
-    """Which kind of copy of an earlier row this is, if any; the sets remember it for the rows to come."""
-    kind = None
-    if as_stored in stored:
-        kind = "duplicates"
-    elif as_cleaned in cleaned:
-        kind = "duplicates_once_cleaned"
-    stored.add(as_stored)
-    cleaned.add(as_cleaned)
-    return kind
 
 
 def _clean_windows(

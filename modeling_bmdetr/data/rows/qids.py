@@ -3,6 +3,8 @@
 7, "7" and 7.0 (as pandas writes integers in a column with gaps) are the same query.
 """
 
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -22,6 +24,12 @@ def canonical_qid(qid: object) -> str:
     if is_whole_number(qid):
         return str(int(qid))  # type: ignore[call-overload]
     raise TypeError(f"qid must be a string or an integer, received {qid!r} ({type(qid).__name__}).")
+
+
+def content_qid(row: Mapping[str, Any]) -> str:
+    """An identifier that follows from a row's video and sentence."""
+    text = json.dumps([row["vid"], row["query"]], ensure_ascii=False)
+    return f"{row['vid']}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
 
 def text_qid(row: Mapping[str, Any]) -> str:

@@ -200,11 +200,7 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
         yield "error", "saliency_scores", "expected finite numbers only"
     annotators = {len(clip) for clip in scores}
     if len(annotators) > 1 or 0 in annotators:
-        yield (
-            "error",
-            "saliency_scores",
-            f"expected as many annotators for every clip, received {annotators}",
-        )
+        yield "error", "saliency_scores", f"expected as many annotators for every clip, received {annotators}"
 
 
 def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:

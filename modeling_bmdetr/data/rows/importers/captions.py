@@ -33,7 +33,8 @@ def read_captions(path: Path, *, video: str | None = None, encoding: str | None 
                 continue
             faults.add(f"line {number}, column 1", f"expected START --> END, received {block[0].strip()!r}")
             continue
-        line, sentence = block[at], _sentence(block[at + 1 :])
+        line = block[at]
+        sentence = " ".join(html.unescape(_TAG.sub("", " ".join(block[at + 1 :]))).split())
         place = f"line {number + at}"
         times = _TIMES.match(line)
         if times is None:
@@ -67,7 +68,3 @@ def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
         elif block:
             yield number - len(block), block
             block = []
-
-
-def _sentence(lines: list[str]) -> str:
-    return " ".join(html.unescape(_TAG.sub("", " ".join(lines))).split())

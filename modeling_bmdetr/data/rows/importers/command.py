@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..jsonl import write_rows
@@ -47,8 +48,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError, OSError, ImportError: see `import_annotations`.
     """
-    names = ("format", "header", "times", "decimal", "delimiter", "sheet", "encoding", "fps", "video", "tiers")
-    chosen = {name: getattr(args, name) for name in (*names, "attribute", "past_end")}
+    chosen = {field.name: getattr(args, field.name) for field in fields(ImportOptions) if field.name != "columns"}
     options = ImportOptions(columns=columns_of(args.columns), **chosen)
     rows, report = import_annotations(args.files, args.videos, options)
     write_rows(args.out, rows)

@@ -1,13 +1,12 @@
 """From an annotation file to checked canonical rows: the format, durations, identifiers, and what does not fit."""
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..qids import content_qid
 from ..schema import CanonicalRow
 from ..validation import validate_rows
 from .captions import read_captions
@@ -150,7 +149,9 @@ def import_annotations(
             except (ValueError, FileNotFoundError) as error:
                 faults.add(moment.place, str(error))
         faults.raise_if_any()
-    made = [_with_qid(row) for row in rows.values()]
+    for row in rows.values():
+        row["qid"] = row.get("qid") or content_qid(row)
+    made: Any = [{key: value for key, value in row.items() if value is not None} for row in rows.values()]
     check = validate_rows(made, source=", ".join(map(str, paths)), require_windows=False)
     if check.errors:
         first, more = check.errors[0], len(check.errors) - 1
@@ -189,11 +190,8 @@ def _read(path: Path, options: ImportOptions) -> tuple[list[Moment], list[tuple[
     if kind == "label-studio" or is_label_studio(content):
         if not isinstance(content, list):
             raise json_fault(path, text, (), "is not an export of Label Studio: expected a list of tasks")
-        return (
-            read_label_studio(path, text, content, fps=options.fps, field=options.columns.get("video")),
-            [],
-            "Label Studio",
-        )
+        moments = read_label_studio(path, text, content, fps=options.fps, field=options.columns.get("video"))
+        return moments, [], "Label Studio"
     raise json_fault(path, text, (), "is neither an export of Label Studio nor a VIA project; rows belong in a .jsonl")
 
 
@@ -266,10 +264,3 @@ def _checked_window(
         end_s = duration_s
         report.clipped += 1
     return [round(start_s, 3), round(end_s, 3)]
-
-
-def _with_qid(row: dict[str, Any]) -> CanonicalRow:
-    if row.get("qid") is None:
-        text = json.dumps([row["vid"], row["query"]], ensure_ascii=False)
-        row["qid"] = f"{row['vid']}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
-    return {key: value for key, value in row.items() if value is not None}  # type: ignore[return-value]

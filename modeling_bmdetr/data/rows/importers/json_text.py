@@ -32,6 +32,16 @@ def place_in_json(text: str, keys: Keys) -> str:
     return f"line {line}, column {column}" + (f" ({shown})" if shown else "")
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """The value, or an empty object for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value, or an empty list for anything else."""
+    return value if isinstance(value, list) else []
+
+
 def json_fault(path: Path, text: str, keys: Keys, message: str) -> AnnotationError:
     """The error of a value that is JSON but not what its place asks for."""
     return fault(path, place_in_json(text, keys), message)

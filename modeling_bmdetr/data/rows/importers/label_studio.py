@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .json_text import Keys, json_fault, place_in_json
+from .json_text import Keys, as_dict, as_list, json_fault, place_in_json
 from .moments import Faults, Moment, fault
 
 
@@ -74,23 +74,19 @@ def _regions(annotations: list[Any], keys: Keys) -> Iterator[tuple[Keys, dict[st
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
         results = [
-            (number, result, result["value"] if isinstance(result.get("value"), dict) else {})
-            for number, result in enumerate(_listed(annotation.get("result")))
+            (number, result, as_dict(result.get("value")))
+            for number, result in enumerate(as_list(annotation.get("result")))
             if isinstance(result, dict)
         ]
         texts: dict[str, str] = {}
         for _, result, value in results:
             written = value.get("text")
             if result.get("type") == "textarea" and written:
-                texts[str(result.get("id"))] = " ".join(map(str, _listed(written) or [written]))
+                texts[str(result.get("id"))] = " ".join(map(str, as_list(written) or [written]))
         for number, result, value in results:
             if result.get("type") == "timelinelabels":
-                sentence = texts.get(str(result.get("id"))) or ", ".join(map(str, _listed(value.get("timelinelabels"))))
+                sentence = texts.get(str(result.get("id"))) or ", ".join(map(str, as_list(value.get("timelinelabels"))))
                 yield (*keys, index, "result", number, "value"), value, sentence
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _minimal(task: dict[str, Any], keys: Keys) -> Iterator[tuple[Keys, dict[str, Any], str]]:
@@ -98,7 +94,7 @@ def _minimal(task: dict[str, Any], keys: Keys) -> Iterator[tuple[Keys, dict[str,
     for name, value in task.items():
         if _is_regions(value):
             for index, region in enumerate(value):
-                yield (*keys, name, index), region, ", ".join(map(str, _listed(region.get("timelinelabels"))))
+                yield (*keys, name, index), region, ", ".join(map(str, as_list(region.get("timelinelabels"))))
 
 
 def _is_regions(value: Any) -> bool:

@@ -54,12 +54,10 @@ class Faults:
         if not self.found:
             return
         place, message = self.found[0]
-        more = [other for other, _ in self.found[1:]]
-        text = f"'{self.path}', {place}: {message}" if place else f"'{self.path}': {message}"
-        if more:
+        if more := [other for other, _ in self.found[1:]]:
             listed = "; ".join(more[:LISTED_PLACES]) + (" ..." if len(more) > LISTED_PLACES else "")
-            text += f" ({len(more)} more could not be read: {listed})"
-        raise AnnotationError(text)
+            message += f" ({len(more)} more could not be read: {listed})"
+        raise fault(self.path, place, message)
 
 
 def fault(path: Path, place: str, message: str) -> AnnotationError:

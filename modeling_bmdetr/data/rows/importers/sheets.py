@@ -2,7 +2,7 @@
 
 import csv
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,3 @@ def _shown(cell: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return " ".join(str(value).split())
-
-
-def column_numbers(header: list[str]) -> Iterator[tuple[int, str]]:
-    """Number from 1 and name of every column that has one."""
-    return ((number, name) for number, name in enumerate(header, start=1) if name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .moments import Faults, Moment, fault, parse_number, parse_time
-from .sheets import Table, column_numbers
+from .sheets import Table
 
 TimeUnit = Literal["seconds", "milliseconds", "frames"]
 ROLES = ("video", "start", "end", "query", "duration", "qid", "fps")
@@ -150,7 +150,7 @@ def _find_columns(
     if unknown:
         raise ValueError(f"columns must be of {', '.join(ROLES)}, received {unknown[0]!r}")
     line, cells = table.lines[_header_index(path, table, header)]
-    names = dict(column_numbers(cells)) if header != 0 else {}
+    names = {number: name for number, name in enumerate(cells, start=1) if name and header != 0}
     guesses: dict[str, list[int]] = {role: [] for role in ROLES}
     units: set[TimeUnit] = set()
     meanings = {number: _meaning(name) for number, name in names.items()}

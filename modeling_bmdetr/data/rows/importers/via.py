@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .json_text import Keys, json_fault, place_in_json
+from .json_text import Keys, as_dict, as_list, json_fault, place_in_json
 from .moments import Faults, Moment, fault
 
 
@@ -27,11 +27,11 @@ def read_via(path: Path, text: str, content: dict[str, Any], *, attribute: str |
         raise json_fault(path, text, ("_via_img_metadata",), "is a project of the image annotator, which has no times")
     attributes, files, views = (_objects(path, text, content, name) for name in ("attribute", "file", "view"))
     metadata = _objects(path, text, content, "metadata")
-    segments = {key: entry for key, entry in metadata.items() if len(_list(entry.get("z"))) == 2}
+    segments = {key: entry for key, entry in metadata.items() if len(as_list(entry.get("z"))) == 2}
     used = {
-        str(key) for entry in segments.values() for key, value in _dict(entry.get("av")).items() if str(value).strip()
+        str(key) for entry in segments.values() for key, value in as_dict(entry.get("av")).items() if str(value).strip()
     }
-    names = {str(_dict(attributes.get(key)).get("aname", key)): key for key in sorted(used)}
+    names = {str(as_dict(attributes.get(key)).get("aname", key)): key for key in sorted(used)}
     if attribute is not None and attribute not in names:
         raise fault(path, "", f"no segment has the attribute '{attribute}'; there are {', '.join(names) or 'none'}")
     if attribute is None and len(names) > 1:
@@ -39,11 +39,11 @@ def read_via(path: Path, text: str, content: dict[str, Any], *, attribute: str |
             path, "", f"segments have {len(names)} attributes: {', '.join(names)}; choose with --attribute NAME"
         )
     chosen = names[attribute] if attribute is not None else next(iter(names.values()), "")
-    options = _dict(_dict(attributes.get(chosen)).get("options"))
+    options = as_dict(as_dict(attributes.get(chosen)).get("options"))
 
     moments, faults = [], Faults(path)
     for key, entry in segments.items():
-        value = str(_dict(entry.get("av")).get(chosen, "")).strip()
+        value = str(as_dict(entry.get("av")).get(chosen, "")).strip()
         if not value:
             continue
         keys: Keys = ("metadata", key)
@@ -64,8 +64,8 @@ def read_via(path: Path, text: str, content: dict[str, Any], *, attribute: str |
 
 
 def _video(entry: dict[str, Any], views: dict[str, Any], files: dict[str, Any]) -> str | None:
-    identifiers = _list(_dict(views.get(str(entry.get("vid")))).get("fid_list"))
-    file = _dict(files.get(str(identifiers[0]))) if identifiers else {}
+    identifiers = as_list(as_dict(views.get(str(entry.get("vid")))).get("fid_list"))
+    file = as_dict(files.get(str(identifiers[0]))) if identifiers else {}
     return file.get("fname") or file.get("src") or None
 
 
@@ -78,11 +78,3 @@ def _objects(path: Path, text: str, content: dict[str, Any], name: str) -> dict[
     if wrong is not None:
         raise json_fault(path, text, (name, wrong), f"expected an object, received {type(value[wrong]).__name__}")
     return value
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
