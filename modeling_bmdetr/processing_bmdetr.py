@@ -90,6 +90,8 @@ class BMDetrProcessor(ProcessorMixin):
             feature_contract = FeatureContract.from_dict(dict(feature_contract))
         contract = getattr(feature_contract, "feature_contract", feature_contract)
         contract = FeatureContract() if contract is None else contract
+        if type(contract).__name__ == FeatureContract.__name__:  # this one, or that of the code in a repository
+            contract = FeatureContract.from_dict(contract.to_dict())
         if not isinstance(contract, FeatureContract):
             raise ValueError(
                 f"`feature_contract` must be a FeatureContract, its dict or a configuration, received {contract!r}"

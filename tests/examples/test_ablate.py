@@ -233,8 +233,11 @@ RESULTS = [
 
 
 def test_trust_is_measured_where_there_are_rows_enough_to_calibrate(folder):
-    """Sixty videos with two queries: one half calibrates, the other is measured; six videos are too few."""
-    rng, rows = np.random.default_rng(1), []
+    """Sixty videos with two queries: one half calibrates, the other is measured; six videos are too few.
+
+    What is drawn is learned well enough that scores of right answers are the larger ones: others are not calibrated.
+    """
+    rng, rows = np.random.default_rng(5), []
     with FeatureWriter(folder / "many", CONTRACT) as writer:
         for row in read_rows(folder / "train.jsonl"):
             if row["qid"].endswith("_0"):

@@ -25,7 +25,7 @@ def test_a_page_that_shows_something_else_is_found_and_mended(tmp_path, monkeypa
         monkeypatch.setattr(sys, "argv", ["results_tables.py", *arguments])
         assert results_tables.main() == code
     written = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
-    assert "\n\n| a | b |\n| --- | --- |\n| 1 | 2 ± 3 |\n\n<!-- end -->" in written
+    assert "\n\n| a | b |\n|---|---|\n| 1 | 2 ± 3 |\n\n<!-- end -->" in written
     assert written.startswith("before")
     assert written.endswith("after\n")
 

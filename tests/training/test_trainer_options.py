@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_store
 
-from modeling_bmdetr.loss_bmdetr import BMDetrLoss, LossTerm, MomentTargets
+from modeling_bmdetr.loss_bmdetr import LOSS_TERMS, BMDetrLoss, LossTerm, MomentTargets
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 1}
@@ -178,9 +178,9 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tmp_path, negativ
         losses[size] = trainer.evaluate()["eval_loss"]
         batch = trainer.data_collator([trainer.dataset(rows, False)[index] for index in range(len(rows))])
     assert list(losses.values()) == pytest.approx([losses[1]] * 4, rel=1e-5)
-    # It is the loss of all rows as one batch, but for Eq. 17, which contrasts its rows, and answers to negatives.
+    # It is the loss of all rows as one batch, but for what contrasts these rows, and answers to negatives.
     model.eval()
     terms = trainer.criterion_in_use(trainer.forward(model, batch), MomentTargets.from_inputs(model.config, batch))[1]
     terms = {name: term for name, term in terms.items() if not name.startswith("negative_")}
-    terms["loss_semantic"] = torch.zeros(())
+    terms |= {name: torch.zeros(()) for name, term in LOSS_TERMS.items() if term.per == "batch"}
     assert losses[1] == pytest.approx(model.criterion.weighted_sum(terms).item(), rel=1e-5)

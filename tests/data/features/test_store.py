@@ -100,7 +100,7 @@ class TestPublishedFiles:
     def test_one_array_in_two_formats_is_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", values(3, 2))
         np.savez(tmp_path / "a.npz", features=values(3, 2))
-        with pytest.raises(ValueError, match=r"both a\.npy and a\.npz"):
+        with pytest.raises(ValueError, match=r"both 'a\.npy' and 'a\.npz'"):
             FeatureStore.from_files(tmp_path, contract=FeatureContract())
 
     def test_without_encoders_in_the_contract_the_folders_name_them(self, folders):
