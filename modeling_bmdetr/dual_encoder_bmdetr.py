@@ -28,8 +28,8 @@ class BMDetrDualEncoder(nn.Module):
         self.neighbours = nn.Conv1d(d, d, 3, padding=1)
         self.facets = nn.Linear(d, FACETS * d)
         self.query = BMDetrMLP(d, d, d)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
-        self.bias = nn.Parameter(torch.tensor(START_BIAS))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))  # no scalars: FSDP shards none
+        self.bias = nn.Parameter(torch.tensor([START_BIAS]))
         self.evidence = nn.Linear(1, d)
 
     def forward(self, frames: Tensor, video_mask: Tensor, texts: Tensor, texts_mask: Tensor) -> dict[str, Tensor]:

@@ -203,7 +203,7 @@ def start_processes(command: list[str], processes: int = 2) -> list[subprocess.P
     ]
 
 
-def wait_for(processes: list[subprocess.Popen], timeout_s: float = 240) -> None:
+def wait_for(processes: list[subprocess.Popen], timeout_s: float = 480) -> None:
     """Waits until all have ended; raises with what the first that failed wrote."""
     until = time.monotonic() + timeout_s
     for process in processes:
