@@ -200,6 +200,8 @@ def fit_score(answers: RawAnswers, min_rows: int = MIN_ROWS) -> tuple[tuple[floa
     if answers.presence_logits is not None:
         logits.append(np.repeat(answers.presence_logits, scores.shape[1]))
     fitted, reason = fit_logistic(np.stack(logits, axis=1), is_right.ravel(), ("right", "wrong"))
+    if fitted is None and len(logits) > 1:  # presence may say all that the score says, and its opposite is left over
+        fitted, reason = fit_logistic(logits[0][:, None], is_right.ravel(), ("right", "wrong"))
     if fitted is None:
         return None, reason
     return (fitted[0], fitted[1] if len(fitted) == 3 else 0.0, fitted[-1]), ""

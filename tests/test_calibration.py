@@ -65,6 +65,20 @@ def simulated_answers(rows=4000, presence=True, seed=0):
 
 
 class TestFit:
+    def test_where_presence_says_all_that_the_score_says_the_score_is_fitted_alone(self):
+        rng = np.random.default_rng(0)
+        worth, error = rng.normal(0, 1, 400), rng.normal(0, 1, 400)
+        answers = RawAnswers(
+            scores=(1 / (1 + np.exp(-(worth + 3 * error))))[:, None],
+            is_right=(rng.random(400) < 1 / (1 + np.exp(-3 * worth)))[:, None],
+            presence_logits=worth + error,  # with the score taken off it, it is the worth alone
+            is_present=np.ones(400, dtype=bool),
+        )
+        fitted, reason = fit_score(answers)
+        assert fitted is not None, reason
+        assert fitted[0] > 0
+        assert fitted[1] == 0.0
+
     def test_the_regression_that_made_the_data_is_found_again(self):
         fitted, reason = fit_score(simulated_answers())
         assert not reason
