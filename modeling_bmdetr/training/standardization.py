@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
 
 from ..base_model_bmdetr import BMDetrModel
 from ..layers_bmdetr import BMDetrProjection, endpoint_features
@@ -19,8 +18,6 @@ from ..layers_bmdetr import BMDetrProjection, endpoint_features
 NUM_ROWS = 512
 AT_ONCE = 32
 SMALLEST = 0.05  # deviations below are of values that hardly vary, and are not blown up to one
-
-Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
 
 
 def sample_batches(dataset: Dataset, collate: Callable[[list], Any], seed: int) -> Iterator[Mapping[str, Tensor]]:
@@ -63,22 +60,7 @@ def first_norm(projection: BMDetrProjection) -> nn.LayerNorm:
     return norm
 
 
-def is_untouched(norm: nn.LayerNorm) -> bool:
-    """Whether scale and shift are as they are initialised."""
-    return bool(norm.weight.eq(1).all() and norm.bias.eq(0).all())
-
-
-class StandardizeInputs(TrainerCallback):
-    """[`standardize_inputs`] as a training begins; not of a model that has been trained, nor of a resumed training."""
-
-    def __init__(self, batches: Batches):
-        self.batches = batches
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        model = getattr(model, "module", model).model
-        if (
-            model.config.standardize_inputs
-            and not state.global_step
-            and is_untouched(first_norm(model.text_projection))
-        ):
-            standardize_inputs(model, self.batches())
+def is_trained(model: BMDetrModel) -> bool:
+    """Whether the first norm of the words is other than it was initialised."""
+    norm = first_norm(model.text_projection)
+    return bool(norm.weight.ne(1).any() or norm.bias.ne(0).any())

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from .distributed import gather_texts, mean_counts
 from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
 from .publishing import PublishingTrainer
-from .standardization import StandardizeInputs, sample_batches
+from .standardization import is_trained, sample_batches, standardize_inputs
 
 Rows = Sequence[Mapping[str, Any]]
 Criterion = Callable[[Any, MomentTargets, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
@@ -132,7 +132,6 @@ class BMDetrTrainer(PublishingTrainer):
         )
         self.guard = FiniteGuard([row["qid"] for row in train_rows or ()], args.skip_nonfinite, not args.fp16)
         self.add_callback(self.guard)
-        self.add_callback(StandardizeInputs(self.sample_batches))
         # Not the Trainer's `processing_class`, which must have a tokenizer.
         self.processor = processor or BMDetrProcessor(self.contract)
         # The Trainer sets this switch of language models; saved, it would be an unknown field of our configuration.
@@ -189,10 +188,6 @@ class BMDetrTrainer(PublishingTrainer):
             process_index=self.args.process_index,
         )
 
-    def sample_batches(self) -> Iterator[Mapping[str, Tensor]]:
-        """Some of the training rows, as the model gets them."""
-        return sample_batches(self.dataset(self.train_dataset, True), self.data_collator, self.data_seed)
-
     def batches_per_epoch(self) -> int:
         return len(self.train_sampler())
 
@@ -248,6 +243,15 @@ class BMDetrTrainer(PublishingTrainer):
         if self.args.device.type == "cpu":
             keep_freed_memory()
         return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, after the inputs of a model that has not been trained are standardised: it is there by now,
+        given or made by `model_init`, and not yet divided among processes."""
+        model = self.accelerator.unwrap_model(self.model).model
+        if self.train_dataset and self.config.standardize_inputs and not is_trained(model):
+            batches = sample_batches(self.dataset(self.train_dataset, True), self.data_collator, self.data_seed)
+            standardize_inputs(model, batches)
+        return super()._inner_training_loop(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an update, and the divisors of its losses (`mean_counts`)."""
