@@ -20,19 +20,4 @@ if TYPE_CHECKING:
     from .reliability import expected_calibration_error as expected_calibration_error
     from .reliability import reliability_bins as reliability_bins
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".evaluator": [
-            "METRIC_FORMATS",
-            "evaluate_module_path",
-            "evaluate_submission",
-            "format_metrics",
-            "submission_reliability",
-        ],
-        ".presence": ["rejection_f1"],
-        ".reliability": ["auroc", "brier_score", "expected_calibration_error", "reliability_bins"],
-        "..data.rows.jsonl": ["read_jsonl", "write_jsonl"],
-        "..data.rows.qids": ["canonical_qid", "restore_qid_types"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
