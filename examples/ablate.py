@@ -36,6 +36,7 @@ from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.calibrating import pairs_with_other_videos
+from modeling_bmdetr.configuration_bmdetr import contract_fields
 from modeling_bmdetr.data import CanonicalRow
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.files_bmdetr import take_lock
@@ -97,8 +98,7 @@ def plan_runs(
     Args:
         model, training: Settings of every run, over the preset's and under the variant's.
     """
-    contract = data.store.contract
-    features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    features = contract_fields(data.store.contract)
     digest = data.digest()
     return [
         Run(

@@ -25,6 +25,7 @@ import numpy as np
 from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
+from modeling_bmdetr.data.rows.schema import is_labelled
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.arrays import moment_arrays
 from modeling_bmdetr.evaluation.metrics import best_iou
@@ -141,7 +142,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / f"{label}.submission.jsonl", predictions, integer_qids=numbered)
     if not metrics:
-        unlabelled = sum(row.get("relevant_windows") is None for row in rows)
+        unlabelled = sum(not is_labelled(row) for row in rows)
         print(f"{label}: {unlabelled} of {len(rows)} queries without labels; {out / f'{label}.submission.jsonl'}")
         return {"queries": len(rows)}
     lengths = metrics_by_length(predictions, rows)

@@ -15,6 +15,7 @@ from .data.batches.collator import MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
 from .data.rows.absent import content_words
+from .data.rows.schema import is_labelled
 from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
 from .evaluation.reliability import expected_calibration_error
@@ -102,7 +103,7 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
     """
     from .processing_bmdetr import BMDetrProcessor
 
-    if unlabelled := [row["qid"] for row in rows if row.get("relevant_windows") is None]:
+    if unlabelled := [row["qid"] for row in rows if not is_labelled(row)]:
         raise ValueError(
             f"{len(unlabelled)} of {len(rows)} rows have no `relevant_windows`, such as qid {unlabelled[:3]}: "
             "calibration needs labelled rows"

@@ -238,8 +238,7 @@ class BMDetrConfig(_ContractConfig):
     @classmethod
     def from_contract(cls, contract: FeatureContract, **kwargs: Any) -> "BMDetrConfig":
         """A configuration for features that keep `contract`; `kwargs` are further fields."""
-        widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
-        return cls(**{**contract.to_dict(), **{k: v for k, v in widths.items() if v}, **kwargs})
+        return cls(**{**contract_fields(contract), **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -270,6 +269,12 @@ class BMDetrConfig(_ContractConfig):
             **WITHOUT_RANKING,
         }
         return cls(**{**forms, **kwargs})
+
+
+def contract_fields(contract: FeatureContract) -> dict[str, Any]:
+    """The fields of a configuration that follow from a contract: its entries, and the widths where it has encoders."""
+    widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    return {**contract.to_dict(), **{name: width for name, width in widths.items() if width}}
 
 
 # All fields of the configuration by name, wherever they are declared.

@@ -26,7 +26,8 @@ from transformers.utils import logging
 from .contract_bmdetr import FeatureContract
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
-from .files_bmdetr import remove_leftovers, replacing_file
+from .data.rows.jsonl import write_jsonl
+from .files_bmdetr import remove_leftovers, write_json
 from .index_files import (
     CATALOG,
     FORMAT,
@@ -289,14 +290,10 @@ class VideoIndex:
     def _write_manifest(self, complete: bool) -> None:
         self._manifest["complete"] = complete
         self._source = self._entries = None
-        with replacing_file(self.directory / MANIFEST) as file:
-            json.dump({"format": FORMAT, "version": VERSION, **self._manifest}, file, indent=2)
-            file.write("\n")
+        write_json(self.directory / MANIFEST, {"format": FORMAT, "version": VERSION, **self._manifest})
 
     def _write_catalog(self, entries: dict[str, dict[str, Any]]) -> None:
-        with replacing_file(self.directory / CATALOG) as file:
-            for name, entry in sorted(entries.items()):
-                file.write(json.dumps({"path": name, **entry}) + "\n")
+        write_jsonl(({"path": name, **entry} for name, entry in sorted(entries.items())), self.directory / CATALOG)
 
     @property
     def _store(self) -> Path:

@@ -2,13 +2,13 @@
 
 import argparse
 
+from ..files_bmdetr import require_writable
 from .common import (
     Commands,
     add_plugins,
     check_device,
     check_folder,
     check_model,
-    check_output_folder,
     checked_rows,
     count_or_none,
     device,
@@ -22,7 +22,7 @@ def extract(args: argparse.Namespace) -> int:
     rows = checked_rows(args.rows, ("qid", "vid", "query", "video", "duration"))
     check_folder(args.videos)
     check_device(args.device)
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..data import extract_features
 
@@ -41,7 +41,7 @@ def extract(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..configuration_bmdetr import BMDetrConfig, FeatureContract
     from ..data import pack_features, read_rows

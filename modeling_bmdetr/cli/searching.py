@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .common import Commands, add_checkpoint, check_output_folder, count, load_pipeline, printable, show
+from ..files_bmdetr import require_writable
+from .common import Commands, add_checkpoint, count, load_pipeline, printable, show
 
 
 def index(args: argparse.Namespace) -> int:
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..index import VideoIndex
 

@@ -23,6 +23,7 @@ from ..data.batches.negative_sampling import NegativeSampler
 from ..data.batches.sampler import UniqueVideoBatchSampler
 from ..data.features.store import FeatureStore
 from ..data.rows.checked import checked_rows
+from ..data.rows.schema import is_labelled
 from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
@@ -168,7 +169,7 @@ class BMDetrTrainer(PublishingTrainer):
             shifting_limit_s=args.shifting_limit_s,
             max_moments=config.num_queries,
             seed=self.data_seed,
-            with_labels=all(row.get("relevant_windows") is not None for row in rows),
+            with_labels=all(map(is_labelled, rows)),
         )
 
     @property
