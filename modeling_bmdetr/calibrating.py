@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_line
 from .data.batches.collator import MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
-from .data.rows.absent import content_words
-from .data.rows.schema import is_labelled
+from .data.rows.absent import add_absent_rows
+from .data.rows.schema import CanonicalRow, is_labelled
 from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
 from .evaluation.reliability import expected_calibration_error
@@ -148,8 +148,8 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
     """The calibration of a model for rows that neither trained it nor will be its test.
 
     The score is fitted on the three best spans of each row, present and absent ones as the rows have them. Presence is
-    fitted on present and absent rows; where the rows have no absent ones, each sentence is paired with another video of
-    them, none of whose sentences shares a content word with it, and the note says so.
+    fitted on present and absent rows; where the rows have no absent ones, `add_absent_rows` makes as many, and the note
+    says so.
 
     Args:
         model: A [`BMDetrForMomentRetrieval`]; a calibration it has already is not used.
@@ -177,7 +177,7 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
     else:
         logits, is_present = answers.presence_logits, answers.is_present
         if is_present.all():
-            pairs = pairs_with_other_videos(rows, seed)
+            pairs = add_absent_rows(cast(list[CanonicalRow], rows), share=1.0, seed=seed)[0][len(rows) :]
             notes["presence"] = f"rows have no absent queries: {len(pairs)} pairs with other videos, by rule"
             if pairs:
                 paired = raw_answers(model, pairs, store, batch_size)
@@ -234,21 +234,3 @@ def score_logits(scores: np.ndarray) -> np.ndarray:
     """Logits of scores in [0, 1], finite."""
     clipped = np.clip(scores, CERTAIN, 1 - CERTAIN)
     return np.log(clipped) - np.log1p(-clipped)
-
-
-def pairs_with_other_videos(rows: Rows, seed: int) -> list[dict[str, Any]]:
-    """Rows whose sentence is asked of another video, no sentence of which has a content word in common with it."""
-    said: dict[str, set[str]] = {}
-    for row in rows:
-        said.setdefault(row["vid"], set()).update(content_words(row["query"]))
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for row in rows:
-        words = content_words(row["query"])
-        for other in rng.integers(len(rows), size=64):
-            video = rows[int(other)]
-            if words and video["vid"] != row["vid"] and not words & said[video["vid"]]:
-                asked = {name: row[name] for name in ("qid", "query")}  # clips and negatives are those of its own video
-                pairs.append({**asked, "vid": video["vid"], "duration": video["duration"], "relevant_windows": []})
-                break
-    return pairs

@@ -152,7 +152,7 @@ def test_video_rows(video_encoder, video_file: Path) -> None:
 
 
 def test_file_and_its_decoded_frames_agree(video_encoder, video_file: Path) -> None:
-    frames = np.stack([frame for _, frame in iter_frames(video_file, fps=8.0)])
+    frames = np.stack([frame for _, frame in iter_frames(video_file, np.arange(0.0, 4.5, 0.125))])
     from_file = video_encoder.encode_video(video_file, 1.0).features
     from_frames = video_encoder.encode_video(frames, 1.0, fps=8.0).features
     assert from_file.shape == from_frames.shape

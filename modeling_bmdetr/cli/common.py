@@ -199,15 +199,15 @@ def checked_rows(path: str, fields: tuple[str, ...]) -> Any:
 class Bar:
     """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
 
-    def __init__(self, text: str, unit: str = "clips"):
-        self.text, self.unit = text, unit
+    def __init__(self, text: str):
+        self.text = text
         self.bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         from tqdm.auto import tqdm
 
         if self.bar is None:
-            self.bar = tqdm(total=total, unit=self.unit, desc=self.text)
+            self.bar = tqdm(total=total, unit="clips", desc=self.text)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
