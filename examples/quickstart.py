@@ -36,7 +36,7 @@ from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
-from modeling_bmdetr.text_encoders_bmdetr import MINILM, minilm_folder
+from modeling_bmdetr.text_encoders_bmdetr import MINILM, WORDS_PREFIX, minilm_folder
 from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
 VIDEO_ENCODER, CLIP_LENGTH_S = "pixel-motion", 1.0
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training queries")
-    text = "encoder of sentences: minilm, which knows words that no training sentence has, or hashed-words where its"
+    text = "words:minilm, which knows words that no training sentence has, or hashed-words where its"
     parser.add_argument("--text-encoder", default=default_text_encoder(), help=f"{text} package is not installed")
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
     sizes.default = list(NUM_VIDEOS.values())
@@ -207,8 +207,8 @@ def main() -> None:
 
 
 def default_text_encoder() -> str:
-    """A real sentence encoder where its weights are installed, else the one that needs none."""
-    return MINILM if minilm_folder() else "hashed-words"
+    """Words by a real sentence encoder where its weights are installed, else by the one that needs none."""
+    return WORDS_PREFIX + MINILM if minilm_folder() else "hashed-words"
 
 
 def swap_sentences(rows: Sequence[Row]) -> list[Row]:

@@ -127,10 +127,10 @@ def video_encoder(request: pytest.FixtureRequest):
     return build_video_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=5)
 
 
-@pytest.fixture(params=["hashed-words", "clip", "siglip"])
+@pytest.fixture(params=["hashed-words", "words:hashed-words", "clip", "siglip"])
 def text_encoder(request: pytest.FixtureRequest):
-    if request.param == "hashed-words":
-        return build_text_encoder("hashed-words")
+    if request.param.endswith("hashed-words"):
+        return build_text_encoder(request.param)
     return build_text_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=2)
 
 
@@ -433,6 +433,25 @@ def test_a_device_is_for_encoders_with_weights(build) -> None:
 def test_an_encoder_folder_that_moved_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=rf"encoder's model '{tmp_path}/gone': .*if the folder has moved"):
         build_text_encoder(f"clip:{tmp_path}/gone")
+
+
+def test_words_by_themselves_are_the_same_in_every_sentence(siglip_folder: Path) -> None:
+    encoder = build_text_encoder(f"words:clip:{siglip_folder}", batch_size=2)
+    (one, red, ball), (ball_there, two, red_there) = encoder.encode_text(["A red ball.", "Ball two RED!"])
+    np.testing.assert_array_equal(red, red_there)
+    np.testing.assert_array_equal(ball, ball_there)
+    assert not np.allclose(one, two)
+    np.testing.assert_allclose(np.linalg.norm([one, two, red, ball], axis=1), 1.0, atol=1e-5)
+    alone = encoder.encoder.encode_text(["red"])[0].mean(axis=0)
+    np.testing.assert_allclose(red, alone / np.linalg.norm(alone), atol=1e-5)
+    assert build_text_encoder(encoder.spec()).spec() == encoder.spec()
+
+
+def test_words_by_themselves_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="unknown text encoder 'no-such'"):
+        build_text_encoder("words:no-such")
+    with pytest.raises(ValueError, match=r"sentences\[1\] holds no word, received '\?!'"):
+        build_text_encoder("words:hashed-words").encode_text(["A ball.", "?!"])
 
 
 def test_hashed_words_are_the_same_everywhere() -> None:
