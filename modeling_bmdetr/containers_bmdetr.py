@@ -52,8 +52,8 @@ class Container:
         damaged: Packets skipped so far, of `packets` read.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self.file, self.name = file, name
+    def __init__(self, file: BinaryIO, name: str, decode_threads: int = 0) -> None:
+        self.file, self.name, self.decode_threads = file, name, decode_threads
         self.size = file.seek(0, os.SEEK_END)
         if not self.size:
             raise unreadable(name, "it is empty")
@@ -100,7 +100,7 @@ class Container:
         # Formats whose clock may jump need all packets read in order.
         self.may_be_joined = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
         self.stream.thread_type = "AUTO"
-        self.stream.codec_context.thread_count = 0  # as many as there are cores
+        self.stream.codec_context.thread_count = self.decode_threads
         self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         width, height = self.stream.codec_context.width, self.stream.codec_context.height
         if width * height > MAX_PIXELS:

@@ -73,6 +73,7 @@ class VideoFile(AbstractContextManager):
 
     Args:
         file: Path of a video file, its bytes, or an open binary file (which stays open).
+        decode_threads: Threads of the decoder, 0 for as many as there are cores. Take 1 where several processes decode.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,7 +81,7 @@ class VideoFile(AbstractContextManager):
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, file: str | os.PathLike | bytes | BinaryIO) -> None:
+    def __init__(self, file: str | os.PathLike | bytes | BinaryIO, decode_threads: int = 0) -> None:
         import_av()
         self._owned = isinstance(file, (str, os.PathLike, bytes))
         if isinstance(file, (str, os.PathLike)):
@@ -90,7 +91,7 @@ class VideoFile(AbstractContextManager):
             self._file = io.BytesIO(file) if isinstance(file, bytes) else file
             name = str(getattr(file, "name", "that was given"))
         try:
-            self._container = Container(self._file, name)
+            self._container = Container(self._file, name, decode_threads)
         except BaseException:
             self._close_file()
             raise
