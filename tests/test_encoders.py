@@ -4,13 +4,13 @@ import json
 import os
 import time
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from factories import write_pictures
 from transformers import (
     BertConfig,
     BertModel,
@@ -56,17 +56,7 @@ def moving_square(num_frames: int, step: int, size: int = 48) -> np.ndarray:
 
 @pytest.fixture
 def video_file(tmp_path: Path) -> Path:
-    path = tmp_path / "square.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
-        stream.width = stream.height = 48
-        stream.pix_fmt = "yuv420p"
-        for index, picture in enumerate(moving_square(36, 1)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, 8)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    return write_pictures(tmp_path / "square.mp4", moving_square(36, 1), 8, "libx264", crf="10")
 
 
 def write_tokenizer(folder: Path) -> None:
