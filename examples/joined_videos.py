@@ -37,6 +37,7 @@ from modeling_bmdetr.data.rows.qids import text_qid
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.evaluation.reliability import auroc
 from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.spans_bmdetr import mean_inside
 from modeling_bmdetr.tables import markdown_table
 from modeling_bmdetr.windows_bmdetr import merge_windows, presence_over_windows, window_starts
 
@@ -215,20 +216,12 @@ def rankings(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     if "presence" in outputs:
         factors["presence"] = outputs["presence"][:, None]
     if "frame_probabilities" in outputs:
-        factors["p inside"] = mean_inside(outputs["pred_spans"], outputs["frame_probabilities"], mask)
+        factors["p inside"] = mean_inside(outputs["frame_probabilities"], outputs["pred_spans"], mask)
     values = {}
     for name in RANKINGS:
         if set(names := name.split(" x ")) <= set(factors):
             values[name] = torch.stack([factors[one].expand_as(outputs["scores"]) for one in names]).prod(dim=0)
     return values
-
-
-def mean_inside(spans_cxw: Tensor, probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Mean of p (Eq. 6) over the clips whose centre lies in each span: `(windows, spans)`; 0 where none does."""
-    centres = (torch.arange(mask.shape[1]) + 0.5) / mask.sum(dim=1, keepdim=True)  # (windows, clips)
-    distance = (centres[:, None] - spans_cxw[..., :1]).abs()
-    inside = (distance <= spans_cxw[..., 1:] / 2) & mask[:, None].bool()
-    return (inside * probabilities[:, None]).sum(dim=-1) / inside.sum(dim=-1).clamp(min=1)
 
 
 def figures(found: Iterable[Mapping[str, Any]], asked: Sequence[Row]) -> dict[str, Any]:

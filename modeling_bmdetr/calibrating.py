@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
-from .data.batches.collator import MomentRetrievalCollator
+from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
 from .data.rows.absent import add_absent_rows
@@ -118,16 +118,15 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
     moments, presence = [], []
     try:
         for batch in loader:
-            durations_s = batch.pop("durations_s")
-            batch.pop("row_index")
             inputs = {
                 name: value.to(model.device, model.dtype if value.is_floating_point() else None)
                 for name, value in batch.items()
+                if name not in NOT_THE_MODELS
             }
             with torch.no_grad():
                 outputs = model(**inputs)
-            num_clips = inputs["video_mask"].sum(dim=1)
-            moments.append(processor.decode(outputs["scores"], outputs["pred_spans"], num_clips, durations_s).cpu())
+            lengths = inputs["video_mask"].sum(dim=1), batch["durations_s"]
+            moments.append(processor.decode(outputs["scores"], outputs["pred_spans"], *lengths).cpu())
             if outputs.get("presence_logits") is not None:
                 presence.append(outputs["presence_logits"].float().cpu())
     finally:

@@ -41,6 +41,7 @@ from .index_files import (
 )
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 from .prefilter import best_similarities, most_similar, shared_columns
+from .spans_bmdetr import mean_inside, spans_se_to_cxw
 
 logger = logging.get_logger(__name__)
 
@@ -446,17 +447,16 @@ class VideoIndex:
 
 
 def _hits(name: str, answer: dict[str, Any]) -> list[Hit]:
-    calibrated, p = bool(answer.get("calibrated")), answer.get("frame_probabilities")
-    hits = []
-    for moment in answer["moments"]:
-        start, end, score = moment["start"], moment["end"], moment["score"]
-        rank_score = score
-        if not calibrated and p is not None:
-            first = min(int(start / answer["clip_length"]), len(p) - 1)
-            last = max(first + 1, int(np.ceil(end / answer["clip_length"])))
-            rank_score = score * float(np.mean(p[first:last]))
-        hits.append(Hit(name, start, end, score, answer.get("presence"), rank_score))
-    return hits
+    moments, p = answer["moments"], answer.get("frame_probabilities")
+    weights = [1.0] * len(moments)
+    if moments and p is not None and not answer.get("calibrated"):
+        times_s = torch.tensor([[moment["start"], moment["end"]] for moment in moments])
+        spans_cxw = spans_se_to_cxw(times_s / (len(p) * answer["clip_length"]))
+        weights = mean_inside(torch.tensor([p]), spans_cxw[None], torch.ones(1, len(p)))[0].tolist()
+    return [
+        Hit(name, **moment, presence=answer.get("presence"), rank_score=moment["score"] * weight)
+        for moment, weight in zip(moments, weights, strict=True)
+    ]
 
 
 def _ranked(hits: list[Hit], top: int) -> list[Hit]:
