@@ -19,10 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows  # noqa: F401  # the recipes of the benchmarks
 import numpy as np
+from benchmark_rows import benchmark_of
 
-from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.rows.schema import is_labelled
@@ -125,8 +124,8 @@ def integer_qids(recipe: Recipe, name: str, rows: Sequence[CanonicalRow]) -> set
     """The qids that are integers in the annotations."""
     data = recipe.data
     if data.get("benchmark"):
-        numbered = builder_class(data["benchmark"]).INTEGER_QIDS or data.get("released_jsonl")
-        return {row["qid"] for row in rows} if numbered else set()
+        split = data["train"] if name == HELD_OUT else name
+        return {row["qid"] for row in rows} if benchmark_of(data, split).integer_qids else set()
     return set(read_rows(data["train"] if name == HELD_OUT else name).integer_qids)
 
 

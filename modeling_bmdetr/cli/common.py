@@ -197,17 +197,21 @@ def checked_rows(path: str, fields: tuple[str, ...]) -> Any:
 
 
 class Bar:
-    """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
+    """A progress bar, called with (done, total), or with (what is under way, done, total); it appears with the first
+    call."""
 
-    def __init__(self, text: str):
-        self.text = text
+    def __init__(self, text: str, unit: str = "clips"):
+        self.text, self.unit = text, unit
         self.bar: Any = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, *progress: Any) -> None:
         from tqdm.auto import tqdm
 
+        *under_way, done, total = progress
         if self.bar is None:
-            self.bar = tqdm(total=total, unit="clips", desc=self.text)
+            self.bar = tqdm(total=total, unit=self.unit, desc=self.text)
+        self.bar.total = total
+        self.bar.set_postfix_str("".join(under_way)[-40:], refresh=False)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

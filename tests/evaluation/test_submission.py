@@ -308,10 +308,10 @@ def test_table():
 
 def test_markdown():
     assert format_metrics(METRICS, "markdown").split("\n") == [
-        "| Metric         |      % |",
-        "| -------------- | -----: |",
+        "| Metric | % |",
+        "|---|---:|",
         "| MR-full-R1@0.5 | 100.00 |",
-        "| MR-full-mAP    |   8.50 |",
+        "| MR-full-mAP | 8.50 |",
     ]
 
 
