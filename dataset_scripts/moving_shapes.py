@@ -38,7 +38,7 @@ from .shapes_sentences import Description, describe_scene
 FPS = 8
 # Raised whenever the same settings would give other videos or rows.
 VERSION = "1.0.0"
-NUM_VIDEOS = {"train": 400, "val": 30, "test": 70}
+NUM_VIDEOS = {"train": 400, "val": 60, "test": 70}
 MANIFEST = "manifest.json"
 
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ def render_moving_shapes(
         out_dir: gets `<split>/<vid>.mp4`, one `<split>.jsonl` of the rows, one `<split>_absent.jsonl` of the queries
             about what the videos do not show, and `manifest.json` with the settings.
         seed: of everything that is random.
-        num_videos: videos by split, from `train`, `val` and `test`; 400, 30 and 70 if None.
+        num_videos: videos by split, from `train`, `val` and `test`; 400, 60 and 70 if None.
         workers: processes that render; 1 renders in this one.
         progress: whether to show a progress bar.
         absent: whether the rows returned include the absent queries, after all others of their split; they have
