@@ -38,8 +38,7 @@ from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
 from modeling_bmdetr.configuration_bmdetr import contract_fields
 from modeling_bmdetr.data import CanonicalRow, add_absent_rows
 from modeling_bmdetr.evaluation import evaluate_submission
-from modeling_bmdetr.files_bmdetr import take_lock
-from modeling_bmdetr.recipes import write_json
+from modeling_bmdetr.files_bmdetr import take_lock, write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")

