@@ -247,7 +247,7 @@ def test_evaluation_without_training_rows(tmp_path):
 
 def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
     rows = make_rows(3)
-    with pytest.raises(ValueError, match=r"1 errors in \d+ rows, of qid \['vq1'\].*\n.*is missing"):
+    with pytest.raises(ValueError, match=r"1 errors in \d+ rows:\n.*qid vq1.*is missing"):
         make_trainer(tmp_path, [rows[0], {**rows[1], "relevant_windows": None}, *rows[2:]])
     with pytest.raises(FileNotFoundError, match="videos are missing"):
         make_trainer(tmp_path, rows, store=make_store(rows[:1]))

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...contract_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract, check_rows
 from .fit import find_problems
 from .hdf5_files import FeatureFile
 from .packed import MODALITIES, PackedArrays, count_arrays, is_packed, join_arrays, read_manifest
 from .published import TEXT_KEY, VIDEO_KEY, FeatureFolder, FolderTexts, FolderVideos, open_features
-from .sources import ArraySource, check_rows
+from .sources import ArraySource
 
 PathOrPaths = str | os.PathLike | Sequence[str | os.PathLike]
 

@@ -28,7 +28,7 @@ def test_reading_keeps_line_numbers_and_turns_integer_qids_into_strings(tmp_path
     assert [entry["qid"] for entry in rows] == ["7", "a"]
     assert rows[1]["neg_query_ids"] == ["7"]
     assert rows.line_numbers == [1, 4]
-    assert (rows.original_qid("7"), rows.original_qid("a")) == (7, "a")
+    assert rows.integer_qids == {"7"}
 
 
 def test_written_qids_have_the_type_they_were_read_with(tmp_path):
