@@ -96,10 +96,10 @@ class FeedForward(torch.autograd.Function):
         inner, output = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows), len(down))
         masks = []
         for block in blocks(len(rows), len(up)):
-            torch.addmm(up_bias, rows[block], up.T, out=inner[block])
+            inner[block] = F.linear(rows[block], up, up_bias)
             masks.append(draw_kept(inner[block].shape, threshold))
             active = keep(F.prelu(inner[block], slope), masks[-1], threshold)
-            torch.addmm(down_bias, active, down.T, out=output[block])
+            output[block] = F.linear(active, down, down_bias)
         ctx.save_for_backward(states, up, slope, down, inner, *masks)
         ctx.threshold = threshold
         return output.unflatten(0, states.shape[:-1])
@@ -112,13 +112,13 @@ class FeedForward(torch.autograd.Function):
         to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
         for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
             active = keep(F.prelu(inner[block], slope), kept, ctx.threshold)
-            to_down.addmm_(gradient[block].T, active)
+            to_down += gradient[block].T @ active
             to_inner = keep(gradient[block] @ down, kept, ctx.threshold)
             to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
             to_slope += of_block
             to_bias += to_inner.sum(0)
-            to_up.addmm_(to_inner.T, rows[block])
-            torch.mm(to_inner, up, out=to_rows[block])
+            to_up += to_inner.T @ rows[block]
+            to_rows[block] = to_inner @ up
         return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None
 
 
