@@ -62,6 +62,8 @@ def _key_frames_at(source: Container, start_s: float, end_s: float, duration_s: 
     if not base or source.origin is None:
         return None
     keys = [packet.pts for packet in source.demux() if packet.is_keyframe and packet.pts is not None]
+    if source.shown_as_decoded or source.is_joined:  # packets as they lie in the file have other times
+        return None
     times = {key: (key - source.origin) * base for key in keys}
     first = [key for key in keys if abs(times[key] - start_s) <= near_s]
     last = [key for key in keys if abs(times[key] - end_s) <= near_s]
