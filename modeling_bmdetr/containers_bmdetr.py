@@ -213,8 +213,8 @@ class Container:
     def decode(self) -> Iterator[Any]:
         """Frames in the order of showing. Packets that do not decode are skipped and counted.
 
-        Decoders give frames in that order whatever their time stamps say. So where a format has times of decoding alone,
-        the n-th frame gets that of the n-th packet, and a time that steps back is one frame after the last.
+        Decoders give frames in that order whatever their time stamps say. So where a format has times of decoding
+        alone, the n-th frame gets that of the n-th packet, and a time that steps back is one frame after the last.
         """
         broken = import_av().error.InvalidDataError
         self.damaged = self.packets = 0

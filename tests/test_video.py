@@ -141,6 +141,16 @@ def test_clip_lengths_must_be_positive(bad: float) -> None:
         clip_times(1.0, 1.0, 0)
 
 
+def test_more_clips_and_frames_than_a_video_has_are_refused_before_memory_is_taken() -> None:
+    for duration_s, clip_length_s in ((1e12, 1.0), (1.0, 1e-300), (1e300, 1e-300), (10**300, 1)):
+        with pytest.raises(ValueError, match="a video has at most 1,000,000"):
+            clip_count(duration_s, clip_length_s)
+    with pytest.raises(ValueError, match="more than 10,000,000 frames"):
+        clip_times(100.0, 1.0, 10**9)
+    with pytest.raises(ValueError, match="duration_s must be a positive number"):
+        clip_count(10**400, 1.0)
+
+
 # Sampling
 
 

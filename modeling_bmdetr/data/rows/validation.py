@@ -7,16 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ...contract_bmdetr import clip_count
+from ...contract_bmdetr import clip_count, is_number
 from .jsonl import RowFile
 from .qids import canonical_qid, is_whole_number
 from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, ValidationReport
 
 Finding = tuple[Literal["error", "warning"], str, str]  # severity, field, message
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def validate_rows(
@@ -123,7 +119,7 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
     duration = row.get("duration")
     if duration is None:
         yield "error", "duration", "is missing; give the length of the video in seconds"
-    elif not _is_number(duration) or duration <= 0:
+    elif not is_number(duration) or duration <= 0:
         yield "error", "duration", f"expected a number of seconds above 0, received {duration!r}"
     video = row.get("video")
     if video is not None and (not isinstance(video, str) or not video.strip()):
@@ -145,14 +141,14 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
     if not isinstance(windows, (list, tuple)):
         yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, received {windows!r}"
         return
-    if len(windows) == 2 and all(_is_number(value) for value in windows):
+    if len(windows) == 2 and all(is_number(value) for value in windows):
         yield "error", "relevant_windows", f"expected a list of windows; write [{list(windows)}], not {list(windows)}"
         return
-    duration = row["duration"] if _is_number(row.get("duration")) and row["duration"] > 0 else math.inf
+    duration = row["duration"] if is_number(row.get("duration")) and row["duration"] > 0 else math.inf
     seen: set[tuple[float, float]] = set()
     for index, window in enumerate(windows):
         name = f"relevant_windows[{index}]"
-        if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(_is_number, window)):
+        if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(is_number, window)):
             yield "error", name, f"expected [start, end] in seconds, received {window!r}"
             continue
         start_s, end_s = window
@@ -182,8 +178,12 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
             return
         if len(set(clip_ids)) != len(clip_ids):
             yield "error", "relevant_clip_ids", "names a clip twice"
-        if clip_length_s is not None and clip_ids and _is_number(row.get("duration")):
-            clips = clip_count(row["duration"], clip_length_s) if row["duration"] > 0 else 0
+        if clip_length_s is not None and clip_ids and is_number(row.get("duration")):
+            try:
+                clips = clip_count(row["duration"], clip_length_s) if row["duration"] > 0 else 0
+            except ValueError as error:
+                yield "error", "duration", str(error)
+                return
             if clips and max(clip_ids) >= clips:
                 message = f"clip {max(clip_ids)} is past the end: {row['duration']} s hold {clips} clips"
                 yield "error", "relevant_clip_ids", f"{message} of {clip_length_s} s"
@@ -196,7 +196,7 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
         return
     if clip_ids is not None and len(scores) != len(clip_ids):
         yield "error", "saliency_scores", f"has {len(scores)} entries for {len(clip_ids)} relevant clips"
-    if not all(_is_number(score) for clip in scores for score in clip):
+    if not all(is_number(score) for clip in scores for score in clip):
         yield "error", "saliency_scores", "expected finite numbers only"
     annotators = {len(clip) for clip in scores}
     if len(annotators) > 1 or 0 in annotators:
@@ -213,7 +213,7 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
         qid, vid, duration = _qid_or_none(row), row.get("vid"), row.get("duration")
         if qid is not None and line_of_qid.setdefault(qid, line) != line:
             yield Problem("error", line, "qid", f"is already used on line {line_of_qid[qid]}", qid)
-        if isinstance(vid, str) and _is_number(duration):
+        if isinstance(vid, str) and is_number(duration):
             first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))  # type: ignore[arg-type]
             if abs(float(duration) - first_s) > TIME_TOLERANCE_S:  # type: ignore[arg-type]
                 message = f"is {duration} s, but line {first_line} gives video {vid} {first_s} s"
@@ -251,7 +251,7 @@ def _annotators(row: Mapping[str, Any]) -> int:
 def _are_weights(weights: Any, number: int) -> bool:
     if not isinstance(weights, (list, tuple)) or len(weights) != number:
         return False
-    return all(_is_number(weight) and 0 <= weight <= 1 for weight in weights)
+    return all(is_number(weight) and 0 <= weight <= 1 for weight in weights)
 
 
 def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bool]) -> Iterator[str]:

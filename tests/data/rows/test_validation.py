@@ -78,6 +78,12 @@ ERRORS = {
     "weight above 1": ({"neg_query_ids": ["q0"], "neg_query_weights": [1.5]}, "neg_query_weights", "in [0, 1]"),
     "negatives not a list": ({"neg_query_ids": "q0"}, "neg_query_ids", "expected a list of qids"),
     "video not a path": ({"video": 3}, "video", "expected a path"),
+    "duration of hundreds of digits": ({"duration": 10**400}, "duration", "expected a number of seconds"),
+    "duration of a million years": ({"duration": 1e13, "relevant_clip_ids": [1]}, "duration", "at most 1,000,000"),
+    "window of hundreds of digits": ({"relevant_windows": [[0, 10**400]]}, "relevant_windows[0]", "[start, end]"),
+    "score of hundreds of digits": (
+        {"relevant_clip_ids": [1], "saliency_scores": [[10**400]]}, "saliency_scores", "finite numbers"
+    ),
     "qid again": ({"qid": "q0"}, "qid", "already used on line 10"),
     "other duration": ({"vid": "v0"}, "duration", "line 10 gives video v0 8.0 s"),
 }  # fmt: skip
