@@ -1,6 +1,7 @@
 """CSV, TSV and spreadsheets: guessed columns, every way to write a time, and one message for what cannot be read."""
 
 import datetime
+import unicodedata
 import zipfile
 
 import pytest
@@ -8,6 +9,7 @@ from annotation_samples import SAMPLES
 
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.data import read_rows, validate_file
+from modeling_bmdetr.data.features.video_files import VideoFiles
 from modeling_bmdetr.data.rows.importers import AnnotationError, ImportOptions, import_annotations, sheets
 from modeling_bmdetr.data.rows.importers.moments import parse_time
 
@@ -194,6 +196,30 @@ def test_videos_are_found_by_path_address_and_stem(table, videos, tmp_path):
     (folder / "dance.mp4").write_bytes((videos / "dance.mp4").read_bytes())
     with pytest.raises(AnnotationError, match=r"could be .*dance.mp4' or .*dance.mp4'"):
         import_annotations(table("video,start,end,query\ndance,1,2,c"), folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        *(("dance.MP4", "dance.mp4"), ("dance.mp4", "dance.MOV"), ("dance.mov", "dance")),
+        *((unicodedata.normalize("NFD", "été.mp4"), f"été{suffix}") for suffix in (".mp4", "", ".MP4")),
+    ],
+)
+def test_videos_of_cameras_and_other_systems_are_found(table, videos, tmp_path, file, name):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / file).write_bytes((videos / "dance.mp4").read_bytes())
+    (folder / f"._{file}").write_bytes(b"what macOS puts beside a file")
+    rows, _ = import_annotations(table(f"video,start,end,query\n{name},1,2,a\n"), folder)
+    assert VideoFiles([folder]).find(rows[0]) == folder / file
+
+
+def test_a_name_with_a_dot_is_not_that_of_another_video(table, videos, tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / "cam.mp4").write_bytes((videos / "dance.mp4").read_bytes())
+    with pytest.raises(AnnotationError, match=r"there is no video 'cam\.2'"):
+        import_annotations(table("video,start,end,query\ncam.2,1,2,a\n"), folder)
 
 
 def test_identifiers_are_the_same_whenever_a_sentence_is_imported(videos, table):
