@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from .contract_bmdetr import is_number
 from .cutting import cut_clip
 from .index import content_key
 from .packages_bmdetr import needed_module
@@ -215,9 +214,9 @@ def build_demo(
         """Moments in a video for each of the sentences: the answers of the pipeline, as JSON."""
         path = video["path"] if isinstance(video, dict) else video.path
         try:
-            if not is_number(top):
+            if not isinstance(top, int) or isinstance(top, bool):
                 raise ValueError(f"top is the number of moments of each sentence, received {top!r}")
-            return {"answers": finder.find(path, sentences, top=max(1, min(int(top), 50)))}
+            return {"answers": finder.find(path, sentences, top=max(1, min(top, 50)))}
         except (ValueError, OSError) as error:
             raise gr.Error(_in_words(error, path), print_exception=False) from error
 

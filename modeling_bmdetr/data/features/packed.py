@@ -57,7 +57,7 @@ def read_stamped(path: Path, form: str, version: int) -> dict[str, Any]:
 def whole_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object on a line, or None where a killed writer left the line half written."""
     try:
-        held = json.loads(line, parse_int=json_integer) if line.endswith(b"\n") else None
+        held = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     return held if isinstance(held, dict) else None

@@ -10,6 +10,7 @@ from feature_cases import CLIP, CONTRACT, SLOWFAST, TEXT, VIDS, make_rows, open_
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, FeatureWriter, count_tokens, pack_features
+from modeling_bmdetr.data.features.array_files import read_arrays
 
 
 @pytest.fixture
@@ -96,6 +97,16 @@ class TestPublishedFiles:
         with pytest.raises(ValueError, match=r"c\.pt cannot be read as features"):
             store.video("c")
         assert not (tmp_path / "run").exists()
+
+    def test_files_that_state_more_than_they_hold_are_refused(self, tmp_path):
+        torch.save(torch.zeros(1).expand(200_000, 100_000), tmp_path / "a.pt")
+        store = FeatureStore.from_files(tmp_path, contract=FeatureContract(video_encoders=({"name": "v", "dim": 2},)))
+        with pytest.raises(ValueError, match=r"a\.pt cannot be read as features .*states 80000000000 bytes"):
+            store.video("a")
+        mask = np.zeros(2**25, np.uint8)
+        np.savez_compressed(tmp_path / "b.npz", features=values(3, 2), attention_mask=mask)
+        with pytest.raises(ValueError, match=r"b\.npz states 33554560 bytes of 'attention_mask'"):
+            read_arrays(tmp_path / "b.npz", "features", ("attention_mask",))
 
     def test_one_array_in_two_formats_is_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", values(3, 2))
