@@ -38,6 +38,8 @@ def cut_clip(video: str | os.PathLike, start_s: float, end_s: float, out: str | 
         OSError: the file cannot be written.
     """
     path, info = existing_file(video), probe_video(video)
+    if Path(out).exists() and path.samefile(out):
+        raise ValueError(f"the clip would take the place of its video '{out}': write it to another file")
     if not 0 <= start_s < end_s:
         raise ValueError(f"a clip must end after it starts, received {start_s} s to {end_s} s")
     if start_s >= info.duration_s:

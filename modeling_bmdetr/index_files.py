@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .contract_bmdetr import is_number
+from .contract_bmdetr import FeatureContract, is_number
 from .data.features.packed import read_stamped, whole_object
 from .data.rows.schema import VIDEO_SUFFIXES
 
@@ -56,6 +56,11 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
         missing = sorted({"store", "dtype", "folder", "model", "weights", "contract", "complete"} - set(manifest))
         if missing or Path(manifest["store"]).name != manifest["store"]:
             raise ValueError(f"entries {missing} are missing" if missing else "its store is not a folder in it")
+        contract = FeatureContract.from_dict(manifest["contract"])
+        if not contract.video_encoders or contract.text_encoder is None:
+            raise ValueError("its `contract` names no encoders")
+        if manifest["dtype"] not in ("float16", "float32"):
+            raise ValueError(f"its `dtype` is {manifest['dtype']!r}")
         for name, kind in (("folder", str), ("model", str), ("weights", str), ("complete", bool)):
             if not isinstance(manifest[name], kind):
                 raise ValueError(f"its `{name}` is {manifest[name]!r}")

@@ -236,7 +236,17 @@ class TestRefusals:
         said = capsys.readouterr().err
         assert "the index names the model somebody/model, looked up on the Hub, which learns of it" in said
 
-    @pytest.mark.parametrize("change", [{"model": 5}, {"model": None}, {"complete": "no"}, {"store": "../store-0"}])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": 5},
+            {"model": None},
+            {"complete": "no"},
+            {"contract": {}},
+            {"dtype": "float8"},
+            {"store": "../store-0"},
+        ],
+    )
     def test_an_edited_index(self, change, index_folder, tmp_path):
         manifest = json.loads((index_folder / MANIFEST).read_text())
         (tmp_path / MANIFEST).write_text(json.dumps({**manifest, **change}))

@@ -1,5 +1,6 @@
 """Feature stores: published layouts, the end of a sentence, and what `require` finds."""
 
+import os
 import re
 
 import numpy as np
@@ -97,6 +98,13 @@ class TestPublishedFiles:
         with pytest.raises(ValueError, match=r"c\.pt cannot be read as features"):
             store.video("c")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+    def test_a_pipe_is_no_file_of_features(self, tmp_path):
+        np.save(tmp_path / "a.npy", values(3, 2))
+        os.mkfifo(tmp_path / "b.npy")  # whoever opens it waits for ever
+        store = FeatureStore.from_files(tmp_path, contract=FeatureContract())
+        assert store.video_ids == ["a"]
 
     def test_files_that_state_more_than_they_hold_are_refused(self, tmp_path):
         torch.save(torch.zeros(1).expand(200_000, 100_000), tmp_path / "a.pt")
