@@ -15,7 +15,7 @@ from .contract_bmdetr import FeatureContract, describe_encoders
 logger = logging.get_logger(__name__)
 
 # A file of a few bytes may state sizes that no memory holds, and depths that are never built.
-LARGEST_SIZE, MOST_LAYERS = 1_000_000, 1_000
+LARGEST_SIZE, MOST_LAYERS = 1_000_000, 100
 
 
 def _contract_fields() -> dict[str, Any]:

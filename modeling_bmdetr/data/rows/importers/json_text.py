@@ -28,6 +28,8 @@ def parse_json(path: Path, text: str) -> Any:
         raise fault(path, f"line {error.lineno}, column {error.colno}", f"is not JSON: {error.msg}") from error
     except ValueError as error:
         raise fault(path, "", f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise fault(path, "", "is nested too deeply to be an annotation file") from error
 
 
 def place_in_json(text: str, keys: Keys) -> str:

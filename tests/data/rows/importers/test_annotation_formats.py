@@ -179,6 +179,7 @@ def label_studio(tasks: int = 1, **fields) -> str:
         ("kitchen.srt", f"1\n{DIGITS}:00:01,000 --> {DIGITS}:00:02,000\nA knife.\n", "a time such as"),
         ("a.csv", f"video,start,end,sentence\ndance,1,{DIGITS},x\n", "which is too large"),
         ("a.csv", "video,start,end,sentence\ndance,1,1e999,x\n", "which is too large"),
+        ("a.json", "[" * 100_000, "is nested too deeply"),
         ("a.json", label_studio(fps=-1), "not how many there are in a second"),
         ("a.json", label_studio(fps=True), "not how many there are in a second"),
         ("a.json", label_studio(fps=float("nan")), "not how many there are in a second"),
