@@ -215,7 +215,7 @@ def test_sizes_that_the_weights_cannot_have_are_refused_before_memory_is_taken(t
     make_model().save_pretrained(tmp_path)
     config = read(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 1_000_000}))
-    with pytest.raises(ValueError, match=r"it states [\d,]{18,} of them, and the files have"):
+    with pytest.raises(ValueError, match=r"it states [\d,]{18,} of them, and the files hold"):
         BMDetrForMomentRetrieval.from_pretrained(tmp_path)
 
 

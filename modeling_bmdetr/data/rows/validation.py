@@ -214,8 +214,8 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
         if qid is not None and line_of_qid.setdefault(qid, line) != line:
             yield Problem("error", line, "qid", f"is already used on line {line_of_qid[qid]}", qid)
         if isinstance(vid, str) and is_number(duration):
-            first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))  # type: ignore[arg-type]
-            if abs(float(duration) - first_s) > TIME_TOLERANCE_S:  # type: ignore[arg-type]
+            first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))
+            if abs(float(duration) - first_s) > TIME_TOLERANCE_S:
                 message = f"is {duration} s, but line {first_line} gives video {vid} {first_s} s"
                 yield Problem("error", line, "duration", message, qid)
         content = json.dumps([vid, row.get("query"), row.get("relevant_windows")], default=repr)
