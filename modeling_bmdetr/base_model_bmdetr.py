@@ -156,7 +156,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             anchors,
             read,
             read_mask,
-            F.pad(positions, (0, 0, 0, texts.shape[2])).repeat(copies, 1, 1),
+            F.pad(positions, (0, 0, 0, texts.shape[2])),
             contents,
             return_dict=True,
             **kwargs,

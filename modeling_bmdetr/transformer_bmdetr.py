@@ -171,7 +171,9 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         """
         Args:
             queries: `([batch,] queries, 2)` spans (centre, width) in (0, 1), or `(queries, hidden)` embeddings.
-            encoder_hidden_states, memory_positions: `(batch, video_len + text_len, hidden)`.
+            encoder_hidden_states: `(batch, video_len + text_len, hidden)`.
+            memory_positions: The same, or of fewer rows, for memories that are several copies of them, one after the
+                other.
             encoder_attention_mask: `(batch, video_len + text_len)`.
             contents: `(batch, queries, hidden)`, what the queries start from; zero when left out.
         """

@@ -179,12 +179,15 @@ class BMDetrTrainer(PublishingTrainer):
         """This process's batches of the training rows."""
         if self.train_dataset is None:
             raise ValueError("training needs `train_rows`")
+        videos = [row["vid"] for row in self.train_dataset]
+        grouped = self.args.train_sampling_strategy == "group_by_length"
         return UniqueVideoBatchSampler(
-            [row["vid"] for row in self.train_dataset],
+            videos,
             self.args.per_device_train_batch_size,
             seed=self.data_seed,
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
+            lengths=[self.store.num_clips(video) for video in videos] if grouped else None,
         )
 
     def batches_per_epoch(self) -> int:

@@ -265,7 +265,7 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
         ({"shifting_limit_s": 0}, "`shifting_limit_s` must be positive"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` has no effect"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` has no effect"),
-        ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy` has no effect"),
+        ({"train_sampling_strategy": "sequential"}, "must be 'random' or 'group_by_length'"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` has no effect"),
     ],
 )
@@ -296,10 +296,12 @@ def test_a_shifted_view_that_cannot_be_is_reported(tmp_path, package_log):
     assert "no view is shifted" in package_log.text
 
 
-def test_the_loader_yields_the_sampler_s_batches(tmp_path):
-    trainer = make_trainer(tmp_path)
-    rows = trainer.train_dataset
-    sampler = UniqueVideoBatchSampler([row["vid"] for row in rows], 4, seed=3)
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_loader_yields_the_sampler_s_batches(tmp_path, strategy):
+    trainer = make_trainer(tmp_path, train_sampling_strategy=strategy)
+    videos = [row["vid"] for row in trainer.train_dataset]
+    lengths = [trainer.store.num_clips(video) for video in videos] if strategy == "group_by_length" else None
+    sampler = UniqueVideoBatchSampler(videos, 4, seed=3, lengths=lengths)
     loader = trainer.get_train_dataloader()
     loader.set_epoch(5)
     sampler.set_epoch(5)
