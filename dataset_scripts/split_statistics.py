@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from modeling_bmdetr.data import CanonicalRow, CleaningReport, clean_rows
-from modeling_bmdetr.tables import markdown_table
+from modeling_bmdetr.tables import markdown_table, plain_table
 
 from .builder import BenchmarkBuilder
 
@@ -119,7 +119,7 @@ def format_statistics(statistics: Mapping[str, SplitStatistics], *, markdown: bo
     ):
         head = ["split", *columns]
         cells = [[split, *(_cell(entry[column]) for column in columns)] for split, entry in values.items()]
-        tables.append(markdown_table(head, cells) if markdown else _plain_table([head, *cells]))
+        tables.append(markdown_table(head, cells) if markdown else plain_table([head, *cells]))
     return "\n\n".join(tables)
 
 
@@ -127,12 +127,3 @@ def _cell(value: float | int | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
-
-
-def _plain_table(cells: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for split, *values in cells:
-        aligned = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
-        lines.append("  ".join([split.ljust(widths[0]), *aligned]))
-    return "\n".join(lines)

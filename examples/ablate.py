@@ -35,11 +35,10 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
-from modeling_bmdetr.calibrating import pairs_with_other_videos
-from modeling_bmdetr.data import CanonicalRow
+from modeling_bmdetr.configuration_bmdetr import contract_fields
+from modeling_bmdetr.data import CanonicalRow, add_absent_rows
 from modeling_bmdetr.evaluation import evaluate_submission
-from modeling_bmdetr.files_bmdetr import take_lock
-from modeling_bmdetr.recipes import write_json
+from modeling_bmdetr.files_bmdetr import take_lock, write_json
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 
 _METRICS = ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP", "MR-full-mIoU", "p_inside", "p_outside")
@@ -97,8 +96,7 @@ def plan_runs(
     Args:
         model, training: Settings of every run, over the preset's and under the variant's.
     """
-    contract = data.store.contract
-    features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    features = contract_fields(data.store.contract)
     digest = data.digest()
     return [
         Run(
@@ -199,8 +197,8 @@ def joint_probabilities(trainer: BMDetrTrainer, metrics: Mapping[str, float]) ->
 def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: int) -> dict[str, float]:
     """How far scores and presence can be trusted: calibrated on one half of the videos, measured on the other.
 
-    Absent queries are the half's own sentences, each asked of another video that shares no content word with it. What
-    could not be calibrated has no figures.
+    Absent queries are sentences of the half's other videos, see `add_absent_rows`. What could not be calibrated has no
+    figures.
     """
     first = set(sorted({row["vid"] for row in rows})[::2])
     fitted_on, measured_on = ([row for row in rows if (row["vid"] in first) == half] for half in (True, False))
@@ -210,11 +208,9 @@ def trust_figures(trainer: BMDetrTrainer, rows: Sequence[CanonicalRow], seed: in
     answers = trainer.predict_rows(measured_on)
     found = evaluate_submission(answers, measured_on)
     if calibration.presence is not None:
-        pairs = pairs_with_other_videos(measured_on, seed)
-        asked = trainer.predict_rows(pairs)
-        for entry in (*pairs, *asked):  # a sentence is asked twice: of its own video, and of another one
-            entry["qid"] = f"{entry['qid']}_absent"
-        together = evaluate_submission([*answers, *asked], [*measured_on, *pairs])
+        with_absent, _ = add_absent_rows(measured_on, share=1.0, seed=seed)
+        asked = trainer.predict_rows(with_absent[len(measured_on) :])
+        together = evaluate_submission([*answers, *asked], with_absent)
         found |= {name: value for name, value in together.items() if name.startswith("PR-")}
     return {name: found[name] for name in _TRUST if name in found}
 

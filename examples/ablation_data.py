@@ -12,6 +12,7 @@ from ablation_variants import PRESETS, Preset
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import DEFAULT_ENCODER, HASHED_WORDS
 from modeling_bmdetr.data.features.store import FeatureStore
+from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.recipes.preparation import mined_rows
 from modeling_bmdetr.text_encoders_bmdetr import MINILM
 
@@ -94,7 +95,7 @@ def simulated_data(directory: Path, preset: Preset, data_dir: str | None) -> Exp
             for name, limit in zip(names, preset.limits, strict=True)
         }
         print(simulation.NOTICE)
-        simulation.simulate_features(chosen, directory, simulation.TransformerSentenceEncoder(), options)
+        simulation.simulate_features(chosen, directory, build_text_encoder(MINILM), options)
     return opened(files, FeatureStore.from_packed(directory), directory, MINILM)
 
 

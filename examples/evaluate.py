@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_rows  # noqa: F401  # the recipes of the benchmarks
 import numpy as np
+from benchmark_rows import benchmark_of
 
-from dataset_scripts.registry import builder_class
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.data import CanonicalRow, read_rows, write_rows
+from modeling_bmdetr.data.rows.schema import is_labelled
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.arrays import moment_arrays
 from modeling_bmdetr.evaluation.metrics import best_iou
@@ -124,8 +124,8 @@ def integer_qids(recipe: Recipe, name: str, rows: Sequence[CanonicalRow]) -> set
     """The qids that are integers in the annotations."""
     data = recipe.data
     if data.get("benchmark"):
-        numbered = builder_class(data["benchmark"]).INTEGER_QIDS or data.get("released_jsonl")
-        return {row["qid"] for row in rows} if numbered else set()
+        split = data["train"] if name == HELD_OUT else name
+        return {row["qid"] for row in rows} if benchmark_of(data, split).integer_qids else set()
     return set(read_rows(data["train"] if name == HELD_OUT else name).integer_qids)
 
 
@@ -141,7 +141,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / f"{label}.submission.jsonl", predictions, integer_qids=numbered)
     if not metrics:
-        unlabelled = sum(row.get("relevant_windows") is None for row in rows)
+        unlabelled = sum(not is_labelled(row) for row in rows)
         print(f"{label}: {unlabelled} of {len(rows)} queries without labels; {out / f'{label}.submission.jsonl'}")
         return {"queries": len(rows)}
     lengths = metrics_by_length(predictions, rows)

@@ -19,8 +19,7 @@ least 0.5).
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,16 @@ from torch import Tensor
 
 from dataset_scripts.moving_shapes import MANIFEST, draw_videos
 from dataset_scripts.shapes_sentences import fits
-from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
-from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features
+from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.data.rows.qids import text_qid
+from modeling_bmdetr.encoder_interface_bmdetr import EncodedVideo
 from modeling_bmdetr.evaluation import evaluate_submission
 from modeling_bmdetr.evaluation.reliability import auroc
 from modeling_bmdetr.files_bmdetr import write_json
+from modeling_bmdetr.spans_bmdetr import mean_inside
 from modeling_bmdetr.tables import markdown_table
-from modeling_bmdetr.windows_bmdetr import merge_windows, presence_over_windows, window_starts
+from modeling_bmdetr.windows_bmdetr import merge_windows, presence_over_windows
 
 Row = Mapping[str, Any]
 Events = Callable[[str, Sequence[str]], int]  # how many events of some videos the query of a qid fits
@@ -165,26 +165,27 @@ def search(
     model: BMDetrForMomentRetrieval, asked: Sequence[Row], parts: Mapping[str, list[str]], store: FeatureStore
 ) -> list[dict[str, Any]]:
     """For each row: the best moment by ranking, and what each of `PRESENCES` says."""
-    contract = model.config.feature_contract
-    processor = BMDetrProcessor(contract)
-    cut = replace(contract, long_video="truncate")
+    pipe = MomentRetrievalPipeline(model, processor=BMDetrProcessor(model.config))
     found = []
     for name, members in parts.items():
         queries = [row for row in asked if row["vid"] == name]
         if not queries:
             continue
-        video = np.concatenate([store.video(part) for part in members])
-        starts = window_starts(len(video), contract.max_clips)
-        windows = [prepare_video_features(video[start : start + contract.max_clips], cut) for start in starts]
-        features, mask = pad_rows(windows)
-        offsets_s = torch.tensor(starts) * contract.clip_length
-        lengths_s = mask.sum(dim=1) * contract.clip_length
-        texts = [prepare_text_features(store.text(text_qid(row)), contract) for row in queries]
-        for row, outputs in zip(queries, ask_all(model, features, mask, texts), strict=True):
+        video = EncodedVideo(np.concatenate([store.video(part) for part in members]), queries[0]["duration"], name)
+        texts = [store.text(text_qid(row)) for row in queries]
+        inputs = {"video": video, "queries": [row["query"] for row in queries], "text_features": texts}
+        searched = pipe.preprocess(inputs, long_video="window")
+        with torch.inference_mode():
+            results = pipe._forward(searched, query_batch_size=PAIRS_AT_ONCE)["results"]
+        clips, offsets_s = torch.tensor(searched["lengths"]), [i * searched["clip_s"] for i in searched["starts"]]
+        lengths_s = clips * searched["clip_s"]
+        for i, row in enumerate(queries):
+            windows = results[i :: len(queries)]
+            outputs = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
             best = {}
-            for ranking, values in rankings(outputs, mask).items():
-                moments = processor.decode(values, outputs["pred_spans"], mask.sum(dim=1), lengths_s, lengths_s)
-                best[ranking] = merge_windows(list(moments), offsets_s.tolist())[:1].tolist()
+            for ranking, values in rankings(outputs).items():
+                moments = pipe.processor.decode(values, outputs["pred_spans"], clips, lengths_s, lengths_s)
+                best[ranking] = merge_windows(list(moments), offsets_s)[:1].tolist()
             answer: dict[str, Any] = {"row": row, "best": best}
             if "presence" in outputs:
                 window = int(outputs["scores"].amax(dim=1).argmax())
@@ -193,42 +194,19 @@ def search(
     return found
 
 
-def ask_all(
-    model: BMDetrForMomentRetrieval, features: Tensor, mask: Tensor, texts: Sequence[np.ndarray]
-) -> Iterator[dict[str, Tensor]]:
-    """The outputs of all windows for each sentence, `(windows, ...)`; pairs of window and sentence go in batches."""
-    names = ("scores", "pred_spans", "presence", "frame_probabilities")
-    words, words_mask = pad_rows(texts)
-    windows, batches = len(features), []
-    for pairs in torch.arange(len(texts) * windows).split(PAIRS_AT_ONCE):
-        window, sentence = pairs % windows, pairs // windows
-        with torch.inference_mode():
-            batches.append(model(features[window], mask[window], words[sentence], words_mask[sentence]))
-    outputs = {name: torch.cat([one[name] for one in batches]) for name in names if batches[0].get(name) is not None}
-    for index in range(len(texts)):
-        yield {name: value[index * windows : (index + 1) * windows] for name, value in outputs.items()}
-
-
-def rankings(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+def rankings(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What each of `RANKINGS` that the model allows ranks spans by, `(windows, spans)`."""
     factors = {"score": outputs["scores"]}
     if "presence" in outputs:
         factors["presence"] = outputs["presence"][:, None]
     if "frame_probabilities" in outputs:
-        factors["p inside"] = mean_inside(outputs["pred_spans"], outputs["frame_probabilities"], mask)
+        p = outputs["frame_probabilities"]  # windows are equally long
+        factors["p inside"] = mean_inside(p, outputs["pred_spans"], torch.ones_like(p))
     values = {}
     for name in RANKINGS:
         if set(names := name.split(" x ")) <= set(factors):
             values[name] = torch.stack([factors[one].expand_as(outputs["scores"]) for one in names]).prod(dim=0)
     return values
-
-
-def mean_inside(spans_cxw: Tensor, probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Mean of p (Eq. 6) over the clips whose centre lies in each span: `(windows, spans)`; 0 where none does."""
-    centres = (torch.arange(mask.shape[1]) + 0.5) / mask.sum(dim=1, keepdim=True)  # (windows, clips)
-    distance = (centres[:, None] - spans_cxw[..., :1]).abs()
-    inside = (distance <= spans_cxw[..., 1:] / 2) & mask[:, None].bool()
-    return (inside * probabilities[:, None]).sum(dim=-1) / inside.sum(dim=-1).clamp(min=1)
 
 
 def figures(found: Iterable[Mapping[str, Any]], asked: Sequence[Row]) -> dict[str, Any]:

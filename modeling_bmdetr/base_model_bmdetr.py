@@ -89,10 +89,10 @@ class BMDetrModel(BMDetrPreTrainedModel):
             video_mask,
             text_features,
             text_mask,
-            negative_text_features,
-            negative_text_mask,
-            shifted_frame_order,
-            negative_weights,
+            negative_text_features=negative_text_features,
+            negative_text_mask=negative_text_mask,
+            shifted_frame_order=shifted_frame_order,
+            negative_weights=negative_weights,
         )
         batch = video_mask.shape[0]  # `len` would fix it in an exported model
         video_features, text_features = video_features.to(self.dtype), text_features.to(self.dtype)
@@ -156,7 +156,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
             anchors,
             read,
             read_mask,
-            F.pad(positions, (0, 0, 0, texts.shape[2])).repeat(copies, 1, 1),
+            F.pad(positions, (0, 0, 0, texts.shape[2])),
             contents,
             return_dict=True,
             **kwargs,

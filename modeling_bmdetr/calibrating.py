@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
-from .data.batches.collator import MomentRetrievalCollator
+from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
-from .data.rows.absent import content_words
+from .data.rows.absent import add_absent_rows
+from .data.rows.schema import CanonicalRow, is_labelled
 from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
 from .evaluation.reliability import expected_calibration_error
@@ -102,7 +103,7 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
     """
     from .processing_bmdetr import BMDetrProcessor
 
-    if unlabelled := [row["qid"] for row in rows if row.get("relevant_windows") is None]:
+    if unlabelled := [row["qid"] for row in rows if not is_labelled(row)]:
         raise ValueError(
             f"{len(unlabelled)} of {len(rows)} rows have no `relevant_windows`, such as qid {unlabelled[:3]}: "
             "calibration needs labelled rows"
@@ -117,16 +118,15 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
     moments, presence = [], []
     try:
         for batch in loader:
-            durations_s = batch.pop("durations_s")
-            batch.pop("row_index")
             inputs = {
                 name: value.to(model.device, model.dtype if value.is_floating_point() else None)
                 for name, value in batch.items()
+                if name not in NOT_THE_MODELS
             }
             with torch.no_grad():
                 outputs = model(**inputs)
-            num_clips = inputs["video_mask"].sum(dim=1)
-            moments.append(processor.decode(outputs["scores"], outputs["pred_spans"], num_clips, durations_s).cpu())
+            lengths = inputs["video_mask"].sum(dim=1), batch["durations_s"]
+            moments.append(processor.decode(outputs["scores"], outputs["pred_spans"], *lengths).cpu())
             if outputs.get("presence_logits") is not None:
                 presence.append(outputs["presence_logits"].float().cpu())
     finally:
@@ -147,8 +147,8 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
     """The calibration of a model for rows that neither trained it nor will be its test.
 
     The score is fitted on the three best spans of each row, present and absent ones as the rows have them. Presence is
-    fitted on present and absent rows; where the rows have no absent ones, each sentence is paired with another video of
-    them, none of whose sentences shares a content word with it, and the note says so.
+    fitted on present and absent rows; where the rows have no absent ones, `add_absent_rows` makes as many, and the note
+    says so.
 
     Args:
         model: A [`BMDetrForMomentRetrieval`]; a calibration it has already is not used.
@@ -176,7 +176,7 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
     else:
         logits, is_present = answers.presence_logits, answers.is_present
         if is_present.all():
-            pairs = pairs_with_other_videos(rows, seed)
+            pairs = add_absent_rows(cast(list[CanonicalRow], rows), share=1.0, seed=seed)[0][len(rows) :]
             notes["presence"] = f"rows have no absent queries: {len(pairs)} pairs with other videos, by rule"
             if pairs:
                 paired = raw_answers(model, pairs, store, batch_size)
@@ -233,21 +233,3 @@ def score_logits(scores: np.ndarray) -> np.ndarray:
     """Logits of scores in [0, 1], finite."""
     clipped = np.clip(scores, CERTAIN, 1 - CERTAIN)
     return np.log(clipped) - np.log1p(-clipped)
-
-
-def pairs_with_other_videos(rows: Rows, seed: int) -> list[dict[str, Any]]:
-    """Rows whose sentence is asked of another video, no sentence of which has a content word in common with it."""
-    said: dict[str, set[str]] = {}
-    for row in rows:
-        said.setdefault(row["vid"], set()).update(content_words(row["query"]))
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for row in rows:
-        words = content_words(row["query"])
-        for other in rng.integers(len(rows), size=64):
-            video = rows[int(other)]
-            if words and video["vid"] != row["vid"] and not words & said[video["vid"]]:
-                asked = {name: row[name] for name in ("qid", "query")}  # clips and negatives are those of its own video
-                pairs.append({**asked, "vid": video["vid"], "duration": video["duration"], "relevant_windows": []})
-                break
-    return pairs

@@ -163,7 +163,7 @@ class BMDetrConfig(_ContractConfig):
 
     def __post_init__(self, **kwargs):
         if unknown := sorted(key for key in kwargs if not key.startswith("_") and key not in _BASE_FIELDS):
-            hints = "".join(f"; `{key}` is `{_OTHER_NAMES[key]}` here" for key in unknown if key in _OTHER_NAMES)
+            hints = "".join(f"; `{key}` is `{OTHER_NAMES[key]}` here" for key in unknown if key in OTHER_NAMES)
             if self.transformers_version is None:  # not from a file
                 raise TypeError(f"unknown BMDetrConfig fields {unknown}{hints}")
             # A config.json written by another version of the library loads, but not silently.
@@ -242,8 +242,7 @@ class BMDetrConfig(_ContractConfig):
     @classmethod
     def from_contract(cls, contract: FeatureContract, **kwargs: Any) -> "BMDetrConfig":
         """A configuration for features that keep `contract`; `kwargs` are further fields."""
-        widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
-        return cls(**{**contract.to_dict(), **{k: v for k, v in widths.items() if v}, **kwargs})
+        return cls(**{**contract_fields(contract), **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -276,6 +275,12 @@ class BMDetrConfig(_ContractConfig):
         return cls(**{**forms, **kwargs})
 
 
+def contract_fields(contract: FeatureContract) -> dict[str, Any]:
+    """The fields of a configuration that follow from a contract: its entries, and the widths where it has encoders."""
+    widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    return {**contract.to_dict(), **{name: width for name, width in widths.items() if width}}
+
+
 # All fields of the configuration by name, wherever they are declared.
 BMDetrConfig.__annotations__ = {**_ContractConfig.__annotations__, **BMDetrConfig.__annotations__}
 
@@ -293,7 +298,7 @@ WITHOUT_RANKING: dict[str, Any] = {
 }
 
 # Names that users of the released code, Moment-DETR and DETR in transformers reach for.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "v_feat_dim": "video_dim",
     "t_feat_dim": "text_dim",
     "hidden_dim": "hidden_size",

@@ -262,15 +262,17 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
     return (rows / np.maximum(lengths, 1e-5)).astype(rows.dtype, copy=False)
 
 
-def _checked_rows(features: np.ndarray, modality: str, unit: str, width: int, made_by: str) -> np.ndarray:
-    """Rows as float32, if there are any and they are as wide as the contract says, where it says so."""
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or not len(features):
-        expected = f"({unit}s, dim) with at least one {unit}"
-        raise ValueError(f"{modality} features must have shape {expected}, received {features.shape}")
-    if width and features.shape[1] != width:
-        raise ValueError(f"{modality} features are {features.shape[1]} wide, expected {width}{made_by}")
-    return features
+def check_rows(rows: np.ndarray, dim: int, what: str, made_by: str = "it was made by another encoder") -> np.ndarray:
+    """`rows`, if they are `(at least one, dim)`, of any width where `dim` is 0.
+
+    Raises:
+        ValueError: they have another shape; `what` names them, and `made_by` says how they should have been made.
+    """
+    are_rows = rows.ndim == 2 and len(rows) > 0
+    if not are_rows or (dim and rows.shape[1] != dim):
+        reason = f": {made_by}" if are_rows else ""
+        raise ValueError(f"{what} must have the shape (rows >= 1, {dim or 'dim'}), received {rows.shape}{reason}")
+    return rows
 
 
 def _finite(features: np.ndarray, modality: str) -> np.ndarray:
@@ -307,8 +309,8 @@ def prepare_video_features(features: np.ndarray, contract: FeatureContract) -> n
         ValueError: no clips, not as wide as the encoders of the contract, or values that are not finite.
     """
     widths = " + ".join(f"{encoder['name']} ({encoder['dim']})" for encoder in contract.video_encoders)
-    made_by = f": {widths}; extract them with these encoders, in this order"
-    features = _checked_rows(features, "video", "clip", contract.video_dim, made_by)
+    made_by = f"extract them with {widths}, in this order"
+    features = check_rows(np.asarray(features, dtype=np.float32), contract.video_dim, "video features", made_by)
     if len(features) > contract.max_clips and contract.long_video != "resample":
         features = features[: contract.max_clips]
     features = _finite(features, "video")
@@ -332,8 +334,8 @@ def prepare_text_features(features: np.ndarray, contract: FeatureContract) -> np
     Raises:
         ValueError: no tokens, not as wide as the encoder of the contract, or values that are not finite.
     """
-    made_by = f" of {(contract.text_encoder or {}).get('name')}; extract them with it"
-    features = _checked_rows(features, "text", "token", contract.text_dim, made_by)
+    made_by = f"extract them with {(contract.text_encoder or {}).get('name')}"
+    features = check_rows(np.asarray(features, dtype=np.float32), contract.text_dim, "text features", made_by)
     features = _finite(features[: contract.max_tokens], "text")
     return l2_normalize(features) if contract.normalize_text else features
 

@@ -46,7 +46,7 @@ class BMDetrDualEncoder(nn.Module):
             `clip_logits (queries, views, batch, video_len)`, 0 on padding.
         """
         clips, queries = self.embed_clips(frames, video_mask), self.embed_queries(texts, texts_mask)
-        logits = clip_logits(clips, queries[:, None]) * video_mask
+        logits = clip_logits(clips, queries) * video_mask
         return {"clip_embeds": clips, "query_embeds": queries, "clip_logits": logits}
 
     def embed_clips(self, frames: Tensor, video_mask: Tensor) -> Tensor:
@@ -69,17 +69,18 @@ def clip_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:
 
     Args:
         clip_embeds: `(..., video_len, facets, dim)`.
-        query_embeds: `(..., dim)`.
+        query_embeds: `(queries, ..., dim)`, several queries of each video.
 
     Returns:
-        `(..., video_len)` float32.
+        `(queries, ..., video_len)` float32.
     """
     with maybe_autocast(clip_embeds.device.type, enabled=False):
-        return (clip_embeds @ query_embeds[..., None, :, None]).squeeze(-1).amax(dim=-1)
+        logits = clip_embeds.flatten(-3, -2) @ query_embeds.movedim(0, -1)  # (..., video_len x facets, queries)
+        return logits.unflatten(-2, (-1, FACETS)).amax(dim=-2).movedim(-1, 0)
 
 
 def pair_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:
-    """[`clip_logits`] of every video and query: `(videos, queries, video_len)`."""
+    """The same of every video and query: `(videos, queries, video_len)`."""
     with maybe_autocast(clip_embeds.device.type, enabled=False):
         return torch.einsum("vlkd,qd->vqlk", clip_embeds, query_embeds).amax(dim=-1)
 

@@ -5,6 +5,7 @@ An own encoder subclasses `VideoEncoder` or `TextEncoder` and is made known by `
 """
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,19 @@ class TextEncoder(ABC):
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Name, width and the options that change the rows, as plain JSON types."""
+
+
+def split_words(sentences: Sequence[str]) -> list[list[str]]:
+    """The words of each sentence, in lower case and without punctuation.
+
+    Raises:
+        ValueError: a sentence holds no word.
+    """
+    words = [re.findall(r"\w+", sentence.lower()) for sentence in sentences]
+    for index, found in enumerate(words):
+        if not found:
+            raise ValueError(f"sentences[{index}] holds no word, received {sentences[index]!r}; describe the moment.")
+    return words
 
 
 def require_at_least_one(**counts: int) -> None:

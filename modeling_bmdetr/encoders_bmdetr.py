@@ -8,6 +8,7 @@
 | `timm:NAME` | an image backbone of timm |
 | `slowfast`, `slowfast:FILE` | SlowFast 8x8 R50 of pytorchvideo |
 | `minilm` | for text: all-MiniLM-L6-v2, whose weights install as a package |
+| `words:NAME` | for text: each word by itself, by the text encoder of that name |
 
 Further ones are registered by a module of their own (`register_video_encoder`, `register_text_encoder`), which is
 imported by name (`import_plugins`, `--import` of the command) or declared by an installed package as an entry point of
@@ -30,7 +31,7 @@ from .image_encoders_bmdetr import ImageEncoder
 from .plugins_bmdetr import import_plugins, imported_plugins, load_declared_plugins
 from .pretrained_models_bmdetr import Clips, Pooling, ability_of
 from .slowfast_encoder_bmdetr import SlowFastEncoder
-from .text_encoders_bmdetr import MINILM, TokenEncoder, minilm_encoder
+from .text_encoders_bmdetr import MINILM, WORDS_PREFIX, TokenEncoder, WordEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
 from .video_encoders_bmdetr import FrameSequenceEncoder
 from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder, PixelMotionVideoEncoder
@@ -49,6 +50,7 @@ __all__ = [
     "TimmEncoder",
     "SlowFastEncoder",
     "TokenEncoder",
+    "WordEncoder",
     "build_video_encoder",
     "build_text_encoder",
     "register_video_encoder",
@@ -93,6 +95,7 @@ _TEXT_ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     CLIP_PREFIX: partial(TokenEncoder, prefix=CLIP_PREFIX),
     PRETRAINED_PREFIX: TokenEncoder,
     MINILM: minilm_encoder,
+    WORDS_PREFIX: lambda name, **options: WordEncoder(build_text_encoder(name, **options)),
 }
 
 

@@ -26,7 +26,8 @@ from transformers.utils import logging
 from .contract_bmdetr import FeatureContract
 from .data.features.packed import PackedArrays, read_manifest
 from .data.features.writer import FeatureWriter
-from .files_bmdetr import remove_leftovers, replacing_file
+from .data.rows.jsonl import write_jsonl
+from .files_bmdetr import remove_leftovers, write_json
 from .index_files import (
     CATALOG,
     FORMAT,
@@ -40,6 +41,7 @@ from .index_files import (
 )
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 from .prefilter import best_similarities, most_similar, shared_columns
+from .spans_bmdetr import mean_inside, spans_se_to_cxw
 
 logger = logging.get_logger(__name__)
 
@@ -289,14 +291,10 @@ class VideoIndex:
     def _write_manifest(self, complete: bool) -> None:
         self._manifest["complete"] = complete
         self._source = self._entries = None
-        with replacing_file(self.directory / MANIFEST) as file:
-            json.dump({"format": FORMAT, "version": VERSION, **self._manifest}, file, indent=2)
-            file.write("\n")
+        write_json(self.directory / MANIFEST, {"format": FORMAT, "version": VERSION, **self._manifest})
 
     def _write_catalog(self, entries: dict[str, dict[str, Any]]) -> None:
-        with replacing_file(self.directory / CATALOG) as file:
-            for name, entry in sorted(entries.items()):
-                file.write(json.dumps({"path": name, **entry}) + "\n")
+        write_jsonl(({"path": name, **entry} for name, entry in sorted(entries.items())), self.directory / CATALOG)
 
     @property
     def _store(self) -> Path:
@@ -449,17 +447,16 @@ class VideoIndex:
 
 
 def _hits(name: str, answer: dict[str, Any]) -> list[Hit]:
-    calibrated, p = bool(answer.get("calibrated")), answer.get("frame_probabilities")
-    hits = []
-    for moment in answer["moments"]:
-        start, end, score = moment["start"], moment["end"], moment["score"]
-        rank_score = score
-        if not calibrated and p is not None:
-            first = min(int(start / answer["clip_length"]), len(p) - 1)
-            last = max(first + 1, int(np.ceil(end / answer["clip_length"])))
-            rank_score = score * float(np.mean(p[first:last]))
-        hits.append(Hit(name, start, end, score, answer.get("presence"), rank_score))
-    return hits
+    moments, p = answer["moments"], answer.get("frame_probabilities")
+    weights = [1.0] * len(moments)
+    if moments and p is not None and not answer.get("calibrated"):
+        times_s = torch.tensor([[moment["start"], moment["end"]] for moment in moments])
+        spans_cxw = spans_se_to_cxw(times_s / (len(p) * answer["clip_length"]))
+        weights = mean_inside(torch.tensor([p]), spans_cxw[None], torch.ones(1, len(p)))[0].tolist()
+    return [
+        Hit(name, **moment, presence=answer.get("presence"), rank_score=moment["score"] * weight)
+        for moment, weight in zip(moments, weights, strict=True)
+    ]
 
 
 def _ranked(hits: list[Hit], top: int) -> list[Hit]:

@@ -107,7 +107,7 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def attention_with_dropout(
+def attention_for_training(
     module: nn.Module,  # noqa: ARG001  (the library's signature)
     query: Tensor,
     key: Tensor,
@@ -169,8 +169,12 @@ class BMDetrAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_dropout if self.training else 0.0
-        if dropout and self.config._attn_implementation == "sdpa" and runs_eagerly_on_cpu(query):
-            interface = attention_with_dropout if is_plain(query) else eager_attention_forward
+        if self.training and self.config._attn_implementation == "sdpa" and runs_eagerly_on_cpu(query):
+            # PyTorch has a kernel for the CPU where nothing is dropped and values are as wide as keys.
+            if is_plain(query) and (dropout or query.shape[-1] != value.shape[-1]):
+                interface = attention_for_training
+            elif dropout:
+                interface = eager_attention_forward
         scaling = query.shape[-1] ** -0.5
         output, weights = interface(self, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
         return self.o_proj(output.flatten(-2)), weights
@@ -240,6 +244,8 @@ class BMDetrDecoderCrossAttention(BMDetrAttention):
     ):
         query, key = self.q_content_proj(hidden_states), self.k_content_proj(memory)
         key_positions = self.k_position_proj(memory_positions)
+        if memory_positions.shape[0] != memory.shape[0]:
+            key_positions = key_positions.repeat(memory.shape[0] // memory_positions.shape[0], 1, 1)
         if self.q_position_proj is not None:
             query, key = query + self.q_position_proj(query_positions), key + key_positions
         query, key = self.heads(query), self.heads(key)

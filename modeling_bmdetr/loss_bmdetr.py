@@ -6,6 +6,7 @@ A new loss is one function of an equation, one line in `LOSS_TERMS` and one weig
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -121,11 +122,16 @@ class LossInputs:
             count=self.counts.get("present"),
         )
 
+    @cached_property
+    def pairs(self) -> Tensor:
+        """[`pair_logits`] of the batch, which two terms read."""
+        return pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"])
+
     def contrast_loss(self) -> Tensor:
         """The dual encoder's clips against the queries of the batch, or of all processes."""
         targets, texts = self.targets, self.targets.texts
         return contrast_loss(
-            pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"] if texts is None else texts.queries),
+            self.pairs if texts is None else pair_logits(self.outputs["clip_embeds"], texts.queries),
             targets.foreground,
             targets.video_mask,
             targets.rows,
@@ -138,8 +144,7 @@ class LossInputs:
         targets, texts = self.targets, self.targets.texts
         if texts is not None:
             return retrieval_loss(texts.video_logits, targets.present, texts.offset, self.counts.get("present"))
-        pairs = pair_logits(self.outputs["clip_embeds"], self.outputs["query_embeds"])
-        of_videos = video_logits(pairs, targets.video_mask[:, None])
+        of_videos = video_logits(self.pairs, targets.video_mask[:, None])
         return retrieval_loss(of_videos, targets.present, 0, self.counts.get("present"))
 
     def proposal_loss(self) -> Tensor:

@@ -54,9 +54,7 @@ def spatial_moments(planes: torch.Tensor) -> torch.Tensor:
     return SCALE * planes.flatten(-2) @ basis.flatten(1).T / size**2
 
 
-def edge_harmonics(
-    planes: torch.Tensor, weights: torch.Tensor, harmonics: int = HARMONICS[-1]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Strength of the edges and of the angular harmonics of their directions, from the second on.
 
     A square has a strong fourth harmonic, a triangle a third, a circle none; turning a shape hardly changes them.
@@ -64,10 +62,9 @@ def edge_harmonics(
     Args:
         planes: `(clips, frames, planes, size, size)`.
         weights: `(clips, 1 or planes, size, size)`.
-        harmonics: the last one.
 
     Returns:
-        two `(clips, frames, planes, harmonics)`: over the frame, and with each pixel times its weight.
+        two `(clips, frames, planes, 1 + len(HARMONICS))`: over the frame, and with each pixel times its weight.
     """
     planes = planes.transpose(1, 2)  # (clips, planes, frames, size, size): all frames of a plane have one weight
     across = planes[..., 1:-1, 2:] - planes[..., 1:-1, :-2]
@@ -81,7 +78,7 @@ def edge_harmonics(
     strength = strength.flatten(-2)
     sums = [strength @ weighing]
     wave = strength * real, strength * imaginary
-    for _ in range(2, harmonics + 1):
+    for _ in HARMONICS:
         wave = wave[0] * real - wave[1] * imaginary, wave[0] * imaginary + wave[1] * real
         means = [part @ weighing for part in wave]
         sums.append((means[0].square() + means[1].square()).sqrt())

@@ -110,3 +110,20 @@ def foreground_clips(labels_cxw: Tensor, video_mask: Tensor) -> Tensor:
     short = ~(inside & video_mask.bool()[:, None]).any(dim=-1, keepdim=True)
     inside = inside | (short & (index == nearest[..., None]))
     return (inside & valid[..., None]).any(dim=1) & video_mask.bool()
+
+
+def mean_inside(values: Tensor, spans_cxw: Tensor, video_mask: Tensor) -> Tensor:
+    """Mean of per-clip values over the clips that each span covers, see `foreground_clips`.
+
+    Args:
+        values: `(batch, video_len)`.
+        spans_cxw: `(batch, spans, 2)`.
+        video_mask: `(batch, video_len)`, 1 = real.
+
+    Returns:
+        `(batch, spans)`.
+    """
+    spans = spans_cxw.shape[1]
+    covered = foreground_clips(spans_cxw.flatten(0, 1)[:, None], video_mask.repeat_interleave(spans, dim=0))
+    covered = covered.unflatten(0, (-1, spans))
+    return (covered * values[:, None]).sum(dim=-1) / covered.sum(dim=-1)

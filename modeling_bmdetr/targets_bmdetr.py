@@ -122,7 +122,16 @@ class MomentTargets:
         saliency_labels = inputs.get("saliency_labels")
         num_negatives = 0 if negative_text_mask is None else negative_text_mask.shape[1]
         negative_mask = None if negative_text_mask is None else present_negatives(negative_text_mask)
-        check_labels(config, labels, video_mask, order, shifted_labels, negative_labels, saliency_labels, num_negatives)
+        check_labels(
+            config,
+            labels,
+            video_mask,
+            shifted_frame_order=order,
+            shifted_labels=shifted_labels,
+            negative_labels=negative_labels,
+            saliency_labels=saliency_labels,
+            num_negatives=num_negatives,
+        )
         every_row = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         original = ViewTargets.from_labels(labels, video_mask, saliency_labels, negative_labels, every_row)
         views = {VIEWS[0]: original}

@@ -1,4 +1,4 @@
-"""Encoders of sentences: last hidden states of a CLIP-like model's text tower or of any text encoder."""
+"""Encoders of sentences: last hidden states of a CLIP-like model's text tower or of any text encoder; or words."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,12 +9,14 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .encoder_interface_bmdetr import TextEncoder, require_at_least_one
+from .contract_bmdetr import l2_normalize
+from .encoder_interface_bmdetr import TextEncoder, require_at_least_one, split_words
 from .pretrained_models_bmdetr import load_model, load_or_explain, require_ability
 
 logger = logging.get_logger(__name__)
 
 MINILM, MINILM_ON_HUB = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
+WORDS_PREFIX, WORDS_KEPT = "words:", 65_536
 # Tokens of a sentence where neither tokenizer nor model states a limit.
 LONGEST = 512
 
@@ -134,6 +136,33 @@ class TokenEncoder(TextEncoder):
         known = inspect.signature(forward).parameters
         inputs = {name: tensor.to(self.model.device) for name, tensor in tokens.items() if name in known}
         return forward(**inputs), mask
+
+
+class WordEncoder(TextEncoder):
+    """One row per word, encoded without its sentence: vectors of words, as GloVe has them, by any text encoder.
+
+    The states that a model gives the words of a sentence are mostly those of the sentence, and much alike. A word by
+    itself is the same wherever it stands, and near to words that mean the same. Case and punctuation are ignored.
+
+    Args:
+        encoder: of sentences; the mean of its rows of a word, of length 1, is the row of the word.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder, self.name, self.dim = encoder, WORDS_PREFIX + encoder.name, encoder.dim
+        self._known: dict[str, np.ndarray] = {}
+
+    def spec(self) -> dict[str, Any]:
+        return {**self.encoder.spec(), "name": self.name}
+
+    def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
+        words = [found[:max_tokens] for found in split_words(sentences)]
+        if len(self._known) > WORDS_KEPT:
+            self._known.clear()
+        if new := sorted({word for found in words for word in found} - self._known.keys()):
+            means = (rows.mean(axis=0) for rows in self.encoder.encode_text(new))
+            self._known |= {word: l2_normalize(mean) for word, mean in zip(new, means, strict=True)}
+        return [np.stack([self._known[word] for word in found]) for found in words]
 
 
 def minilm_encoder(

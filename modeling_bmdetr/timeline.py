@@ -14,7 +14,7 @@ from typing import Any
 from .visualization import clock, tick_step_s
 
 TICKS = 6
-ABSENT_BELOW = 0.5
+ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
 
 CSS = """
 .bm { font-size: 14px; line-height: 1.4; color: var(--body-text-color, #1f2937); }
@@ -60,9 +60,10 @@ def answers_html(answers: Sequence[Mapping[str, Any]], name: str) -> str:
         legend.append('<span class="bm-line">line</span>: p, the probability of each clip (0 to 1)')
     if not all(answer.get("calibrated") for answer in answers):
         legend.append("scores are not calibrated: compare them within one answer only")
+    result = {"video": name, "answers": [dict(answer) for answer in answers]}
     links = [
-        _download("answers.json", "application/json", answers_json(answers, name), "JSON"),
-        _download("answers.csv", "text/csv", answers_csv(answers, name), "CSV"),
+        _download("answers.json", "application/json", json.dumps(result, indent=2) + "\n", "JSON"),
+        _download("answers.csv", "text/csv", as_csv([result]) + "\n", "CSV"),
     ]
     foot = " ".join(f"<span>{part}</span>" for part in [*legend, "download: " + " · ".join(links)])
     return f'<div class="bm">{"".join(parts)}<div class="bm-foot">{foot}</div></div>'
@@ -73,22 +74,24 @@ def error_html(message: str) -> str:
     return f'<div class="bm"><div class="bm-error" role="alert">{html.escape(message)}</div></div>'
 
 
-def answers_json(answers: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The answers as the file that the page offers."""
-    return json.dumps({"video": name, "answers": [dict(answer) for answer in answers]}, indent=2) + "\n"
+def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
+    """A table with one line per moment, best first, or one for an answer without moments; times in seconds.
 
-
-def answers_csv(answers: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A line per moment; a sentence without a moment has one with empty times."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    Args:
+        results: For each video `{"video": name, "answers": answers of the pipeline}`.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["video", "query", "rank", "start", "end", "score", "presence"])
-    for answer in answers:
-        presence = answer.get("presence", "")
-        rows = [[i, m["start"], m["end"], m["score"]] for i, m in enumerate(answer["moments"], start=1)]
-        for row in rows or [["", "", "", ""]]:
-            writer.writerow([name, answer["query"], *row, presence])
-    return out.getvalue()
+    for result in results:
+        for answer in result["answers"]:
+            rows = [
+                [rank, f"{moment['start']:.3f}", f"{moment['end']:.3f}", f"{moment['score']:.4f}"]
+                for rank, moment in enumerate(answer["moments"], start=1)
+            ]
+            for row in rows or [[""] * 4]:
+                writer.writerow([result["video"], answer["query"], *row, answer.get("presence", "")])
+    return buffer.getvalue().rstrip("\n")
 
 
 def is_absent(answer: Mapping[str, Any]) -> bool:

@@ -145,9 +145,7 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         self.spans = config.learnable_spans
         if self.spans:
             self.span_position = BMDetrMLP(d, d, d)  # embedded span -> query position
-            self.span_width = BMDetrMLP(
-                d, d, 2
-            )  # content -> width of the attention; the release's second value is idle
+            self.span_width = BMDetrMLP(d, d, 2)  # content -> width of the attention; the release's second is idle
             if config.decoder_layers > 1:
                 self.span_scale = BMDetrMLP(d, d, d)  # content -> scale of each feature, from the second layer on
         self.span_updates = None
@@ -173,7 +171,9 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         """
         Args:
             queries: `([batch,] queries, 2)` spans (centre, width) in (0, 1), or `(queries, hidden)` embeddings.
-            encoder_hidden_states, memory_positions: `(batch, video_len + text_len, hidden)`.
+            encoder_hidden_states: `(batch, video_len + text_len, hidden)`.
+            memory_positions: The same, or of fewer rows, for memories that are several copies of them, one after the
+                other.
             encoder_attention_mask: `(batch, video_len + text_len)`.
             contents: `(batch, queries, hidden)`, what the queries start from; zero when left out.
         """

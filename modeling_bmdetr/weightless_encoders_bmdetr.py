@@ -5,14 +5,13 @@ For tests, teaching and synthetic videos: they see colours and motion, and know 
 
 import hashlib
 import math
-import re
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from .encoder_interface_bmdetr import TextEncoder, VideoEncoder, require_at_least_one
+from .encoder_interface_bmdetr import TextEncoder, VideoEncoder, require_at_least_one, split_words
 from .moving_things_bmdetr import THING_DIM, moving_things
 from .pixel_measures_bmdetr import (
     HARMONICS,
@@ -158,13 +157,9 @@ class HashedWordTextEncoder(TextEncoder):
         return {"name": self.name, "dim": self.dim}
 
     def _encode_sentences(self, sentences: list[str], max_tokens: int) -> list[np.ndarray]:
-        rows = []
-        for index, sentence in enumerate(sentences):
-            words = re.findall(r"\w+", sentence.lower())
-            if not words:
-                raise ValueError(f"sentences[{index}] holds no word, received {sentence!r}; describe the moment.")
-            rows.append(np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]))
-        return rows
+        return [
+            np.stack([_word_row(word, self.dim) for word in words[:max_tokens]]) for words in split_words(sentences)
+        ]
 
 
 LONGEST_SPELLING = 64  # letters of a word; longer ones are no words, and must not take long

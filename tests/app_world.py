@@ -1,11 +1,12 @@
 """What the tests of the applications share: short videos, an untrained checkpoint that reads them, a pipeline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
+from factories import write_pictures
 
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline
 from modeling_bmdetr.contract_bmdetr import FeatureContract
@@ -16,25 +17,25 @@ def make_video(path: Path, seconds: float = 4.0, seed: int = 0, side: int = 64, 
     """An mp4 of a square that wanders over a background; another seed is another film."""
     rng = np.random.default_rng(seed)
     background, colour = rng.integers(0, 256, (2, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
-        stream.width = stream.height = side
-        stream.pix_fmt = "yuv420p"
-        for i in range(round(seconds * fps)):
-            frame = np.broadcast_to(background, (side, side, 3)).copy()
-            left = i * 2 % (side - 16)
-            frame[16:32, left : left + 16] = colour
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    pictures = np.broadcast_to(background, (round(seconds * fps), side, side, 3)).copy()
+    for i, picture in enumerate(pictures):
+        left = i * 2 % (side - 16)
+        picture[16:32, left : left + 16] = colour
+    return write_pictures(path, pictures, fps, "libx264", preset="ultrafast")
 
 
-def make_checkpoint(folder: Path, seed: int = 0, max_clips: int = 12, **contract: Any) -> Path:
-    """A checkpoint whose encoders need no weights."""
+def make_checkpoint(
+    folder: Path,
+    seed: int = 0,
+    max_clips: int = 12,
+    video_encoders: Sequence[str] = ("pixel-grid",),
+    text_encoder: str = "hashed-words",
+    **contract: Any,
+) -> Path:
+    """A checkpoint; its encoders need no weights, unless others are named."""
     features = FeatureContract(
-        video_encoders=(build_video_encoder("pixel-grid").spec(),),
-        text_encoder=build_text_encoder("hashed-words").spec(),
+        video_encoders=tuple(build_video_encoder(name).spec() for name in video_encoders),
+        text_encoder=build_text_encoder(text_encoder).spec(),
         max_clips=max_clips,
         **contract,
     )

@@ -4,10 +4,12 @@ import functools
 import gc
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,6 +81,22 @@ def make_row(**fields: Any) -> dict[str, Any]:
 def write_lines(path: Path, *records: Any) -> Path:
     """A JSONL file of records."""
     path.write_text("\n".join(json.dumps(record) for record in records) + "\n", encoding="utf-8")
+    return path
+
+
+def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "mpeg4", **options: str) -> Path:
+    """A video file of RGB pictures of one size at a constant rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=fps, options=options)
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if not number:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return path
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from factories import CONTRACT, PAPER, make_model, make_row, make_rows, make_store, make_trainer
+from factories import CONTRACT, PAPER, make_model, make_rows, make_store, make_trainer
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.calibrating import (
@@ -16,13 +16,12 @@ from modeling_bmdetr.calibrating import (
     fit_logistic,
     fit_score,
     held_out_errors,
-    pairs_with_other_videos,
     raw_answers,
     score_logits,
 )
 from modeling_bmdetr.calibration_bmdetr import Calibration, calibration_lines, weights_fingerprint
 from modeling_bmdetr.cli import main
-from modeling_bmdetr.data import FeatureWriter, validate_rows, write_rows
+from modeling_bmdetr.data import FeatureWriter, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission, expected_calibration_error
 
 PRESENT = make_rows(40, seed=5, several_moments=False)
@@ -140,12 +139,10 @@ class TestFit:
 
     def test_present_rows_alone_are_paired_with_other_videos(self, model):
         rows = [{**row, "query": f"unique{number}"} for number, row in enumerate(PRESENT)]
-        pairs = pairs_with_other_videos(rows, seed=0)
-        assert len(pairs) == len(rows)
-        assert all(pair["vid"] != row["vid"] for pair, row in zip(pairs, rows, strict=True))
         calibration = fit_calibration(model, rows, STORE)
         assert f"{len(rows)} pairs with other videos, by rule" in calibration.notes["presence"]
-        assert pairs_with_other_videos(PRESENT, seed=0) == []  # all their sentences share a word
+        alike = fit_calibration(model, PRESENT, STORE)  # all their sentences share a word
+        assert "0 pairs with other videos, by rule" in alike.notes["presence"]
 
     def test_rows_without_labels(self, model):
         with pytest.raises(ValueError, match="1 of 2 rows have no `relevant_windows`"):
@@ -285,15 +282,3 @@ def test_nothing_is_written_where_nothing_was_fitted(model, tmp_path):
     assert calibration.score is None
     assert "nothing was fitted" in lines[-1]
     assert not (tmp_path / "out").exists()
-
-
-def test_a_sentence_asked_of_another_video_leaves_the_clips_of_its_own_behind():
-    clips = {"relevant_clip_ids": [1], "saliency_scores": [[2]], "neg_query_ids": ["q1"]}
-    rows = [
-        {**make_row(qid="q0", vid="v0", query="A door opens."), **clips},
-        {**make_row(qid="q1", vid="v1", query="Birds sing."), **clips},
-    ]
-    pairs = pairs_with_other_videos(rows, seed=0)
-    assert [(pair["qid"], pair["vid"]) for pair in pairs] == [("q0", "v1"), ("q1", "v0")]
-    assert validate_rows(pairs).ok
-    assert not any(name in pair for pair in pairs for name in clips)

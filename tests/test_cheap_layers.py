@@ -155,7 +155,7 @@ def test_a_model_without_dropout_trains_the_same_with_the_plain_layers(tiny_batc
         loss = model(**batch).loss
         loss.backward()
         results.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))
-    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-6)
 

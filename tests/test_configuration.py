@@ -141,10 +141,10 @@ def test_an_unknown_field_is_an_error_that_knows_other_names():
 
 
 def test_every_hint_names_a_field():
-    from modeling_bmdetr.configuration_bmdetr import _OTHER_NAMES
+    from modeling_bmdetr.configuration_bmdetr import OTHER_NAMES
 
-    assert set(_OTHER_NAMES.values()) <= set(BMDetrConfig.__annotations__)
-    assert not set(_OTHER_NAMES) & set(BMDetrConfig.__annotations__)
+    assert set(OTHER_NAMES.values()) <= set(BMDetrConfig.__annotations__)
+    assert not set(OTHER_NAMES) & set(BMDetrConfig.__annotations__)
 
 
 def test_fields_of_the_base_class_pass():

@@ -21,7 +21,7 @@ from modeling_bmdetr.contract_bmdetr import (
     prepare_video_features,
     time_axis_s,
 )
-from modeling_bmdetr.data import FeatureStore, MomentRetrievalCollator
+from modeling_bmdetr.data import FeatureStore, MomentRetrievalCollator, MomentRetrievalDataset
 from modeling_bmdetr.pipeline_bmdetr import EncodedVideo
 
 TWO_ENCODERS = FeatureContract(
@@ -137,7 +137,7 @@ class TestTimeAxis:
         store = FeatureStore(
             self.RESAMPLE, MemoryArrays({"v": features}), MemoryArrays({"q": rng.standard_normal((3, 4))})
         )
-        labels = MomentRetrievalCollator([row], store, self.RESAMPLE)([(0, 0)])["labels"]
+        labels = MomentRetrievalCollator()([MomentRetrievalDataset([row], store, self.RESAMPLE)[0]])["labels"]
         torch.testing.assert_close(labels[0, 0], torch.tensor([6.0, 4.0]) / axis_s)
 
 

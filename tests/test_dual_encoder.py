@@ -25,7 +25,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_logit_is_that_of_the_facet_that_fits_best():
     clips, query = random(2, 3, FACETS, 5), random(2, 5, seed=1)
-    logits = clip_logits(clips, query)
+    logits = clip_logits(clips, query[None])[0]
     for row in range(2):
         for clip in range(3):
             expected = max(float(facet @ query[row]) for facet in clips[row, clip])
@@ -38,7 +38,7 @@ def test_pairs_are_every_video_with_every_query():
     assert logits.shape == (3, 2, 4)
     for video in range(3):
         for query in range(2):
-            torch.testing.assert_close(logits[video, query], clip_logits(clips[video], queries[query]))
+            torch.testing.assert_close(logits[video, query], clip_logits(clips[video], queries[query, None])[0])
 
 
 def test_embeddings_are_cosines_scaled_and_shifted():
@@ -49,7 +49,7 @@ def test_embeddings_are_cosines_scaled_and_shifted():
     clips, queries = encoder.embed_clips(frames, ones[0]), encoder.embed_queries(texts, ones[1])
     assert clips.shape == (2, 6, FACETS, 17)
     cosine = torch.cosine_similarity(clips[..., :-1], queries[:, None, None, :-1], dim=-1).amax(dim=-1)
-    torch.testing.assert_close(clip_logits(clips, queries), START_SCALE * cosine + START_BIAS)
+    torch.testing.assert_close(clip_logits(clips, queries[None])[0], START_SCALE * cosine + START_BIAS)
 
 
 def test_padding_changes_nothing():
@@ -57,11 +57,12 @@ def test_padding_changes_nothing():
     encoder = BMDetrDualEncoder(tiny_config())
     frames, texts = random(1, 6, 16), random(1, 3, 16, seed=1)
     whole = clip_logits(
-        encoder.embed_clips(frames[:, :4], torch.ones(1, 4)), encoder.embed_queries(texts[:, :2], torch.ones(1, 2))
+        encoder.embed_clips(frames[:, :4], torch.ones(1, 4)),
+        encoder.embed_queries(texts[None, :, :2], torch.ones(1, 2)),
     )
     mask, text_mask = torch.tensor([[1, 1, 1, 1, 0, 0]]), torch.tensor([[1, 1, 0]])
-    padded = clip_logits(encoder.embed_clips(frames, mask), encoder.embed_queries(texts, text_mask))
-    torch.testing.assert_close(padded[:, :4], whole)
+    padded = clip_logits(encoder.embed_clips(frames, mask), encoder.embed_queries(texts[None], text_mask))
+    torch.testing.assert_close(padded[..., :4], whole)
 
 
 @pytest.mark.parametrize("length", [1, 3, 5, 9])

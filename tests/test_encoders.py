@@ -4,13 +4,13 @@ import json
 import os
 import time
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from factories import write_pictures
 from transformers import (
     BertConfig,
     BertModel,
@@ -56,17 +56,7 @@ def moving_square(num_frames: int, step: int, size: int = 48) -> np.ndarray:
 
 @pytest.fixture
 def video_file(tmp_path: Path) -> Path:
-    path = tmp_path / "square.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
-        stream.width = stream.height = 48
-        stream.pix_fmt = "yuv420p"
-        for index, picture in enumerate(moving_square(36, 1)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, 8)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    return write_pictures(tmp_path / "square.mp4", moving_square(36, 1), 8, "libx264", crf="10")
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -127,10 +117,10 @@ def video_encoder(request: pytest.FixtureRequest):
     return build_video_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=5)
 
 
-@pytest.fixture(params=["hashed-words", "clip", "siglip"])
+@pytest.fixture(params=["hashed-words", "words:hashed-words", "clip", "siglip"])
 def text_encoder(request: pytest.FixtureRequest):
-    if request.param == "hashed-words":
-        return build_text_encoder("hashed-words")
+    if request.param.endswith("hashed-words"):
+        return build_text_encoder(request.param)
     return build_text_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=2)
 
 
@@ -152,7 +142,7 @@ def test_video_rows(video_encoder, video_file: Path) -> None:
 
 
 def test_file_and_its_decoded_frames_agree(video_encoder, video_file: Path) -> None:
-    frames = np.stack([frame for _, frame in iter_frames(video_file, fps=8.0)])
+    frames = np.stack([frame for _, frame in iter_frames(video_file, np.arange(0.0, 4.5, 0.125))])
     from_file = video_encoder.encode_video(video_file, 1.0).features
     from_frames = video_encoder.encode_video(frames, 1.0, fps=8.0).features
     assert from_file.shape == from_frames.shape
@@ -433,6 +423,25 @@ def test_a_device_is_for_encoders_with_weights(build) -> None:
 def test_an_encoder_folder_that_moved_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=rf"encoder's model '{tmp_path}/gone': .*if the folder has moved"):
         build_text_encoder(f"clip:{tmp_path}/gone")
+
+
+def test_words_by_themselves_are_the_same_in_every_sentence(siglip_folder: Path) -> None:
+    encoder = build_text_encoder(f"words:clip:{siglip_folder}", batch_size=2)
+    (one, red, ball), (ball_there, two, red_there) = encoder.encode_text(["A red ball.", "Ball two RED!"])
+    np.testing.assert_array_equal(red, red_there)
+    np.testing.assert_array_equal(ball, ball_there)
+    assert not np.allclose(one, two)
+    np.testing.assert_allclose(np.linalg.norm([one, two, red, ball], axis=1), 1.0, atol=1e-5)
+    alone = encoder.encoder.encode_text(["red"])[0].mean(axis=0)
+    np.testing.assert_allclose(red, alone / np.linalg.norm(alone), atol=1e-5)
+    assert build_text_encoder(encoder.spec()).spec() == encoder.spec()
+
+
+def test_words_by_themselves_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="unknown text encoder 'no-such'"):
+        build_text_encoder("words:no-such")
+    with pytest.raises(ValueError, match=r"sentences\[1\] holds no word, received '\?!'"):
+        build_text_encoder("words:hashed-words").encode_text(["A ball.", "?!"])
 
 
 def test_hashed_words_are_the_same_everywhere() -> None:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from factories import make_model
 
-from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
+from modeling_bmdetr import BMDetrProcessor
 from modeling_bmdetr.cli import main
-from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.export import TOLERANCE, export_model, largest_difference, load_exported
 
 FEW = ((1, 1, 1), (2, 30, 9), (4, 3, 2))
@@ -21,21 +21,10 @@ FORMS = {
 }
 
 
-def tiny_model(**options) -> BMDetrForMomentRetrieval:
-    torch.manual_seed(0)
-    contract = FeatureContract(
-        video_encoders=({"name": "tiny-video", "dim": 12},), text_encoder={"name": "tiny-text", "dim": 8}
-    )
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_queries": 4}
-    return BMDetrForMomentRetrieval(
-        BMDetrConfig.from_contract(contract, **sizes, encoder_layers=1, decoder_layers=2, **options)
-    )
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model in training mode, its program, and what was said about it; tracing takes a while."""
-    model, folder = tiny_model().train(), tmp_path_factory.mktemp("exported")
+    model, folder = make_model().train(), tmp_path_factory.mktemp("exported")
     processor = BMDetrProcessor(model.config.feature_contract, nms_threshold=0.5)
     return model, folder, export_model(model, folder, "torch-export", processor=processor)
 
@@ -44,12 +33,12 @@ def test_a_torch_program_answers_like_the_model_for_any_shape(exported):
     model, folder, description = exported
     assert model.training, "exporting changes nothing about the model"
     assert description["file"] == "model.pt2"
-    assert largest_difference(tiny_model().eval(), load_exported(folder), FEW, seed=1) <= TOLERANCE
+    assert largest_difference(make_model().eval(), load_exported(folder), FEW, seed=1) <= TOLERANCE
     assert {path.name for path in folder.iterdir()} == {"model.pt2", "export.json"}, "nothing is left aside"
 
 
 def test_the_check_finds_an_export_of_another_model(exported):
-    other = tiny_model().eval()
+    other = make_model().eval()
     with torch.no_grad():
         other.class_head.bias += 0.01
     assert largest_difference(other, load_exported(exported[1]), FEW) == pytest.approx(0.01, abs=1e-4)
@@ -66,16 +55,16 @@ def test_the_description_carries_what_an_answer_needs(exported):
 
 def test_what_cannot_be_exported_or_loaded_is_said_by_name(tmp_path):
     with pytest.raises(ValueError, match="`format` must be one of"):
-        export_model(tiny_model(), tmp_path, "tflite")  # type: ignore[arg-type]
+        export_model(make_model(), tmp_path, "tflite")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`int8` is made from the ONNX file"):
-        export_model(tiny_model(), tmp_path, "torch-export", int8=True)
+        export_model(make_model(), tmp_path, "torch-export", int8=True)
     with pytest.raises(FileNotFoundError, match=r"holds no export\.json"):
         load_exported(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_command_exports_a_checkpoint(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path / "model")
+    make_model().save_pretrained(tmp_path / "model")
     arguments = ["export", str(tmp_path / "model"), "--format", "torch-export", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -87,7 +76,7 @@ def test_the_command_exports_a_checkpoint(tmp_path, capsys):
 @pytest.mark.slow
 def test_onnx_answers_like_the_model_for_any_shape_and_names_its_axes(tmp_path):
     onnx = pytest.importorskip("onnx")
-    model = tiny_model().eval()
+    model = make_model().eval()
     description = export_model(model, tmp_path)
     assert largest_difference(model, load_exported(tmp_path, threads=1), FEW, seed=1) <= TOLERANCE
     graph = onnx.load(tmp_path / "model.onnx").graph
@@ -102,7 +91,7 @@ def test_onnx_answers_like_the_model_for_any_shape_and_names_its_axes(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_model_answers_the_same_over_many_shapes_and_masks(form, format, tmp_path):
     pytest.importorskip("onnxruntime")
-    model = tiny_model(**FORMS[form]).eval()
+    model = make_model(**FORMS[form]).eval()
     export_model(model, tmp_path, format)
     assert largest_difference(model, load_exported(tmp_path), MANY, seed=2) <= TOLERANCE
 
@@ -111,7 +100,7 @@ def test_every_form_of_the_model_answers_the_same_over_many_shapes_and_masks(for
 def test_8_bit_answers_are_close_and_the_file_is_smaller(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = tiny_model(projection_layers=3).eval()
+    model = make_model(projection_layers=3).eval()
     export_model(model, tmp_path, int8=True)
     assert largest_difference(model, load_exported(tmp_path), MANY, seed=2) <= TOLERANCE
     assert TOLERANCE < largest_difference(model, load_exported(tmp_path, int8=True), MANY, seed=2) < 1.0

@@ -6,10 +6,9 @@ import torch
 from app_world import make_checkpoint, make_pipeline, make_video
 from tiny_pretrained import IMAGE_MODELS, TEXT_MODELS, write_model
 
-from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.contract_bmdetr import FeatureContract
-from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
+from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.index import VideoIndex
 from modeling_bmdetr.prefilter import best_similarities, most_similar, shared_columns
 
@@ -21,18 +20,8 @@ def world(tmp_path_factory):
     """A checkpoint that reads a grid of pixels beside a CLIP, with its text tower, and an index of six films."""
     folder = tmp_path_factory.mktemp("prefilter")
     clip = write_model(folder / "clip", *IMAGE_MODELS["clip"])
-    videos = [build_video_encoder("pixel-grid"), build_video_encoder(f"clip:{clip}")]
-    contract = FeatureContract(
-        video_encoders=tuple(encoder.spec() for encoder in videos),
-        text_encoder=build_text_encoder(f"hf:{clip}").spec(),
-        max_clips=12,
-        long_video="window",
-    )
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_queries": 5}
-    torch.manual_seed(0)
-    config = BMDetrConfig.from_contract(contract, encoder_layers=1, decoder_layers=1, **sizes)
-    BMDetrForMomentRetrieval(config).save_pretrained(folder / "model")
-    BMDetrProcessor(config).save_pretrained(folder / "model")
+    encoders = {"video_encoders": ("pixel-grid", f"clip:{clip}"), "text_encoder": f"hf:{clip}"}
+    make_checkpoint(folder / "model", long_video="window", **encoders)
     for number in range(6):
         make_video(folder / "films" / f"film {number}.mp4", 3.0 + number % 2, seed=number)
     index = VideoIndex(folder / "index", make_pipeline(folder / "model"))

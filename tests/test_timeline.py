@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from modeling_bmdetr.timeline import answers_csv, answers_html, answers_json, clock, error_html, is_absent
+from modeling_bmdetr.timeline import answers_html, as_csv, clock, error_html, is_absent
 
 ANSWER = {
     "query": "she opens the door",
@@ -100,13 +100,16 @@ def test_downloads_hold_the_answers():
     links = {a["download"]: a["href"] for a in Tags(page).attributes if "download" in a}
     stored = {name: base64.b64decode(href.partition("base64,")[2]).decode() for name, href in links.items()}
     assert json.loads(stored["answers.json"]) == {"video": "a.mp4", "answers": [ANSWER]}
-    assert stored["answers.json"] == answers_json([ANSWER], "a.mp4")
     rows = list(csv.DictReader(io.StringIO(stored["answers.csv"])))
-    assert [(row["rank"], row["start"], row["score"]) for row in rows] == [("1", "5.0", "0.9"), ("2", "12.5", "0.2")]
+    assert [(row["rank"], row["start"], row["score"]) for row in rows] == [
+        ("1", "5.000", "0.9000"),
+        ("2", "12.500", "0.2000"),
+    ]
 
 
 def test_a_sentence_without_a_moment_has_a_line_of_its_own():
-    rows = list(csv.DictReader(io.StringIO(answers_csv([{**ANSWER, "moments": [], "presence": 0.1}], "a,b.mp4"))))
+    answer = {**ANSWER, "moments": [], "presence": 0.1}
+    rows = list(csv.DictReader(io.StringIO(as_csv([{"video": "a,b.mp4", "answers": [answer]}]))))
     assert [(row["video"], row["start"], row["presence"]) for row in rows] == [("a,b.mp4", "", "0.1")]
 
 

@@ -1,17 +1,13 @@
 """Answers of the pipeline as text, JSON, CSV and WebVTT."""
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..timeline import ABSENT_BELOW, as_csv
 from .common import printable
-
-ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
-CSV_COLUMNS = ("video", "query", "rank", "start", "end", "score", "presence")
 
 
 def form_of(args: argparse.Namespace) -> str:
@@ -54,22 +50,6 @@ def as_text(result: Mapping[str, Any], threshold: float, *, named: bool) -> str:
         if not answer["moments"]:
             lines.append(f"  no moment scores {threshold:g} or more (--score-threshold 0 lists all)")
     return "\n".join(lines)
-
-
-def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table with one line per moment, best first, or one for an answer without moments; times in seconds."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for result in results:
-        for answer in result["answers"]:
-            presence = answer.get("presence", "")
-            for rank, moment in enumerate(answer["moments"], start=1):
-                times = [f"{moment[name]:.3f}" for name in ("start", "end")]
-                writer.writerow([result["video"], answer["query"], rank, *times, f"{moment['score']:.4f}", presence])
-            if not answer["moments"]:
-                writer.writerow([result["video"], answer["query"], "", "", "", "", presence])
-    return buffer.getvalue().rstrip("\n")
 
 
 def as_vtt(results: Sequence[Mapping[str, Any]]) -> str:

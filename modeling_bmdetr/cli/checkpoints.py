@@ -3,11 +3,11 @@
 import argparse
 from typing import Any
 
+from ..files_bmdetr import require_writable
 from .common import (
     Commands,
     check_model,
     check_output,
-    check_output_folder,
     load_checkpoint,
     model_errors,
     show,
@@ -19,7 +19,7 @@ def convert(args: argparse.Namespace) -> int:
         check_model(args.checkpoint)
         check_output(args.out)
     else:
-        check_output_folder(args.out)
+        require_writable(args.out)
 
     from ..released import convert_to_folder, export_released
 
@@ -35,7 +35,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    check_output_folder(args.out or args.checkpoint)
+    require_writable(args.out or args.checkpoint)
 
     from .. import BMDetrForMomentRetrieval
     from ..calibrating import calibrate_folder
@@ -82,7 +82,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    check_output_folder(args.out)
+    require_writable(args.out)
     model, processor = load_checkpoint(args.checkpoint, args.revision)
 
     from ..export import export_model

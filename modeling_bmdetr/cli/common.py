@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files_bmdetr import is_device, require_writable
+
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|xla|meta)(:\d+)?")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -163,19 +165,10 @@ def check_output(path: str | None, suffixes: tuple[str, ...] = ()) -> None:
         raise IsADirectoryError(f"'{path}' is a folder; name a file in it")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"there is no folder '{file.parent}' to write '{file.name}' to")
-    from ..files_bmdetr import is_device, require_writable
-
     if not is_device(file):
         require_writable(file.parent)
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(f"'{path}' cannot be written; choose another place or change its permissions")
-
-
-def check_output_folder(path: str) -> None:
-    """Refuses a folder to write that cannot be made or written to."""
-    from ..files_bmdetr import require_writable
-
-    require_writable(path)
 
 
 @contextmanager
@@ -197,10 +190,7 @@ def checked_rows(path: str, fields: tuple[str, ...]) -> Any:
     rows = read_rows(path)
     report = validate_rows(rows, require_windows=False)
     report.problems = [problem for problem in report.problems if problem.field in fields or not problem.field]
-    if not report.ok:
-        first = "; ".join(str(problem).removeprefix("error: ") for problem in report.errors[:3])
-        more = f"; and {len(report.errors) - 3} more" if len(report.errors) > 3 else ""
-        raise ValueError(f"'{path}' has {len(report.errors)} errors: {first}{more}. `bmdetr validate` lists all")
+    report.raise_for_errors()
     return rows
 
 
@@ -208,17 +198,21 @@ def checked_rows(path: str, fields: tuple[str, ...]) -> Any:
 
 
 class Bar:
-    """A progress bar that `encode_video` can call with (done, total); it appears with the first call."""
+    """A progress bar, called with (done, total), or with (what is under way, done, total); it appears with the first
+    call."""
 
     def __init__(self, text: str, unit: str = "clips"):
         self.text, self.unit = text, unit
         self.bar: Any = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, *progress: Any) -> None:
         from tqdm.auto import tqdm
 
+        *under_way, done, total = progress
         if self.bar is None:
             self.bar = tqdm(total=total, unit=self.unit, desc=self.text)
+        self.bar.total = total
+        self.bar.set_postfix_str("".join(under_way)[-40:], refresh=False)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

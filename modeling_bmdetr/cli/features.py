@@ -2,13 +2,13 @@
 
 import argparse
 
+from ..files_bmdetr import require_writable
 from .common import (
     Commands,
     add_plugins,
     check_device,
     check_folder,
     check_model,
-    check_output_folder,
     checked_rows,
     count_or_none,
     device,
@@ -22,7 +22,7 @@ def extract(args: argparse.Namespace) -> int:
     rows = checked_rows(args.rows, ("qid", "vid", "query", "video", "duration"))
     check_folder(args.videos)
     check_device(args.device)
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..data import extract_features
 
@@ -41,7 +41,7 @@ def extract(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..configuration_bmdetr import BMDetrConfig, FeatureContract
     from ..data import pack_features, read_rows
@@ -105,7 +105,10 @@ def add_encoding(command: argparse.ArgumentParser, encoder: str | None = None, c
     encoders = "pixel-grid, hf:NAME_OR_PATH of a model of transformers that sees images or videos, timm:NAME, "
     encoders += f"or a plug-in; several stand side by side{default}"
     command.add_argument("--video-encoder", nargs="+", required=encoder is None, help=encoders)
-    text_encoders = "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, or a plug-in"
+    text_encoders = (
+        "hashed-words, minilm, hf:NAME_OR_PATH of a model of transformers that reads text, words:NAME for single words "
+        "by one of these, or a plug-in"
+    )
     command.add_argument("--text-encoder", required=encoder is None, help=text_encoders + default)
     length = f"seconds per clip ({clip_length})" if clip_length else "seconds per clip"
     command.add_argument("--clip-length", type=seconds, required=clip_length is None, help=length)

@@ -2,20 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
-from .common import Commands, add_checkpoint, check_output_folder, count, load_pipeline, printable, show
+from ..files_bmdetr import require_writable
+from .common import Bar, Commands, add_checkpoint, count, load_pipeline, printable, show
 
 
 def index(args: argparse.Namespace) -> int:
-    check_output_folder(args.out)
+    require_writable(args.out)
 
     from ..index import VideoIndex
 
     videos = VideoIndex(args.out, load_pipeline(args), _lasting_name(args.model))
-    with _video_bar("indexing") as progress:
+    with closing(Bar("indexing", "video")) as progress:
         report = videos.update(args.folder, dtype=args.dtype, progress=progress)
     show(args, report.to_dict(), f"index '{args.out}': {report}")
     return 1 if report.failed else 0
@@ -31,7 +31,7 @@ def search(args: argparse.Namespace) -> int:
             said = f"the index names the model {args.model}, {where}; --model names another"
             print(printable(said), file=sys.stderr)
     videos = VideoIndex(args.index, load_pipeline(args), _lasting_name(args.model))
-    with _video_bar("searching") as progress:
+    with closing(Bar("searching", "video")) as progress:
         found = videos.search(args.query, args.top, prefilter=args.prefilter, progress=progress)
     lines = []
     for query, hits in zip(args.query, found, strict=True):
@@ -49,21 +49,6 @@ def search(args: argparse.Namespace) -> int:
 def _lasting_name(model: str) -> str:
     """A folder's name from wherever a later command is given; a name on the Hub as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-@contextmanager
-def _video_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar over videos, with the one under way beside it."""
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=what, unit="video") as bar:
-
-        def show_progress(name: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(name[-40:], refresh=False)
-            bar.update(done - bar.n)
-
-        yield show_progress
 
 
 def add_commands(commands: Commands) -> None:

@@ -2,7 +2,8 @@
 
 import argparse
 
-from .common import Commands, check_device, check_folder, check_output_folder, show
+from ..files_bmdetr import require_writable
+from .common import Commands, check_device, check_folder, show
 from .features import add_encoding
 
 
@@ -16,7 +17,7 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError(f"--from brings its own encoders and clip length; leave out {brought}")
     check_folder(args.videos)
     check_device(args.device)
-    check_output_folder(args.out)
+    require_writable(args.out)
     as_given = ("rows", "videos", "out", "val", "checkpoint", "clip_length", "workers", "device", "resume")
     data = OwnData(
         **{name: getattr(args, name) for name in as_given},

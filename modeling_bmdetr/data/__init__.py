@@ -36,27 +36,5 @@ if TYPE_CHECKING:
     from .rows.schema import ValidationReport as ValidationReport
     from .rows.validation import validate_rows as validate_rows
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".batches.collator": ["MomentRetrievalCollator"],
-        ".batches.examples": ["MomentRetrievalDataset"],
-        ".batches.negative_sampling": ["NegativeSampler"],
-        ".batches.negatives": ["NegativeMiningReport", "mine_negative_queries"],
-        ".batches.sampler": ["UniqueVideoBatchSampler"],
-        ".batches.shifting": ["shift_moment"],
-        ".features.extraction": ["ExtractionReport", "extract_features"],
-        ".features.file_checks": ["check_text_features", "validate_file"],
-        ".features.packing": ["pack_features"],
-        ".features.published": ["count_tokens"],
-        ".features.store": ["FeatureStore"],
-        ".features.writer": ["FeatureWriter"],
-        ".rows.absent": ["AbsentReport", "add_absent_rows", "read_absent_rows"],
-        ".rows.cleaning": ["CleaningReport", "CleaningRules", "clean_rows"],
-        ".rows.jsonl": ["RowFile", "read_rows", "write_rows"],
-        ".rows.qids": ["original_qid"],
-        ".rows.schema": ["CanonicalRow", "Problem", "ValidationReport"],
-        ".rows.validation": ["validate_rows"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
 find_moved_modules()

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from ..data.rows.jsonl import read_jsonl as read_jsonl
     from ..data.rows.jsonl import write_jsonl as write_jsonl
     from ..data.rows.qids import canonical_qid as canonical_qid
-    from ..data.rows.qids import restore_qid_types as restore_qid_types
     from .evaluator import METRIC_FORMATS as METRIC_FORMATS
     from .evaluator import evaluate_module_path as evaluate_module_path
     from .evaluator import evaluate_submission as evaluate_submission
@@ -20,19 +19,4 @@ if TYPE_CHECKING:
     from .reliability import expected_calibration_error as expected_calibration_error
     from .reliability import reliability_bins as reliability_bins
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        ".evaluator": [
-            "METRIC_FORMATS",
-            "evaluate_module_path",
-            "evaluate_submission",
-            "format_metrics",
-            "submission_reliability",
-        ],
-        ".presence": ["rejection_f1"],
-        ".reliability": ["auroc", "brier_score", "expected_calibration_error", "reliability_bins"],
-        "..data.rows.jsonl": ["read_jsonl", "write_jsonl"],
-        "..data.rows.qids": ["canonical_qid", "restore_qid_types"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -17,10 +17,8 @@ def whole_video(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**_ids(row), "pred_relevant_windows": [[0.0, row["duration"], 1.0]]} for row in rows]
 
 
-def best_fixed_span(
-    train_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], iou: float = 0.7
-) -> list[dict[str, Any]]:
-    """Predictions: the share of the video that overlaps a training query's first moment with this IoU most often.
+def best_fixed_span(train_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions: the share of the video that overlaps a training query's first moment with an IoU of 0.7 most often.
 
     Training queries without a moment tell nothing.
     """
@@ -28,7 +26,7 @@ def best_fixed_span(
     spans = np.array([[time / duration_s for time in window] for window, duration_s in first])
     grid = np.linspace(0.0, 1.0, STEPS + 1)
     candidates = np.array([(start, end) for start in grid for end in grid if end > start])
-    start, end = candidates[(temporal_iou(spans[None], candidates[None], "lengths")[0] >= iou).mean(axis=0).argmax()]
+    start, end = candidates[(temporal_iou(spans[None], candidates[None], "lengths")[0] >= 0.7).mean(axis=0).argmax()]
     return [
         {**_ids(row), "pred_relevant_windows": [[float(start) * row["duration"], float(end) * row["duration"], 1.0]]}
         for row in rows

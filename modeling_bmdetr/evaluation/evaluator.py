@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tables import markdown_table, plain_table
 from .arrays import MomentArrays, SaliencyArrays, moment_arrays, presence_scores, saliency_arrays
 from .highlights import highlight_average_precision, highlight_hit
 from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, BoolArray, FloatArray, average_precision, best_iou, moment_recall
@@ -294,14 +295,11 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
     """
     if style == "json":
         return json.dumps(dict(metrics), indent=2)
-    rows = [("Metric", "%")] + [(name, f"{value:.2f}") for name, value in metrics.items()]
-    name_width, value_width = (max(map(len, column)) for column in zip(*rows, strict=True))
-    cells = [(name.ljust(name_width), value.rjust(value_width)) for name, value in rows]
+    rows = [("Metric", "%"), *((name, f"{value:.2f}") for name, value in metrics.items())]
     if style == "table":
-        return "\n".join(f"{name}  {value}" for name, value in cells)
+        return plain_table(rows)
     if style == "markdown":
-        cells.insert(1, ("-" * name_width, "-" * (value_width - 1) + ":"))
-        return "\n".join(f"| {name} | {value} |" for name, value in cells)
+        return markdown_table(rows[0], rows[1:])
     raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, received {style!r}.")
 
 

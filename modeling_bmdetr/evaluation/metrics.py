@@ -69,11 +69,10 @@ def average_precision(
     windows_se: FloatArray,
     window_mask: BoolArray,
     iou_thresholds: tuple[float, ...] = AVERAGE_PRECISION_IOU_THRESHOLDS,
-    max_predictions: int = AVERAGE_PRECISION_MAX_PREDICTIONS,
 ) -> FloatArray:
     """Interpolated average precision of each query at each IoU threshold, as ActivityNet and Moment-DETR define it.
 
-    The first `max_predictions` predictions are ordered by score (equal scores keep their order). In that order each one
+    The first ten predictions are ordered by score (equal scores keep their order). In that order each one
     takes the window with the highest IoU among those not yet taken whose IoU reaches the threshold (of equally good
     windows the one listed last), and is a true positive; it is a false positive if there is none. A repeated prediction
     therefore is a false positive, and a repeated window has to be found twice. The average precision is the sum over
@@ -86,13 +85,12 @@ def average_precision(
         windows_se: Shape (queries, windows, 2), seconds.
         window_mask: Shape (queries, windows); 1 = the window is to be found.
         iou_thresholds: Thresholds in (0, 1].
-        max_predictions: How many predictions of each query count.
 
     Returns:
         Shape (queries, thresholds), in [0, 1]; 0 for a query without predictions, NaN for one without windows.
     """
-    order = np.argsort(-scores[:, :max_predictions], axis=1, kind="stable")
-    ranked_se = np.take_along_axis(predicted_se[:, :max_predictions], order[:, :, None], axis=1)
+    order = np.argsort(-scores[:, :AVERAGE_PRECISION_MAX_PREDICTIONS], axis=1, kind="stable")
+    ranked_se = np.take_along_axis(predicted_se[:, :AVERAGE_PRECISION_MAX_PREDICTIONS], order[:, :, None], axis=1)
     iou = temporal_iou(ranked_se, windows_se, union="lengths") * window_mask[:, None, :]
     is_match = greedy_matches(iou, np.asarray(iou_thresholds)) > 0  # (queries, thresholds, ranks)
 

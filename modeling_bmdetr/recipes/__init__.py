@@ -1,6 +1,5 @@
 """Training by recipe: reading one (`recipe.py`), what it needs (`preparation.py`), running it (`running.py`)."""
 
-from ..files_bmdetr import write_json
 from .preparation import RecipeRows, load_rows, load_set, open_store, register_benchmarks, training_arguments
 from .recipe import Recipe, read_recipe
 from .running import predict_and_evaluate, train_by_recipe
@@ -16,5 +15,4 @@ __all__ = [
     "training_arguments",
     "register_benchmarks",
     "predict_and_evaluate",
-    "write_json",
 ]

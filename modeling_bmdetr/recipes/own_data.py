@@ -26,7 +26,7 @@ from ..data.features.video_files import find_video
 from ..data.rows.importers import ImportOptions, import_annotations
 from ..data.rows.jsonl import write_rows
 from ..data.rows.qids import content_qid
-from ..data.rows.schema import CanonicalRow
+from ..data.rows.schema import CanonicalRow, is_labelled
 from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
 from ..processes import usable_processors
@@ -130,14 +130,14 @@ def _read(data: OwnData) -> tuple[list[CanonicalRow], list[CanonicalRow], list[s
     notes = [f"{data.rows}: {report.rows} queries about {report.videos} videos ({report.taken_for[0]})"]
     if report.clipped:
         notes.append(f"{report.clipped} moments ended after their video and were cut to it")
-    labelled = _labelled(rows)
+    labelled = list(filter(is_labelled, rows))
     if len(labelled) < len(rows):
         notes.append(f"{len(rows) - len(labelled)} queries do not say where their moments are and are left out")
     if absent := sum(not row["relevant_windows"] for row in labelled):
         notes.append(f"{absent} queries are about what their videos do not show; they teach presence")
     if data.val is not None:
         val_rows, _ = import_annotations(data.val, data.videos, data.options)
-        val_rows = _labelled(val_rows)
+        val_rows = list(filter(is_labelled, val_rows))
         shared = {row["vid"] for row in labelled} & {row["vid"] for row in val_rows}
         if shared:
             notes.append(f"{len(shared)} videos are in both files, so that the figures flatter the model")
@@ -149,11 +149,6 @@ def _read(data: OwnData) -> tuple[list[CanonicalRow], list[CanonicalRow], list[s
     train_rows, val_rows = hold_out(with_content_qids(labelled), share)
     notes.append(f"{len({row['vid'] for row in val_rows})} of {videos} videos are held out for validation")
     return train_rows, val_rows, notes
-
-
-def _labelled(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
-    """Rows that say where their moments are, or that there are none."""
-    return [row for row in rows if row.get("relevant_windows") is not None]
 
 
 def with_content_qids(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from transformers.utils import logging
 
-from ..configuration_bmdetr import BMDetrConfig
+from ..configuration_bmdetr import BMDetrConfig, contract_fields
 from ..contract_bmdetr import FeatureContract
 from ..data.batches.negatives import mine_negative_queries
 from ..data.features.packed import is_packed
 from ..data.features.published import count_tokens
+from ..data.features.sentences import spread
 from ..data.features.store import FeatureStore
 from ..data.rows.jsonl import read_rows, write_rows
 from ..data.rows.schema import CanonicalRow
@@ -131,7 +131,9 @@ def hold_out(rows: Sequence[CanonicalRow], share: float) -> tuple[list[Canonical
 
 def limited_rows(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
     """At most `limit` rows, evenly spread, whose negative queries are among them."""
-    kept = spread(rows, limit)
+    if limit is not None and limit < 1:
+        raise ValueError(f"`data.limit` must be at least 1, received {limit}")
+    kept = list(rows) if limit is None else spread(rows, limit)
     qids = {row["qid"] for row in kept}
     result = []
     for row in kept:
@@ -142,15 +144,6 @@ def limited_rows(rows: Sequence[CanonicalRow], limit: int | None) -> list[Canoni
                 row["neg_query_weights"] = [w for qid, w in zip(negatives, weights, strict=True) if qid in qids]
         result.append(row)
     return result
-
-
-def spread(rows: Sequence[CanonicalRow], limit: int | None) -> list[CanonicalRow]:
-    """At most `limit` rows, evenly spread."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"`data.limit` must be at least 1, received {limit}")
-    if limit is None or len(rows) <= limit:
-        return list(rows)
-    return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
 # ------------------------------------------------------------------------------------------------------------ features
@@ -247,9 +240,8 @@ def build_model(recipe: Recipe, contract: FeatureContract) -> BMDetrForMomentRet
 def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:
     """The model's configuration. `released: true` in `model` starts from the forms of the released code."""
     options = {name: value for name, value in recipe.model.items() if name != "checkpoint"}
-    features = {**contract.to_dict(), "video_dim": contract.video_dim, "text_dim": contract.text_dim}
     make = BMDetrConfig.released if options.pop("released", False) else BMDetrConfig
-    return make(**{**features, **options})
+    return make(**{**contract_fields(contract), **options})
 
 
 def training_arguments(

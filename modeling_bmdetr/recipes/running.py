@@ -20,6 +20,7 @@ from ..calibration_bmdetr import calibration_lines
 from ..cards import write_model_card
 from ..data.batches.negative_sampling import NegativeSampler, Strategy
 from ..data.features.store import FeatureStore
+from ..data.rows.schema import is_labelled
 from ..evaluation import write_jsonl
 from ..evaluation.baselines import baseline_metrics
 from ..files_bmdetr import replacing_file, require_writable, write_json
@@ -38,7 +39,6 @@ from .preparation import (
 )
 from .recipe import SECTIONS, Recipe
 
-PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 # Shown in the table; the report has all.
 HEADLINES = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP")
 _SEEDS = ("training.seed", "training.data_seed")
@@ -80,7 +80,7 @@ def train_by_recipe(
         "baselines": baselines_of(rows),
         "runs": results,
         "machine": describe_machine(arguments),
-        "versions": library_versions(PACKAGES),
+        "versions": library_versions(),
     }
     if arguments.process_index == 0:
         table = report_table(report)
@@ -95,7 +95,7 @@ def baselines_of(rows: RecipeRows) -> dict[str, dict[str, dict[str, float]]]:
     """What needs no model reaches on every labelled set, by the set's label and the baseline's name."""
     sets = {"eval": rows.eval, **rows.test}
     labels = labels_of(sets)
-    labelled = [name for name, part in sets.items() if all(row.get("relevant_windows") is not None for row in part)]
+    labelled = [name for name, part in sets.items() if all(map(is_labelled, part))]
     return {labels[name]: baseline_metrics(rows.train, sets[name]) for name in labelled}
 
 
@@ -181,7 +181,7 @@ def run(
     trained_s = time.perf_counter() - started
     if is_main:  # what was refused has not become the recipe of the run
         write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
-    if rows.eval and all(row.get("relevant_windows") is not None for row in rows.eval):
+    if rows.eval and all(map(is_labelled, rows.eval)):
         calibration = trainer.calibrate(rows.eval)
         if is_main:
             print("\n".join(calibration_lines(calibration)))
@@ -226,7 +226,7 @@ def run(
 
 def predict_and_evaluate(trainer: BMDetrTrainer, rows: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Predictions and metrics of rows; no metrics where they have no labels."""
-    if not all(row.get("relevant_windows") is not None for row in rows):
+    if not all(map(is_labelled, rows)):
         return trainer.predict_rows(rows), {}
     output = trainer.predict(rows, metric_key_prefix="test")
     named = {name.removeprefix("test_"): value for name, value in (output.metrics or {}).items()}

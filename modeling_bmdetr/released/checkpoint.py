@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..configuration_bmdetr import BMDetrConfig
+from ..configuration_bmdetr import OTHER_NAMES, BMDetrConfig
 
 # The one type beyond tensors and plain containers that a released checkpoint needs.
 _NEEDED_TYPES = [argparse.Namespace]
@@ -51,6 +51,12 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "span_loss_type": ("l1",),
     "transformer_activation": ("prelu", "relu", "gelu"),
 }
+
+# Released options that are sizes, which the weights tell.
+_SIZES = (
+    *("enc_layers", "dec_layers", "dim_feedforward", "hidden_dim", "n_input_proj"),
+    *("contrastive_hdim", "v_feat_dim", "t_feat_dim"),
+)
 
 _CLIP = "clip:openai/clip-vit-base-patch32"
 _ENCODER_NAMES = {"clip": _CLIP}
@@ -222,16 +228,9 @@ def released_options(config: BMDetrConfig) -> dict[str, Any]:
         options[name] = int(options[name])
     return {
         **options,
-        "enc_layers": config.encoder_layers,
-        "dec_layers": config.decoder_layers,
-        "dim_feedforward": config.intermediate_size,
-        "hidden_dim": config.hidden_size,
+        **{name: getattr(config, OTHER_NAMES[name]) for name in _SIZES},
         "num_queries": config.num_queries,
-        "n_input_proj": config.projection_layers,
-        "contrastive_hdim": config.alignment_dim,
         "transformer_activation": config.activation,
-        "v_feat_dim": config.video_dim,
-        "t_feat_dim": config.text_dim,
         "ctx_mode": "video_tef" if config.endpoint_features else "video",
         "no_norm_vfeat": not config.normalize_video,
         "no_norm_tfeat": not config.normalize_text,

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerState
 
-PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "numpy")
+PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 ARGUMENTS = (
     *("num_train_epochs", "learning_rate", "lr_drop_epochs", "lr_drop_factor", "weight_decay", "max_grad_norm"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "negative_sampling", "num_negatives"),
@@ -73,10 +73,10 @@ def count_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {"videos": len({row["vid"] for row in rows}), "queries": len(rows)}
 
 
-def library_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Python's version and those of the packages that are installed."""
     versions = {"python": platform.python_version()}
-    for package in packages:
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

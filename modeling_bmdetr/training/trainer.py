@@ -17,12 +17,13 @@ from ..calibrating import fit_calibration
 from ..calibration_bmdetr import Calibration, calibration_lines
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
-from ..data.batches.collator import MomentRetrievalCollator
+from ..data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from ..data.batches.examples import MomentRetrievalDataset
 from ..data.batches.negative_sampling import NegativeSampler
 from ..data.batches.sampler import UniqueVideoBatchSampler
 from ..data.features.store import FeatureStore
 from ..data.rows.checked import checked_rows
+from ..data.rows.schema import is_labelled
 from ..evaluation import evaluate_submission
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
@@ -40,8 +41,6 @@ from .standardization import is_trained, sample_batches, standardize_inputs
 
 Rows = Sequence[Mapping[str, Any]]
 Criterion = Callable[[Any, MomentTargets, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
-# Entries of a batch for the trainer and for the loss.
-_NOT_THE_MODELS = ("row_index", "durations_s", "labels", "shifted_labels", "negative_labels", "saliency_labels")
 
 logger = logging.get_logger(__name__)
 
@@ -168,7 +167,7 @@ class BMDetrTrainer(PublishingTrainer):
             shifting_limit_s=args.shifting_limit_s,
             max_moments=config.num_queries,
             seed=self.data_seed,
-            with_labels=all(row.get("relevant_windows") is not None for row in rows),
+            with_labels=all(map(is_labelled, rows)),
         )
 
     @property
@@ -180,12 +179,15 @@ class BMDetrTrainer(PublishingTrainer):
         """This process's batches of the training rows."""
         if self.train_dataset is None:
             raise ValueError("training needs `train_rows`")
+        videos = [row["vid"] for row in self.train_dataset]
+        grouped = self.args.train_sampling_strategy == "group_by_length"
         return UniqueVideoBatchSampler(
-            [row["vid"] for row in self.train_dataset],
+            videos,
             self.args.per_device_train_batch_size,
             seed=self.data_seed,
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
+            lengths=[self.store.num_clips(video) for video in videos] if grouped else None,
         )
 
     def batches_per_epoch(self) -> int:
@@ -260,7 +262,7 @@ class BMDetrTrainer(PublishingTrainer):
 
     def forward(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """The model's outputs for a batch, without a loss."""
-        return model(**{name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS})
+        return model(**{name: value for name, value in inputs.items() if name not in NOT_THE_MODELS})
 
     @property
     def criterion_in_use(self) -> Criterion:

@@ -8,13 +8,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from app_world import make_checkpoint
 from test_video import regular, write_video
 
-from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, FeatureContract
+from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.cli.answers import as_text, as_vtt
-from modeling_bmdetr.encoders_bmdetr import build_text_encoder, build_video_encoder
 from modeling_bmdetr.video_bmdetr import probe_video
 
 QUERY = "the red star slides to the left"
@@ -22,17 +21,7 @@ QUERY = "the red star slides to the left"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    contract = FeatureContract(
-        video_encoders=(build_video_encoder("pixel-grid").spec(),),
-        text_encoder=build_text_encoder("hashed-words").spec(),
-        max_clips=12,
-    )
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_queries": 5}
-    torch.manual_seed(0)
-    config = BMDetrConfig.from_contract(contract, encoder_layers=1, decoder_layers=1, **sizes)
-    BMDetrForMomentRetrieval(config).save_pretrained(folder)
-    return str(folder)
+    return str(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model"))
 
 
 @pytest.fixture(scope="module")

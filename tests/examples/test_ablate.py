@@ -308,14 +308,14 @@ def test_markdown_csv_and_plots(tmp_path):
 
 def test_simulated_preset_is_made_once_and_reused(tmp_path, monkeypatch):
     simulation = pytest.importorskip("simulated_features")
-    from test_simulated_features import WordEncoder, make_rows
+    from test_simulated_features import ENCODER, make_rows
 
     def splits(rows_files, benchmark, data_dir, names):
         assert (benchmark, names) == ("charades_sta", ("train", "test"))
         return {name: make_rows(4, name) for name in names}
 
     monkeypatch.setattr(simulation, "load_splits", splits)
-    monkeypatch.setattr(simulation, "TransformerSentenceEncoder", WordEncoder)
+    monkeypatch.setattr(ablation_data, "build_text_encoder", lambda name: ENCODER)
     preset = replace(PRESETS["charades_simulated"], limits=(4, 2))
     data = ablation_data.simulated_data(tmp_path, preset, None)
     assert (len(data.train_rows), len(data.eval_rows)) == (4, 2)

@@ -5,10 +5,13 @@ import json
 import joined_videos
 import numpy as np
 import pytest
+import torch
 from factories import CONTRACT, make_model, make_rows, make_store, write_lines
 
 from dataset_scripts.moving_shapes import MANIFEST, VERSION
+from modeling_bmdetr.contract_bmdetr import pad_rows, prepare_text_features, prepare_video_features
 from modeling_bmdetr.data.features.writer import FeatureWriter
+from modeling_bmdetr.windows_bmdetr import window_starts
 
 ROWS = make_rows(12)
 CLIPS = {row["vid"]: int(row["duration"]) for row in ROWS}
@@ -105,11 +108,11 @@ def test_the_best_span_of_all_windows_answers(world):
     answer = joined_videos.search(model, asked, parts, store)[0]
     video = np.concatenate([store.video(part) for part in parts[asked[0]["vid"]]])
     best = (-1.0, 0.0)
-    for start in joined_videos.window_starts(len(video), 16):
-        rows = joined_videos.prepare_video_features(video[start : start + 16], model.config.feature_contract)
-        text = joined_videos.prepare_text_features(store.text(asked[0]["qid"]), model.config.feature_contract)
-        features, mask = joined_videos.pad_rows([rows])
-        (outputs,) = joined_videos.ask_all(model, features, mask, [text])
+    for start in window_starts(len(video), 16):
+        rows = prepare_video_features(video[start : start + 16], model.config.feature_contract)
+        text = prepare_text_features(store.text(asked[0]["qid"]), model.config.feature_contract)
+        with torch.no_grad():
+            outputs = model(*pad_rows([rows]), *pad_rows([text]))
         k = int(outputs["scores"][0].argmax())
         centre, width = outputs["pred_spans"][0, k].tolist()
         left = min(max(centre - width / 2, 0), 1) * len(rows) + start

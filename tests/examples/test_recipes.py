@@ -16,7 +16,7 @@ from recipe_worlds import CONFIGS, SMALL, make_world
 from modeling_bmdetr import BMDetrForMomentRetrieval
 from modeling_bmdetr.data import read_rows
 from modeling_bmdetr.recipes import load_rows, open_store, preparation, read_recipe, running, training_arguments
-from modeling_bmdetr.recipes.preparation import hold_out, spread, with_negatives
+from modeling_bmdetr.recipes.preparation import hold_out, limited_rows, with_negatives
 
 ALL = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 IN_PROCESSES = {"charades_sta_slowfast_clip": 1, "qvhighlights_slowfast_clip": 2}
@@ -149,10 +149,11 @@ def test_held_out_videos_are_no_part_of_training_and_always_the_same(own):
 
 
 def test_a_limit_spreads_evenly():
-    assert spread(list(range(10)), 4) == [0, 3, 6, 9]
-    assert spread(list(range(3)), 4) == spread(list(range(3)), None) == [0, 1, 2]
+    rows = [{"qid": str(number)} for number in range(10)]
+    assert [row["qid"] for row in limited_rows(rows, 4)] == ["0", "3", "6", "9"]
+    assert limited_rows(rows, 11) == limited_rows(rows, None) == rows
     with pytest.raises(ValueError, match=r"`data\.limit` must be at least 1, received 0"):
-        spread([1], 0)
+        limited_rows(rows, 0)
 
 
 def test_negative_queries_beyond_a_limit_are_left_out():

@@ -1,7 +1,6 @@
 """Simulated frame features: what they contain, that they follow from rows and seed, and that they say what they are."""
 
 import json
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,27 +8,13 @@ import pytest
 import simulated_features as simulation
 
 from modeling_bmdetr.data import read_rows, write_rows
+from modeling_bmdetr.weightless_encoders_bmdetr import HashedWordTextEncoder
 
 SENTENCES = ("a person opens the door", "someone laughs", "she puts a cup on the table", "he sits down")
 PLAIN = simulation.SimulationOptions(
     video_dim=64, scene=0, noise=0, jitter_s=0, irrelevant_inside=0, leak_outside=0
 )  # only content
-
-
-class WordEncoder:
-    """A vector for each word, from its letters; a sentence is the mean of its words."""
-
-    name, dim = "words", 16
-
-    def __call__(self, sentences):
-        encoded = []
-        for sentence in sentences:
-            words = np.stack(
-                [np.random.default_rng(zlib.crc32(word.encode())).standard_normal(16) for word in sentence.split()]
-            )
-            mean = words.mean(axis=0)
-            encoded.append(simulation.EncodedSentence(words.astype(np.float32), mean / np.linalg.norm(mean)))
-        return encoded
+ENCODER = HashedWordTextEncoder()
 
 
 def make_rows(videos=4, split="train"):
@@ -50,9 +35,7 @@ def make_rows(videos=4, split="train"):
 
 
 def contents_of(rows, options):
-    return simulation.project_content(
-        np.stack([item.embedding for item in WordEncoder()([r["query"] for r in rows])]), options
-    )
+    return simulation.project_content(simulation.encode_sentences(ENCODER, [r["query"] for r in rows])[1], options)
 
 
 def test_content_shows_exactly_in_the_moments_when_nothing_disturbs():
@@ -116,7 +99,7 @@ def test_jitter_moves_boundaries_by_about_its_deviation():
 
 
 def test_projection_keeps_cosines():
-    embeddings = np.stack([item.embedding for item in WordEncoder()(SENTENCES)])
+    embeddings = simulation.encode_sentences(ENCODER, SENTENCES)[1]
     projected = simulation.project_content(embeddings, replace(PLAIN, video_dim=8192))
     np.testing.assert_allclose(projected @ projected.T, embeddings @ embeddings.T, atol=0.06)
 
@@ -124,14 +107,14 @@ def test_projection_keeps_cosines():
 def test_store_reads_back_is_labelled_and_does_not_depend_on_the_order_of_videos(tmp_path):
     options = simulation.SimulationOptions(video_dim=32)
     rows = make_rows()
-    first = simulation.simulate_features({"train": rows}, tmp_path / "a", WordEncoder(), options, progress=False)
+    first = simulation.simulate_features({"train": rows}, tmp_path / "a", ENCODER, options, progress=False)
     second = simulation.simulate_features(
-        {"train": rows[4:], "rest": rows[:4]}, tmp_path / "b", WordEncoder(), options, progress=False
+        {"train": rows[4:], "rest": rows[:4]}, tmp_path / "b", ENCODER, options, progress=False
     )
     first.require(rows, check_values=True)
     for row in rows:
         np.testing.assert_array_equal(first.video(row["vid"]), second.video(row["vid"]))
-        np.testing.assert_array_equal(first.text(row["qid"]), WordEncoder()([row["query"]])[0].tokens)
+        np.testing.assert_array_equal(first.text(row["qid"]), ENCODER.encode_text([row["query"]])[0])
         assert first.sentence(row["qid"]) == row["query"]
     encoder = first.contract.video_encoders[0]
     assert encoder["name"] == "simulated-frames"
@@ -139,22 +122,22 @@ def test_store_reads_back_is_labelled_and_does_not_depend_on_the_order_of_videos
     assert encoder["leak_outside"] == options.leak_outside
     assert "Simulated" in json.loads((tmp_path / "a" / "simulation.json").read_text())["notice"]
     other = simulation.simulate_features(
-        {"train": rows}, tmp_path / "c", WordEncoder(), replace(options, seed=1), progress=False
+        {"train": rows}, tmp_path / "c", ENCODER, replace(options, seed=1), progress=False
     )
     assert not np.allclose(first.video(rows[0]["vid"]), other.video(rows[0]["vid"]))
 
 
 def test_rows_are_written_with_negative_queries_of_the_same_video(tmp_path):
     rows = make_rows()
-    simulation.simulate_features({"train": rows}, tmp_path, WordEncoder(), PLAIN, progress=False)
+    simulation.simulate_features({"train": rows}, tmp_path, ENCODER, PLAIN, progress=False)
     written = list(read_rows(tmp_path / "train.jsonl"))
     assert [row["qid"] for row in written] == [row["qid"] for row in rows]
     assert written[0]["neg_query_ids"] == ["train_1"]
     assert written[1]["neg_query_ids"] == ["train_0"]
 
 
-class StoppingEncoder(WordEncoder):
-    def __call__(self, sentences):
+class StoppingEncoder(HashedWordTextEncoder):
+    def encode_text(self, sentences, max_tokens=None):
         raise KeyboardInterrupt
 
 
@@ -163,8 +146,8 @@ def test_an_interrupted_simulation_goes_on_with_the_same_rows_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulation.simulate_features({"train": rows}, tmp_path, StoppingEncoder(), PLAIN, progress=False)
     with pytest.raises(ValueError, match="other rows"):
-        simulation.simulate_features({"train": rows[:2]}, tmp_path, WordEncoder(), PLAIN, progress=False)
-    store = simulation.simulate_features({"train": rows}, tmp_path, WordEncoder(), PLAIN, progress=False)
+        simulation.simulate_features({"train": rows[:2]}, tmp_path, ENCODER, PLAIN, progress=False)
+    store = simulation.simulate_features({"train": rows}, tmp_path, ENCODER, PLAIN, progress=False)
     assert len(store.video_ids) == 4
 
 
@@ -183,7 +166,7 @@ def test_unlabelled_rows_and_bad_options_are_refused(tmp_path):
     rows = make_rows(1)
     rows[1].pop("relevant_windows")
     with pytest.raises(ValueError, match="train_1"):
-        simulation.simulate_features({"train": rows}, tmp_path, WordEncoder(), PLAIN, progress=False)
+        simulation.simulate_features({"train": rows}, tmp_path, ENCODER, PLAIN, progress=False)
     for bad in ({"video_dim": 0}, {"clip_length_s": 0.0}, {"noise": -1.0}, {"leak_outside": 1.5}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             simulation.SimulationOptions(**bad)

@@ -247,7 +247,7 @@ def test_evaluation_without_training_rows(tmp_path):
 
 def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
     rows = make_rows(3)
-    with pytest.raises(ValueError, match=r"1 errors in \d+ rows, of qid \['vq1'\].*\n.*is missing"):
+    with pytest.raises(ValueError, match=r"1 errors in \d+ rows:\n.*qid vq1.*is missing"):
         make_trainer(tmp_path, [rows[0], {**rows[1], "relevant_windows": None}, *rows[2:]])
     with pytest.raises(FileNotFoundError, match="videos are missing"):
         make_trainer(tmp_path, rows, store=make_store(rows[:1]))
@@ -265,7 +265,7 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
         ({"shifting_limit_s": 0}, "`shifting_limit_s` must be positive"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` has no effect"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` has no effect"),
-        ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy` has no effect"),
+        ({"train_sampling_strategy": "sequential"}, "must be 'random' or 'group_by_length'"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` has no effect"),
     ],
 )
@@ -296,10 +296,12 @@ def test_a_shifted_view_that_cannot_be_is_reported(tmp_path, package_log):
     assert "no view is shifted" in package_log.text
 
 
-def test_the_loader_yields_the_sampler_s_batches(tmp_path):
-    trainer = make_trainer(tmp_path)
-    rows = trainer.train_dataset
-    sampler = UniqueVideoBatchSampler([row["vid"] for row in rows], 4, seed=3)
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_loader_yields_the_sampler_s_batches(tmp_path, strategy):
+    trainer = make_trainer(tmp_path, train_sampling_strategy=strategy)
+    videos = [row["vid"] for row in trainer.train_dataset]
+    lengths = [trainer.store.num_clips(video) for video in videos] if strategy == "group_by_length" else None
+    sampler = UniqueVideoBatchSampler(videos, 4, seed=3, lengths=lengths)
     loader = trainer.get_train_dataloader()
     loader.set_epoch(5)
     sampler.set_epoch(5)

@@ -12,6 +12,9 @@ from ...contract_bmdetr import pad_rows
 from ...spans_bmdetr import IGNORE
 from .examples import MomentRetrievalDataset
 
+# Entries of a batch that the model does not read: the trainer's, and the labels, which the loss reads.
+NOT_THE_MODELS = ("row_index", "durations_s", "labels", "shifted_labels", "negative_labels", "saliency_labels")
+
 
 class MomentRetrievalCollator:
     """Makes the model's inputs and labels of a list of examples of a [`MomentRetrievalDataset`].

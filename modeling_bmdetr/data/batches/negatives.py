@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
+from ...spans_bmdetr import temporal_iou
 from ..rows.qids import canonical_qid
 from ..rows.validation import require_fields
 
@@ -185,11 +187,8 @@ def pairwise_max_iou(windows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray
     """
     spans = np.sort(np.array([span for query in windows for span in query], dtype=np.float64), axis=1)
     firsts = np.cumsum([0, *(len(query) for query in windows[:-1])])
-    start, end = spans.T
-    intersection = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
-    intersection = np.maximum(intersection, 0.0)
-    union = (end - start)[:, None] + (end - start) - intersection
-    iou = intersection / np.maximum(union, np.finfo(np.float64).tiny)
+    pairs = torch.from_numpy(spans)
+    iou = temporal_iou(pairs[:, None], pairs[None])[0].numpy()
     return np.maximum.reduceat(np.maximum.reduceat(iou, firsts, axis=0), firsts, axis=1)
 
 

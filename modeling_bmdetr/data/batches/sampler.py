@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+LENGTH_NOISE = 0.1  # by which lengths count as larger, at most: the same videos shall not always meet
+
 
 class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
     """Every query once per epoch, at most one per video in a batch; reads no features.
@@ -20,6 +22,9 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
     With several processes, each yields its share of the same global batches, so that queries are unique across
     processes as well and every process has equally many batches, none of them empty.
 
+    With `lengths`, equally full videos come in the order of their length, with a little chance in it, so that most
+    batches hold videos of similar length and little padding.
+
     A batch is a list of (epoch, row) pairs: the collator draws negatives and shifts from the seed, the epoch and the
     row, so that they do not depend on workers, processes or where a run was resumed.
 
@@ -28,9 +33,10 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
         batch_size: Queries a batch, on each process; at most.
         seed: Seed of the order.
         num_processes, process_index: The share that this process yields.
+        lengths: The number of clips of each row's video.
 
     Raises:
-        ValueError: an empty data set, sizes below 1, or too few videos for the processes.
+        ValueError: an empty data set, sizes below 1, too few videos for the processes, or not a length for every row.
     """
 
     # There is no attribute `batch_size`: Accelerate reads that as a promise that all batches have it.
@@ -41,6 +47,7 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: int = 0,
         num_processes: int = 1,
         process_index: int = 0,
+        lengths: Sequence[int] | None = None,
     ):
         if batch_size < 1 or not 0 <= process_index < num_processes:
             raise ValueError(
@@ -49,11 +56,16 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
             )
         if not len(video_ids):
             raise ValueError("`video_ids` is empty: there is nothing to train on")
+        if lengths is not None and len(lengths) != len(video_ids):
+            raise ValueError(
+                f"`lengths` must have one entry per row, received {len(lengths)} for {len(video_ids)} rows"
+            )
         rows_of: dict[str, list[int]] = defaultdict(list)
         for row, video in enumerate(video_ids):
             rows_of[video].append(row)
         self.video_of = list(video_ids)
         self.rows_of = list(rows_of.values())
+        self.length_of = None if lengths is None else [lengths[rows[0]] for rows in self.rows_of]
         self.seed, self.num_processes, self.process_index = seed, num_processes, process_index
         self.epoch = 0
         most = max(map(len, self.rows_of))
@@ -82,8 +94,13 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
         """The row indices of every batch of an epoch, over all processes."""
         rng = np.random.default_rng((self.seed, epoch))
         left = [list(rng.permutation(rows)) for rows in self.rows_of]
-        # (minus the rows left, a random tie-break, video): the smallest is the fullest video.
-        heap = [(-len(rows), rng.random(), video) for video, rows in enumerate(left)]
+
+        def tie_break(video: int) -> float:
+            chance = float(rng.random())
+            return chance if self.length_of is None else self.length_of[video] * (1 + LENGTH_NOISE * chance)
+
+        # (minus the rows left, tie-break, video): the smallest is the fullest video.
+        heap = [(-len(rows), tie_break(video), video) for video, rows in enumerate(left)]
         heapq.heapify(heap)
         batches: list[list[int]] = []
         while heap:
@@ -91,7 +108,7 @@ class UniqueVideoBatchSampler(Sampler[list[tuple[int, int]]]):
             batches.append([int(left[video].pop()) for video in drawn])
             for video in drawn:
                 if left[video]:
-                    heapq.heappush(heap, (-len(left[video]), rng.random(), video))
+                    heapq.heappush(heap, (-len(left[video]), tie_break(video), video))
         full = [batch for batch in batches if len(batch) == self.global_batch_size]
         short = [batch for batch in batches if len(batch) < self.global_batch_size]
         ordered = [full[i] for i in rng.permutation(len(full))] + sorted(short, key=len, reverse=True)

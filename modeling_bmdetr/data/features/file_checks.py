@@ -21,6 +21,8 @@ from .sources import examples, nearest
 from .store import FeatureStore
 from .video_files import check_video_files, lines_of
 
+MOST_COMPARED = 500  # repeated sentences whose features are read
+
 
 def validate_file(
     path: str | Path,
@@ -152,7 +154,6 @@ def check_text_features(
     feature_dir: str | Path,
     *,
     reference_rows: Sequence[Mapping[str, Any]] | None = None,
-    max_comparisons: int = 500,
     progress: bool = True,
 ) -> tuple[list[Problem], str]:
     """Detect text features (files `qid<qid>.npz`, or an HDF5 file) made from other sentences than the rows hold.
@@ -181,7 +182,7 @@ def check_text_features(
         return problems + found, f"{note}; sentences compared with {len(reference_rows)} reference rows"
     line_of = {row["qid"]: line for row, line in present}
     disagreements, compared = compare_repeated(
-        {row["qid"]: row["query"] for row, _ in present}, folder.read, max_comparisons, progress=progress
+        {row["qid"]: row["query"] for row, _ in present}, folder.read, MOST_COMPARED, progress=progress
     )
     for found_in in disagreements:
         message = (

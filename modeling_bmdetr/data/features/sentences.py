@@ -5,14 +5,16 @@ sentences different features: a shuffled or shifted join fails this wherever sen
 Charades-STA's training split, 31 in QVHighlights'). Where none repeats it shows nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 # Two encodings of one sentence differ by less than this share of their largest value (half precision, padding).
 SAME_FEATURE_TOLERANCE = 0.02
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def compare_repeated(
     return found, len(repeated)
 
 
-def spread(items: list, count: int) -> list:
-    """At most `count` items, evenly spread."""
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly spread from the first to the last."""
     if len(items) <= count:
-        return items
-    return [items[i * len(items) // count] for i in range(count)]
+        return list(items)
+    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]

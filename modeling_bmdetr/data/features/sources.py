@@ -102,19 +102,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the names most like `name`; empty where none is."""
     close = difflib.get_close_matches(name, names, n=_HINTS, cutoff=0.7) if len(name) <= _HINT_LETTERS else []
     return f"; the names most like it are {', '.join(map(repr, close))}" if close else ""
-
-
-def check_rows(rows: np.ndarray, dim: int, what: str) -> np.ndarray:
-    """`rows`, if they are `(at least one, dim)`.
-
-    Raises:
-        ValueError: they have another shape; `what` names them.
-    """
-    if rows.ndim != 2 or not len(rows):
-        raise ValueError(f"{what} must have the shape (rows >= 1, {dim}) that the contract says, received {rows.shape}")
-    if rows.shape[1] != dim:
-        raise ValueError(
-            f"{what} is {rows.shape[1]} wide, the contract says {dim}: it was made by another encoder; expected the "
-            f"shape (rows >= 1, {dim}), received {rows.shape}"
-        )
-    return rows

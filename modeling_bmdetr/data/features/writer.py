@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from ...contract_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract, check_rows
 from ...files_bmdetr import naming_failed_writes, take_lock, write_json
 from .packed import (
     DTYPES,
@@ -29,7 +29,6 @@ from .packed import (
     parse_entry,
     read_manifest,
 )
-from .sources import check_rows
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from ...contract_bmdetr import FeatureContract
 from .plain import plain_rows
-from .schema import TIME_TOLERANCE_S, ValidationReport
+from .schema import TIME_TOLERANCE_S
 from .validation import validate_rows
 
 logger = logging.get_logger(__name__)
@@ -45,25 +45,15 @@ def checked_rows(
         return rows
     plain = CheckedRows(plain_rows(rows, name))
     clip_length_s = None if contract.long_video == "resample" else contract.clip_length
-    report = validate_rows(plain, require_windows=training, clip_length_s=clip_length_s, source=f"`{name}`")
+    report = validate_rows(
+        plain, require_windows=training, clip_length_s=clip_length_s, source=f"`{name}` (counted from 1)"
+    )
     if not reads_negatives:
         report.problems = [problem for problem in report.problems if problem.field not in _NEGATIVES]
-    _raise_for_errors(report, name)
+    report.raise_for_errors(most=10)
     if training:
         _count_what_is_cut(plain, name, contract)
     return plain
-
-
-def _raise_for_errors(report: ValidationReport, name: str) -> None:
-    if report.ok:
-        return
-    qids = list(dict.fromkeys(problem.qid for problem in report.errors if problem.qid is not None))
-    listed = "\n".join(f"  {problem}" for problem in report.errors[:10])
-    more = f"\n  ... and {len(report.errors) - 10} more" if len(report.errors) > 10 else ""
-    raise ValueError(
-        f"`{name}` has {len(report.errors)} errors in {report.rows} rows, of qid {qids[:10]} (rows are counted from 1):"
-        f"\n{listed}{more}\nCorrect or leave out these rows; `bmdetr validate` lists all of them"
-    )
 
 
 def _count_what_is_cut(rows: Sequence[Mapping[str, Any]], name: str, contract: FeatureContract) -> None:

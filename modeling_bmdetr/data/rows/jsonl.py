@@ -44,10 +44,6 @@ class RowFile(Sequence[CanonicalRow]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def original_qid(self, qid: str) -> str | int:
-        """`qid` in the type that the file used."""
-        return original_qid(qid, self.integer_qids)
-
 
 # ------------------------------------------------------------------------------------------------------------- reading
 

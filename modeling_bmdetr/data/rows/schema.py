@@ -8,6 +8,7 @@ of the field read as well.
 import math
 import os
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -67,6 +68,11 @@ class CanonicalRow(TypedDict):
 ROW_FIELDS: tuple[str, ...] = tuple(CanonicalRow.__annotations__)
 
 
+def is_labelled(row: Mapping[str, Any]) -> bool:
+    """Whether a row says where its moments are, or that there are none."""
+    return row.get("relevant_windows") is not None
+
+
 # ------------------------------------------------------------------------------------------------------------ problems
 
 
@@ -124,9 +130,14 @@ class ValidationReport:
         """The report as plain data for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
-    def raise_for_errors(self) -> None:
-        """Raise a ValueError that lists the first three errors, if there are any."""
+    def raise_for_errors(self, most: int = 3) -> None:
+        """Raise a ValueError that lists the first errors, at most so many, if there are any."""
         if self.errors:
-            listed = "\n".join(f"  {str(problem).removeprefix('error: ')}" for problem in self.errors[:3])
-            more = f"\n  and {len(self.errors) - 3} more; `bmdetr validate` lists all" if len(self.errors) > 3 else ""
-            raise ValueError(f"{self.source} has {len(self.errors)} errors:\n{listed}{more}")
+            listed = [str(problem).removeprefix("error: ") for problem in self.errors[:most]]
+            if len(self.errors) > most:
+                listed.append(f"and {len(self.errors) - most} more")
+            raise ValueError(
+                f"{self.source} has {len(self.errors)} errors in {self.rows} rows:\n  "
+                + ";\n  ".join(listed)
+                + "\nCorrect or leave out these rows; `bmdetr validate` lists all of them"
+            )

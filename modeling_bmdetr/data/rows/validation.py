@@ -18,7 +18,6 @@ Finding = tuple[Literal["error", "warning"], str, str]  # severity, field, messa
 def validate_rows(
     rows: Iterable[Mapping[str, Any]],
     *,
-    line_numbers: Sequence[int] | None = None,
     require_windows: bool = True,
     clip_length_s: float | None = None,
     source: str | None = None,
@@ -32,35 +31,22 @@ def validate_rows(
     given twice, blanks at the ends of a query, unknown fields.
 
     Args:
-        rows: the rows; a `RowFile` brings its own line numbers and name.
-        line_numbers: the 1-based line of each row; by default the rows are counted from 1.
+        rows: the rows; a `RowFile` brings its line numbers and name, others are counted from 1.
         require_windows: whether a row without `relevant_windows` is an error. False for unlabelled queries. An empty
             list is a label: the video does not show what the query says.
         clip_length_s: seconds per clip; if given, `relevant_clip_ids` must lie inside the video.
         source: what to call the rows in the report.
     """
-    numbers: Sequence[int] | None = line_numbers
-    if isinstance(rows, RowFile):
-        numbers = rows.line_numbers if numbers is None else numbers
-        source = rows.source if source is None else source
-    records = list(rows)
-    if numbers is not None and len(numbers) != len(records):
-        raise ValueError(f"line_numbers has {len(numbers)} entries for {len(records)} rows; give one for each row.")
-    lines = list(numbers) if numbers is not None else list(range(1, len(records) + 1))
-    report = ValidationReport(rows=len(records), source=source or "rows")
-    if not records:
-        report.problems.append(Problem("error", None, "", "there are no rows"))
 
-    for line, row in zip(lines, records, strict=True):
-        if not isinstance(row, Mapping):
-            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
-            continue
-        qid = _qid_or_none(row)
-        findings = list(_check_fields(row))
-        findings += _check_windows(row, require_windows)
-        findings += _check_saliency(row, clip_length_s)
-        report.problems += [Problem(severity, line, name, text, qid) for severity, name, text in findings]
-    mappings = [(line, row) for line, row in zip(lines, records, strict=True) if isinstance(row, Mapping)]
+    def findings(row: Mapping[str, Any]) -> Iterator[Finding]:
+        yield from _check_fields(row)
+        yield from _check_windows(row, require_windows)
+        yield from _check_saliency(row, clip_length_s)
+
+    numbered, report = _check_each(rows, source, findings)
+    if not numbered:
+        report.problems.append(Problem("error", None, "", "there are no rows"))
+    mappings = [(line, row) for line, row in numbered if isinstance(row, Mapping)]
     report.problems += _check_across_rows(mappings)
     report.problems += _check_unknown_fields(mappings)
     return report
@@ -72,19 +58,33 @@ def require_fields(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> l
     Raises:
         ValueError: a row lacks one of them, or it is not what the schema says; the first few are listed.
     """
-    records = list(rows)
-    report = ValidationReport(rows=len(records))
-    numbers = rows.line_numbers if isinstance(rows, RowFile) else range(1, len(records) + 1)
-    for line, row in zip(numbers, records, strict=True):
-        if not isinstance(row, Mapping):
-            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
-            continue
-        found = [finding for finding in _check_fields(row) if finding[0] == "error" and finding[1] in names]
-        found = [finding for finding in found if finding[1:] != ("query", "is empty")]  # the encoder says so
-        report.problems += [Problem("error", line, name, text, _qid_or_none(row)) for _, name, text in found]
-    report.source = rows.source if isinstance(rows, RowFile) else report.source
+
+    def findings(row: Mapping[str, Any]) -> Iterator[Finding]:
+        for severity, name, text in _check_fields(row):
+            if severity == "error" and name in names and (name, text) != ("query", "is empty"):  # the encoder says so
+                yield severity, name, text
+
+    numbered, report = _check_each(rows, None, findings)
     report.raise_for_errors()
-    return records
+    return [row for _, row in numbered]
+
+
+def _check_each(
+    rows: Iterable[Any], source: str | None, findings: Callable[[Mapping[str, Any]], Iterable[Finding]]
+) -> tuple[list[tuple[int, Any]], ValidationReport]:
+    """Each row with its line, counted from 1 in rows of no file, and the report of what each shows by itself."""
+    if isinstance(rows, RowFile):
+        numbered, source = list(zip(rows.line_numbers, rows, strict=True)), source or rows.source
+    else:
+        numbered = list(enumerate(rows, start=1))
+    report = ValidationReport(rows=len(numbered), source=source or "rows")
+    for line, row in numbered:
+        if isinstance(row, Mapping):
+            qid = _qid_or_none(row)
+            report.problems += [Problem(severity, line, name, text, qid) for severity, name, text in findings(row)]
+        else:
+            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
+    return numbered, report
 
 
 def _qid_or_none(row: Mapping[str, Any]) -> str | None:

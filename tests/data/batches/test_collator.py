@@ -325,8 +325,8 @@ def test_rows_with_errors_are_refused_by_qid(fields, message):
     rows = [row(qid="fine"), row(**fields)]
     with pytest.raises(ValueError, match=message) as error:
         make_dataset(rows, make_store([rows[0]]))
-    assert "`rows` has 1 error" in str(error.value)
-    assert "qid" in fields or "'q1'" in str(error.value)
+    assert "`rows` (counted from 1) has 1 error" in str(error.value)
+    assert "qid" in fields or "qid q1" in str(error.value)
 
 
 def test_rows_of_the_wrong_kind_are_refused():

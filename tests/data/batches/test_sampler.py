@@ -19,10 +19,11 @@ def videos(sizes):
 
 
 @quick
-@given(video_sizes, st.integers(1, 12), st.integers(0, 5), st.integers(0, 3))
-def test_every_query_once_and_no_video_twice(sizes, batch_size, seed, epoch):
+@given(video_sizes, st.integers(1, 12), st.integers(0, 5), st.integers(0, 3), st.booleans())
+def test_every_query_once_and_no_video_twice(sizes, batch_size, seed, epoch, grouped):
     vids = videos(sizes)
-    batches = UniqueVideoBatchSampler(vids, batch_size, seed).global_batches(epoch)
+    lengths = [len(vid) * 10 + int(vid[1:]) for vid in vids] if grouped else None
+    batches = UniqueVideoBatchSampler(vids, batch_size, seed, lengths=lengths).global_batches(epoch)
     assert sorted(row for batch in batches for row in batch) == list(range(len(vids)))
     for batch in batches:
         assert 0 < len(batch) <= min(batch_size, math.ceil(len(vids) / len(batches)))
@@ -118,3 +119,22 @@ def test_accelerate_must_not_take_the_batches_for_equally_large():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         UniqueVideoBatchSampler(*arguments)
+
+
+def test_batches_of_similar_length_need_less_padding_and_are_others_in_every_epoch():
+    clips = {f"v{number}": 20 + number % 21 for number in range(200)}
+    vids = [vid for vid in clips for _ in range(3)]
+
+    def padding(batches):
+        return sum(max(clips[vids[row]] for row in batch) - clips[vids[row]] for batch in batches for row in batch)
+
+    random = UniqueVideoBatchSampler(vids, 16, 0)
+    grouped = UniqueVideoBatchSampler(vids, 16, 0, lengths=[clips[vid] for vid in vids])
+    assert padding(grouped.global_batches(0)) < padding(random.global_batches(0)) / 3
+    together = [{frozenset(vids[row] for row in batch) for batch in grouped.global_batches(epoch)} for epoch in (0, 1)]
+    assert not together[0] & together[1]
+
+
+def test_lengths_are_those_of_the_rows():
+    with pytest.raises(ValueError, match="`lengths` must have one entry per row, received 1 for 2 rows"):
+        UniqueVideoBatchSampler(["a", "b"], 2, lengths=[3])

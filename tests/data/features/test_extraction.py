@@ -7,9 +7,9 @@ import sys
 import textwrap
 import time
 
-import av
 import numpy as np
 import pytest
+from factories import write_pictures
 from tiny_pretrained import TEXT_MODELS, write_model
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
@@ -21,15 +21,8 @@ VIDEO, TEXT = {"name": "pixel-grid", "grid": 8}, "hashed-words"
 
 def render(path, seconds=3.0, fps=8, level=0):
     """A small video whose brightness rises over time, from `level`."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-        for number in range(round(seconds * fps)):
-            pixels = np.full((24, 32, 3), (level + 3 * number) % 256, np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    pictures = (np.full((24, 32, 3), (level + 3 * number) % 256, np.uint8) for number in range(round(seconds * fps)))
+    write_pictures(path, pictures, fps)
 
 
 def make_rows(vids, queries_per_video=2):

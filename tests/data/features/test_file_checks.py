@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import make_row, write_lines
+from factories import make_row, write_lines, write_pictures
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import (
@@ -39,13 +39,7 @@ def test_folders_that_do_not_exist_are_named(tmp_path):
 
 
 def make_video(path: Path, seconds: int) -> None:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width = stream.height = 32
-        for _ in range(5 * seconds):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode(None))
+    write_pictures(path, np.zeros((5 * seconds, 32, 32, 3), np.uint8), fps=5)
 
 
 @pytest.mark.parametrize(
