@@ -266,5 +266,6 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
     main()

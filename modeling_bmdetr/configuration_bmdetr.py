@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: it would switch off the validation that `strict` does.
 
-import math
+import sys
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 from .contract_bmdetr import FeatureContract, describe_encoders
 
 logger = logging.get_logger(__name__)
+
+# A file of a few bytes may state sizes that no memory holds, and depths that are never built.
+LARGEST_SIZE, MOST_LAYERS = 1_000_000, 100
 
 
 def _contract_fields() -> dict[str, Any]:
@@ -194,8 +197,9 @@ class BMDetrConfig(_ContractConfig):
             *("video_dim", "text_dim", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads"),
             *("intermediate_size", "num_queries", "projection_layers", "alignment_dim"),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, received {getattr(self, name)}")
+            most = MOST_LAYERS if name.endswith("_layers") else LARGEST_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"`{name}` must be at least 1 and at most {most}, received {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
@@ -208,9 +212,9 @@ class BMDetrConfig(_ContractConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), received {getattr(self, name)}")
         for name in [key for key in self.__annotations__ if key.endswith(("_weight", "_cost"))] + ["margin"]:
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= getattr(self, name) <= sys.float_info.max:
                 raise ValueError(f"`{name}` must be finite and not negative, received {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
+        if not 0 < self.temperature <= sys.float_info.max:
             raise ValueError(f"`temperature` must be positive, received {self.temperature}")
         if self.class_cost == self.l1_cost == self.giou_cost == 0:
             raise ValueError("`class_cost`, `l1_cost` and `giou_cost` are all 0: nothing to match by")

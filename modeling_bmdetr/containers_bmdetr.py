@@ -10,6 +10,7 @@ PyAV does the decoding. It is imported when the first file is opened, so this fi
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,13 @@ MAX_FPS = 1000.0
 MIN_BYTES_PER_S = 1.0
 # Raw streams carry neither time stamps nor a rate.
 DEFAULT_FPS = 25.0
-# A distance of decode times that no recording has: streams that were joined end to end, each with its own clock.
-JOINED_AFTER_S = 10.0
+# Steps of decode times, forward and back, that no recording has: streams that were joined end to end, each with its own
+# clock. Smaller steps back come from programs that estimate the times of packets.
+JOINED_AFTER_S, JOINED_BACK_S = 10.0, 0.5
+# About so long is a packet of sound that does not say how long it is.
+SOUND_PACKET_S = 0.02
+# Formats that say when packets are decoded, and not when their pictures are shown.
+DECODE_TIMES_ONLY = ("avi", "asf")
 # Damaged packets are skipped up to this share of all.
 DAMAGED_SHARE = 0.05
 
@@ -50,6 +56,8 @@ class Container:
         time_base: Seconds per unit of the stream's time stamps.
         frame_length_s: Seconds between frames on average.
         damaged: Packets skipped so far, of `packets` read.
+        shown_as_decoded: Whether the format has times of decoding alone, which are then those of showing, in order.
+        is_joined: Whether what was read so far are several recordings, one after the other.
     """
 
     def __init__(self, file: BinaryIO, name: str, decode_threads: int = 0) -> None:
@@ -58,8 +66,10 @@ class Container:
         if not self.size:
             raise unreadable(name, "it is empty")
         self.damaged = self.packets = 0
+        self.is_joined = False
         self._container: Any = None
         self._first_packet: tuple | None = None
+        self._first_shown: int | None = None
         self._untouched = True
         self._open()
 
@@ -97,6 +107,7 @@ class Container:
         self.time_base = float(self.stream.time_base or 0)
         rate = float(self.stream.average_rate or self.stream.guessed_rate or DEFAULT_FPS)
         self.frame_length_s = 1.0 / rate
+        self.shown_as_decoded = self._container.format.name in DECODE_TIMES_ONLY
         # Formats whose clock may jump need all packets read in order.
         self.may_be_joined = bool(self._container.format.flags & av.format.Flags.ts_discont.value)
         self.stream.thread_type = "AUTO"
@@ -111,11 +122,16 @@ class Container:
     @property
     def origin(self) -> int | None:
         """Time 0 of a player, in units of the stream: the first picture or sound; None where nothing is stated."""
+        if self._start is None or not self.time_base:
+            return self._start
         streams = (*self._container.streams.video, *self._container.streams.audio)
         starts_s = [float(s.start_time * s.time_base) for s in streams if s.start_time is not None and s.time_base]
-        if self.stream.start_time is None or not self.time_base:
-            return self.stream.start_time
-        return min(self.stream.start_time, round(min(starts_s) / self.time_base))
+        return min([self._start, *(round(start_s / self.time_base) for start_s in starts_s)])
+
+    @property
+    def _start(self) -> int | None:
+        """Time of the first picture, in units of the stream: as stated, or as the first frame decoded had it."""
+        return self._first_shown if self.stream.start_time is None else self.stream.start_time
 
     @property
     def stated_end_s(self) -> float | None:
@@ -124,7 +140,7 @@ class Container:
             return None
         origin_s = self.origin * self.time_base
         if self.stream.duration:
-            return float((self.stream.start_time + self.stream.duration) * self.time_base) - origin_s
+            return float((self._start + self.stream.duration) * self.time_base) - origin_s
         tag = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", self.stream.metadata.get("DURATION", ""))
         if tag and self._container.duration:  # Matroska's; it may be left over from before a cut, so both must say so
             tag_s = int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
@@ -144,23 +160,30 @@ class Container:
 
     def demux(self) -> Iterator[Any]:
         """Packets in decoding order; the clocks of streams that were joined end to end run on as one."""
-        shift, last, end = 0, None, 0
-        limit = JOINED_AFTER_S / self.time_base if self.time_base else 0
         self._untouched = False
         with self.errors():
-            for packet in self._container.demux(self.stream):
+            for packet in self._on_one_clock(self.stream, self.frame_length_s):
                 if self._first_packet is None:
                     self._first_packet = _identity(packet)
-                clock = packet.pts if packet.dts is None else packet.dts
-                if self.may_be_joined and clock is not None and packet.pts is not None:
-                    if last is not None and not 0 <= clock - last <= limit:
-                        shift = end - packet.pts
-                    last = clock
-                    packet.pts += shift
-                    packet.dts = clock + shift
-                    length = packet.duration or round(self.frame_length_s / self.time_base)
-                    end = max(end, packet.pts + length)
+                if self.shown_as_decoded and packet.dts is not None:
+                    packet.pts = packet.dts
                 yield packet
+
+    def _on_one_clock(self, stream: Any, length_s: float) -> Iterator[Any]:
+        """The packets of a stream, each about so long; where another recording was joined, its times follow the end."""
+        base = float(stream.time_base or 0)
+        ahead, back = (limit_s / base if base else 0 for limit_s in (JOINED_AFTER_S, JOINED_BACK_S))
+        shift, last, end = 0, None, 0
+        for packet in self._container.demux(stream):
+            clock = packet.pts if packet.dts is None else packet.dts
+            if self.may_be_joined and clock is not None and packet.pts is not None:
+                if last is not None and not -back <= clock - last <= ahead:
+                    shift, self.is_joined = end - packet.pts, True
+                last = clock
+                packet.pts += shift
+                packet.dts = clock + shift
+                end = max(end, packet.pts + (packet.duration or round(length_s / base)))
+            yield packet
 
     @property
     def audio(self) -> Any | None:
@@ -180,7 +203,7 @@ class Container:
         self._untouched = False
         broken = import_av().error.InvalidDataError
         with self.errors():
-            for packet in self._container.demux(self.audio):
+            for packet in self._on_one_clock(self.audio, SOUND_PACKET_S):
                 try:
                     frames = packet.decode()
                 except broken:
@@ -188,18 +211,37 @@ class Container:
                 yield from frames
 
     def decode(self) -> Iterator[Any]:
-        """Frames in the order of showing. Packets that do not decode are skipped and counted."""
+        """Frames in the order of showing. Packets that do not decode are skipped and counted.
+
+        Decoders give frames in that order whatever their time stamps say. So where a format has times of decoding
+        alone, the n-th frame gets that of the n-th packet, and a time that steps back is one frame after the last.
+        """
         broken = import_av().error.InvalidDataError
         self.damaged = self.packets = 0
+        waiting: deque[int] = deque()  # times of packets whose frames are to come
+        last: int | None = None
         for packet in self.demux():
             self.packets += packet.size > 0
+            if self.shown_as_decoded and packet.size and packet.pts is not None:
+                waiting.append(packet.pts)
             with self.errors():
                 try:
                     frames = packet.decode()
                 except broken:
                     self.damaged += 1
+                    if waiting:
+                        waiting.pop()
                     continue
-            yield from frames
+            for frame in frames:
+                if waiting:
+                    frame.pts = waiting.popleft()
+                if frame.pts is not None:
+                    if last is not None and frame.pts < last:
+                        frame.pts = last + (frame.duration or round(self.frame_length_s / self.time_base))
+                    last = frame.pts
+                    if self._first_shown is None:
+                        self._first_shown = last
+                yield frame
 
     def check_damage(self) -> None:
         """Warns of packets that were skipped since the last rewind.

@@ -7,9 +7,10 @@ Nothing but NumPy is needed to import it.
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args, get_origin
 
 import numpy as np
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # A last clip shorter than this share of a clip is not worth a row of its own: containers round durations up.
 SHORTEST_LAST_CLIP = 0.1
+# No video has more clips, no sentence more tokens, and no encoder looks at more frames of one: more is a mistake, or
+# meant to fill the memory.
+MAX_CLIPS, MAX_FRAMES = 1_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,12 @@ class FeatureContract:
                 raise ValueError(f"`{name}` must be True or False, received {value!r}")
             if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be a whole number of at least 1, received {value!r}")
+            if field.type is int and value > MAX_CLIPS:
+                raise ValueError(f"`{name}` must be at most {MAX_CLIPS}, received {value!r}")
             if get_origin(field.type) is Literal and value not in (choices := get_args(field.type)):
                 raise ValueError(f"`{name}` must be one of {choices}, received {value!r}")
         length = self.clip_length
-        is_number = isinstance(length, (int, float)) and not isinstance(length, bool)
-        if not is_number or not 0 < length < math.inf:
+        if not is_number(length) or length <= 0:
             raise ValueError(f"`clip_length` must be a positive number of seconds, received {length!r}")
 
     @property
@@ -145,10 +150,11 @@ class FeatureContract:
 def _plain_encoder(encoder: Any) -> dict[str, Any]:
     """A copy as JSON gives it back, so that a stored contract equals the one it was stored from."""
     dim = encoder.get("dim") if isinstance(encoder, dict) else None
-    if not isinstance(dim, int) or dim < 1 or not isinstance(encoder.get("name"), str):
+    is_width = isinstance(dim, int) and not isinstance(dim, bool) and 1 <= dim <= MAX_CLIPS
+    if not is_width or not isinstance(encoder.get("name"), str):
         raise ValueError(
-            "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (int, values per row), "
-            f"received {encoder!r}"
+            "an encoder of the feature contract is a dict with at least `name` (str) and `dim` (values per row, a "
+            f"whole number from 1 to {MAX_CLIPS}), received {encoder!r}"
         )
     try:
         return json.loads(json.dumps(encoder, allow_nan=False))
@@ -169,6 +175,11 @@ def describe_encoders(value: Any) -> str:
 # Clips and times
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that float64 holds: not NaN, infinite, or an integer beyond it; not True or False."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def clip_count(duration_s: float, clip_length_s: float) -> int:
     """Number of clips that a video of `duration_s` seconds is cut into: the one rule that everything else follows.
 
@@ -176,13 +187,19 @@ def clip_count(duration_s: float, clip_length_s: float) -> int:
     clip is dropped. A 30.7 s video has 31 clips of 1 s and 16 of 2 s; a 150.05 s video has 75 clips of 2 s.
 
     Raises:
-        ValueError: if either argument is not a positive, finite number.
+        ValueError: if either argument is not a positive, finite number, or there are more than `MAX_CLIPS` clips.
     """
     for name, value in (("duration_s", duration_s), ("clip_length_s", clip_length_s)):
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value <= sys.float_info.max:
             raise ValueError(f"{name} must be a positive number of seconds, received {value!r}")
+    clips = duration_s / clip_length_s
+    if clips > MAX_CLIPS:
+        raise ValueError(
+            f"{duration_s:g} s are {clips:.3g} clips of {clip_length_s:g} s, and a video has at most {MAX_CLIPS:,}: "
+            "check both, which are in seconds"
+        )
     # Rounded, so that a duration which went through float32 has as many clips as before.
-    return max(1, math.ceil(round(duration_s / clip_length_s - SHORTEST_LAST_CLIP, 4)))
+    return max(1, math.ceil(round(clips - SHORTEST_LAST_CLIP, 4)))
 
 
 def clip_times(duration_s: float, clip_length_s: float, frames_per_clip: int = 1) -> np.ndarray:
@@ -194,11 +211,14 @@ def clip_times(duration_s: float, clip_length_s: float, frames_per_clip: int = 1
         `(clips, frames_per_clip)` float64, seconds, increasing in reading order; `clips` is `clip_count(...)`.
 
     Raises:
-        ValueError: if a length is not positive or `frames_per_clip` is less than 1.
+        ValueError: if a length is not positive, `frames_per_clip` is less than 1, or there are more than `MAX_FRAMES`.
     """
     if frames_per_clip < 1:
         raise ValueError(f"frames_per_clip must be at least 1, received {frames_per_clip}")
-    starts_s = np.arange(clip_count(duration_s, clip_length_s)) * float(clip_length_s)
+    clips = clip_count(duration_s, clip_length_s)
+    if clips * frames_per_clip > MAX_FRAMES:
+        raise ValueError(f"{clips} clips of {frames_per_clip} frames are more than {MAX_FRAMES:,} frames of a video")
+    starts_s = np.arange(clips) * float(clip_length_s)
     lengths_s = np.minimum(clip_length_s, duration_s - starts_s)
     centres = (np.arange(frames_per_clip) + 0.5) / frames_per_clip
     return starts_s[:, None] + lengths_s[:, None] * centres[None, :]

@@ -38,6 +38,8 @@ def cut_clip(video: str | os.PathLike, start_s: float, end_s: float, out: str | 
         OSError: the file cannot be written.
     """
     path, info = existing_file(video), probe_video(video)
+    if Path(out).exists() and path.samefile(out):
+        raise ValueError(f"the clip would take the place of its video '{out}': write it to another file")
     if not 0 <= start_s < end_s:
         raise ValueError(f"a clip must end after it starts, received {start_s} s to {end_s} s")
     if start_s >= info.duration_s:
@@ -62,6 +64,8 @@ def _key_frames_at(source: Container, start_s: float, end_s: float, duration_s: 
     if not base or source.origin is None:
         return None
     keys = [packet.pts for packet in source.demux() if packet.is_keyframe and packet.pts is not None]
+    if source.shown_as_decoded or source.is_joined:  # packets as they lie in the file have other times
+        return None
     times = {key: (key - source.origin) * base for key in keys}
     first = [key for key in keys if abs(times[key] - start_s) <= near_s]
     last = [key for key in keys if abs(times[key] - end_s) <= near_s]

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,22 +197,26 @@ def build_demo(
         shown = gr.update(choices=choices, value=None, visible=bool(choices))
         return answers_html(answers, Path(str(path)).name), shown, _no_clip(gr)
 
-    def cut(path: str | None, moment: str | None) -> Any:
+    def cut(path: str | None, moment: str | None) -> Iterator[Any]:
         if not (path and moment):
-            return _no_clip(gr)
-        start_s, end_s = (float(part) for part in moment.split())
-        out = Path(tempfile.mkdtemp()) / f"{Path(path).stem[:60]}_{start_s:.1f}-{end_s:.1f}s.mp4"
-        try:
-            cut_clip(path, start_s, end_s, out)
-        except (ValueError, OSError) as error:
-            raise gr.Error(_in_words(error, path), duration=None, print_exception=False) from error
-        return gr.update(value=str(out), visible=True)
+            yield _no_clip(gr)
+            return
+        with tempfile.TemporaryDirectory() as folder:  # Gradio keeps a copy of the clip, for as long as of the video
+            try:
+                start_s, end_s = (float(part) for part in moment.split())
+                out = Path(folder) / f"{Path(path).stem[:60]}_{start_s:.1f}-{end_s:.1f}s.mp4"
+                cut_clip(path, start_s, end_s, out)
+            except (ValueError, OSError) as error:
+                raise gr.Error(_in_words(error, path), duration=None, print_exception=False) from error
+            yield gr.update(value=str(out), visible=True)
 
     def find(video: Any, sentences: list[str], top: int = 5) -> dict[str, Any]:
         """Moments in a video for each of the sentences: the answers of the pipeline, as JSON."""
         path = video["path"] if isinstance(video, dict) else video.path
         try:
-            return {"answers": finder.find(path, sentences, top=max(1, min(int(top), 50)))}
+            if not isinstance(top, int) or isinstance(top, bool):
+                raise ValueError(f"top is the number of moments of each sentence, received {top!r}")
+            return {"answers": finder.find(path, sentences, top=max(1, min(top, 50)))}
         except (ValueError, OSError) as error:
             raise gr.Error(_in_words(error, path), print_exception=False) from error
 

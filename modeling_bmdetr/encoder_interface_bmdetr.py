@@ -19,6 +19,8 @@ from .video_bmdetr import FramePlan, Video, open_video
 
 logger = logging.getLogger(__name__)
 
+# They are held at once, and a contract may come from a stranger.
+MOST_FRAMES_PER_CLIP = 1024
 Progress: TypeAlias = Callable[[int, int], None]
 Opened: TypeAlias = Callable[[str, float], int | None]
 
@@ -168,9 +170,12 @@ def split_words(sentences: Sequence[str]) -> list[list[str]]:
 
 
 def require_at_least_one(**counts: int) -> None:
+    """Refuses counts below 1, and clips of more frames than are held at once."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, received {count}.")
+        if name == "frames_per_clip" and count > MOST_FRAMES_PER_CLIP:
+            raise ValueError(f"{name} must be at most {MOST_FRAMES_PER_CLIP}, received {count}.")
 
 
 def encode_video(

@@ -23,7 +23,8 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from .encoder_interface_bmdetr import EncodedVideo, TextEncoder, Video, VideoEncoder, encode_video
 from .image_encoders_bmdetr import ImageEncoder
@@ -127,6 +128,22 @@ def register_text_encoder(name: str, factory: Callable[..., TextEncoder]) -> Non
     _TEXT_ENCODERS[name] = factory
 
 
+def _require_whole_numbers(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses options that are no whole numbers where they must be: they may come from the file of a stranger.
+
+    Raises:
+        ValueError: there is one.
+    """
+    parameters = inspect.signature(factory).parameters
+    for option, value in options.items():
+        annotation = parameters[option].annotation if option in parameters else None
+        kinds = get_args(annotation) or (annotation,)
+        if int not in kinds or (value is None and NoneType in kinds):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{what}: {option} must be a whole number, received {value!r}.")
+
+
 def _build(
     modality: str, registry: dict[str, Callable[..., Any]], spec: str | Mapping[str, Any], options: dict[str, Any]
 ) -> Any:
@@ -158,6 +175,7 @@ def _build(
     except TypeError as error:
         accepted = ", ".join(name for name in inspect.signature(factory).parameters if name != "prefix")
         raise ValueError(f"{modality} encoder {name!r}: {error}; its options are {accepted}.") from error
+    _require_whole_numbers(f"{modality} encoder {name!r}", factory, options)
     try:
         encoder = factory(*arguments, **options)
     except OSError as error:

@@ -1,7 +1,6 @@
 """What lies in the folder of an index, and in a folder of videos: manifest, catalogue, names by content."""
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .contract_bmdetr import FeatureContract, is_number
 from .data.features.packed import read_stamped, whole_object
 from .data.rows.schema import VIDEO_SUFFIXES
 
@@ -56,6 +56,14 @@ def read_index(directory: str | os.PathLike) -> dict[str, Any]:
         missing = sorted({"store", "dtype", "folder", "model", "weights", "contract", "complete"} - set(manifest))
         if missing or Path(manifest["store"]).name != manifest["store"]:
             raise ValueError(f"entries {missing} are missing" if missing else "its store is not a folder in it")
+        contract = FeatureContract.from_dict(manifest["contract"])
+        if not contract.video_encoders or contract.text_encoder is None:
+            raise ValueError("its `contract` names no encoders")
+        if manifest["dtype"] not in ("float16", "float32"):
+            raise ValueError(f"its `dtype` is {manifest['dtype']!r}")
+        for name, kind in (("folder", str), ("model", str), ("weights", str), ("complete", bool)):
+            if not isinstance(manifest[name], kind):
+                raise ValueError(f"its `{name}` is {manifest[name]!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or of another version: {error}. Make the index again") from error
     return manifest
@@ -73,12 +81,7 @@ def read_catalog(path: Path) -> dict[str, dict[str, Any]]:
         if entry is None or not isinstance(entry.get("path"), str):
             continue
         length_s = entry.get("duration_s")
-        if "key" in entry and not (
-            isinstance(entry["key"], str)
-            and isinstance(length_s, (int, float))
-            and not isinstance(length_s, bool)
-            and 0 < length_s < math.inf
-        ):
+        if "key" in entry and not (isinstance(entry["key"], str) and is_number(length_s) and length_s > 0):
             raise ValueError(
                 f"{path}, line {number}, is damaged: the video {entry['path']!r} has key {entry['key']!r} and "
                 f"duration_s {length_s!r}. Make the index again"

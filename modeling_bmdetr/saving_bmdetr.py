@@ -6,15 +6,17 @@ reason as well: wherever the model goes, they go.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging
 
@@ -112,6 +114,8 @@ class SharingMixin:
         if complete:
             kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         try:
+            if complete:
+                require_about_all(cls, kwargs.get("config"), pretrained_model_name_or_path)
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
@@ -150,6 +154,32 @@ class SharingMixin:
                 writer(self, folder, repo_id=repo_id)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             return upload_checkpoint(folder, repo_id, **kwargs)
+
+
+def require_about_all(model_class: Any, config: BMDetrConfig | None, name: str | os.PathLike) -> None:
+    """Refuses a folder whose files hold less than half of the weights that its configuration states.
+
+    The rest would be made before it is found missing: a configuration of a few bytes could fill the memory.
+
+    Raises:
+        ValueError: they hold less.
+        SafetensorError: one of them is damaged.
+    """
+    held = 0
+    for path in Path(name).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
+    if not held:
+        return  # a name on the Hub, or a folder without weights, which is refused
+    if not isinstance(config, BMDetrConfig):
+        config = BMDetrConfig.from_pretrained(name if config is None else config)
+    with torch.device("meta"):
+        stated = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if stated > 2 * held:
+        raise ValueError(
+            f"the weights of '{name}' are not those of its config.json: it states {stated:,} of them, and the files "
+            f"hold {held:,}. Save or download the checkpoint again"
+        )
 
 
 def require_complete(info: Mapping[str, Any], name: str | os.PathLike) -> None:

@@ -145,9 +145,7 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         self.spans = config.learnable_spans
         if self.spans:
             self.span_position = BMDetrMLP(d, d, d)  # embedded span -> query position
-            self.span_width = BMDetrMLP(
-                d, d, 2
-            )  # content -> width of the attention; the release's second value is idle
+            self.span_width = BMDetrMLP(d, d, 2)  # content -> width of the attention; the release's second is idle
             if config.decoder_layers > 1:
                 self.span_scale = BMDetrMLP(d, d, d)  # content -> scale of each feature, from the second layer on
         self.span_updates = None

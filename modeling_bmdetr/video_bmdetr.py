@@ -206,7 +206,9 @@ class VideoFile(AbstractContextManager):
         container = self._container
         container.rewind()
         origin, time_base = container.origin, container.time_base
-        seeking = seek_s >= SEEK_FROM_S and origin is not None and container.seek_s(seek_s)
+        # Where frames get their times by counting packets, all packets are needed.
+        may_seek = origin is not None and not container.shown_as_decoded
+        seeking = seek_s >= SEEK_FROM_S and may_seek and container.seek_s(seek_s)
         end_s = 0.0
         for frame in container.decode():
             if frame.pts is None:  # raw streams carry no time stamps: one frame after the other

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .encoder_interface_bmdetr import TextEncoder, VideoEncoder, split_words
+from .encoder_interface_bmdetr import TextEncoder, VideoEncoder, require_at_least_one, split_words
 from .moving_things_bmdetr import THING_DIM, moving_things
 from .pixel_measures_bmdetr import (
     HARMONICS,
@@ -25,6 +25,7 @@ from .pixel_measures_bmdetr import (
 
 PLANES = 7  # what colour_planes returns
 THINGS = 2  # described by themselves
+LARGEST_GRID = 512  # pixels per side; more show nothing more and fill the memory
 
 
 class PixelGridVideoEncoder(VideoEncoder):
@@ -54,8 +55,11 @@ class PixelGridVideoEncoder(VideoEncoder):
     clips_per_batch = 4  # what more of them need is mapped anew for each batch, which takes half as long again
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
-        if grid < 8 or raster < 1:
-            raise ValueError(f"grid must be at least 8 and raster at least 1, received {grid} and {raster}.")
+        if not 8 <= grid <= LARGEST_GRID or not 1 <= raster <= grid:
+            raise ValueError(
+                f"grid must be from 8 to {LARGEST_GRID} and raster from 1 to grid, received {grid} and {raster}."
+            )
+        require_at_least_one(frames_per_clip=frames_per_clip)
         if frames_per_clip < 3:
             raise ValueError(
                 f"frames_per_clip must be at least 3 to show how changes change, received {frames_per_clip}."

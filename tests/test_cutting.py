@@ -5,15 +5,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_video import number_of, regular, write_video
+from test_video import number_of, regular, write_b_frames, write_video
 
 from modeling_bmdetr.cutting import cut_clip
 from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
 
 
-def numbers(path: Path) -> list[int]:
+def numbers(path: Path, rate: int = 10) -> list[int]:
     info = probe_video(path)
-    times = np.arange(round(info.duration_s * 10)) / 10 + 0.02
+    times = np.arange(round(info.duration_s * rate)) / rate + 0.02
     return [number_of(frame) for _, frame in iter_frames(path, times)]
 
 
@@ -71,6 +71,23 @@ def test_sound_is_cut_with_the_pictures(tmp_path: Path, start_s: float, end_s: f
 def test_other_containers(video: Path, tmp_path: Path, suffix: str) -> None:
     cut_clip(video, 1.3, 2.3, tmp_path / f"clip.{suffix}")
     assert numbers(tmp_path / f"clip.{suffix}") == list(range(13, 23))
+
+
+@pytest.mark.parametrize("start_s", [0.0, 1.2])
+def test_pictures_of_a_format_with_times_of_decoding_alone(tmp_path: Path, start_s: float) -> None:
+    video = write_b_frames(tmp_path / "a.avi", 4.0)
+    cut_clip(video, start_s, start_s + 1.0, tmp_path / "clip.mkv")
+    assert numbers(tmp_path / "clip.mkv", 25) == list(range(round(start_s * 25), round(start_s * 25) + 25))
+
+
+def test_a_part_of_the_second_of_two_recordings_has_its_pictures_and_sound(tmp_path: Path) -> None:
+    parts = [write_video(tmp_path / f"{i}.ts", regular(5.0), codec="mpeg4", sound_s=5.0).read_bytes() for i in (0, 1)]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    cut_clip(tmp_path / "joined.ts", 6.0, 8.0, tmp_path / "clip.mp4")
+    assert numbers(tmp_path / "clip.mp4") == pytest.approx(list(range(10, 30)), abs=2)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.audio[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(2.0, abs=0.2)
 
 
 def test_odd_sizes_and_rotation(tmp_path: Path) -> None:

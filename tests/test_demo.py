@@ -130,6 +130,45 @@ class TestOverHttp:
         with pytest.raises(AppError, match=r"cannot read the video broken\.mp4"):
             client.predict(handle_file(str(tmp_path / "broken.mp4")), ["a"], 2, api_name="/find")
 
+    @pytest.mark.parametrize("top", ["many", None, True])
+    def test_a_number_of_moments_that_is_none(self, address, film, top):
+        from gradio_client import Client, handle_file
+        from gradio_client.exceptions import AppError
+
+        with pytest.raises(AppError, match="top is the number of moments"):
+            Client(address, verbose=False).predict(handle_file(str(film)), ["a"], top, api_name="/find")
+
+    @pytest.mark.parametrize("kind", ["video", "text", "missing"])
+    def test_no_file_of_the_server_is_opened_or_told_of(self, address, tmp_path, kind):
+        """Whatever lies beside the uploads is refused alike, so that nobody learns what is there."""
+        from gradio_client import Client
+
+        private = tmp_path / "private.mp4"
+        if kind == "video":
+            make_video(private, 2.0)
+        elif kind == "text":
+            private.write_text("a password")
+        file = {"path": str(private), "meta": {"_type": "gradio.FileData"}}
+        request = urllib.request.Request(
+            f"{address}gradio_api/call/find",
+            json.dumps({"data": [file, ["a"], 2]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        event = json.loads(urllib.request.urlopen(request, timeout=30).read())["event_id"]
+        answer = urllib.request.urlopen(f"{address}gradio_api/call/find/{event}", timeout=60).read().decode()
+        assert "event: error" in answer
+        assert "moments" not in answer
+        assert "cannot read the video" not in answer
+        assert Client(address, verbose=False).view_api(print_info=False, return_format="dict")["named_endpoints"]
+
+    def test_a_clip_does_not_stay_among_the_temporary_files(self, pipe, film, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        page = build_demo(pipe)
+        cut = next(function.fn for function in page.fns.values() if function.name == "cut")
+        clips = [Path(update["value"]).stat().st_size for update in cut(str(film), "1.000 3.000")]
+        assert len(clips) == 1
+        assert not list(tmp_path.rglob("*.mp4"))
+
 
 @pytest.fixture
 def page(address):

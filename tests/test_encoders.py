@@ -588,6 +588,22 @@ def test_unknown_options_are_named_with_the_known_ones() -> None:
         build_video_encoder("pixel-grid", colour=True)
 
 
+@pytest.mark.parametrize(
+    ("modality", "options"),
+    [
+        *(("video", {"grid": value}) for value in ("48", 48.5, True, None, 10**6, [48])),
+        *(("video", {"frames_per_clip": value}) for value in ("4", 10**9, float("nan"))),
+        *(("video", {"raster": value}) for value in (49, {})),
+        *(("text", {"dim": value}) for value in ("256", True, 256.0)),
+    ],
+)
+def test_options_of_a_strange_contract_are_refused_by_name(modality: str, options: dict) -> None:
+    """They come from the configuration of a checkpoint, which anybody may have written."""
+    build, name = (build_video_encoder, "pixel-grid") if modality == "video" else (build_text_encoder, "hashed-words")
+    with pytest.raises(ValueError, match=next(iter(options))):
+        build({"name": name, **options})
+
+
 def test_registered_encoders_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders_bmdetr, "_VIDEO_ENCODERS", dict(encoders_bmdetr._VIDEO_ENCODERS))
     monkeypatch.setattr(encoders_bmdetr, "_TEXT_ENCODERS", dict(encoders_bmdetr._TEXT_ENCODERS))

@@ -227,7 +227,41 @@ class TestRefusals:
         with pytest.raises(ValueError, match="damaged or of another version"):
             read_index(tmp_path)
 
-    @pytest.mark.parametrize("entry", ['"key": "ab"', '"key": "ab", "duration_s": -1', '"key": 3, "duration_s": 2.0'])
+    def test_whoever_searches_is_told_which_model_an_index_names(self, index_folder, tmp_path, capsys):
+        """Somebody else made it: what it names is looked up on the Hub, which learns of it."""
+        index = shutil.copytree(index_folder, tmp_path / "index")
+        manifest = json.loads((index / MANIFEST).read_text())
+        (index / MANIFEST).write_text(json.dumps({**manifest, "model": "somebody/model"}))
+        assert main(["search", str(index), "a red box"]) == 2
+        said = capsys.readouterr().err
+        assert "the index names the model somebody/model, looked up on the Hub, which learns of it" in said
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": 5},
+            {"model": None},
+            {"complete": "no"},
+            {"contract": {}},
+            {"dtype": "float8"},
+            {"store": "../store-0"},
+        ],
+    )
+    def test_an_edited_index(self, change, index_folder, tmp_path):
+        manifest = json.loads((index_folder / MANIFEST).read_text())
+        (tmp_path / MANIFEST).write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ValueError, match="damaged or of another version: its"):
+            read_index(tmp_path)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            '"key": "ab"',
+            '"key": "ab", "duration_s": -1',
+            '"key": 3, "duration_s": 2.0',
+            f'"key": "ab", "duration_s": {10**400}',
+        ],
+    )
     def test_a_damaged_catalogue(self, entry, index_folder, pipe, tmp_path):
         index = VideoIndex(shutil.copytree(index_folder, tmp_path / "index"), pipe)
         with open(tmp_path / "index" / CATALOG, "a") as journal:

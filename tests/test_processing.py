@@ -121,9 +121,11 @@ class TestProcessor:
         with pytest.raises(ValueError, match="'seconds' or 'released'"):
             BMDetrProcessor(prediction_format="frames")
 
-    def test_the_contract_is_parsed_once(self):
+    def test_the_contract_is_parsed_once(self, monkeypatch):
         processor = BMDetrProcessor(TWO_ENCODERS.to_dict())
-        assert processor.contract is processor.contract
+        monkeypatch.setattr(FeatureContract, "from_dict", None)  # not called again
+        for _ in range(3):
+            processor(video_features=np.ones((5, 5)), text_features=[np.ones((5, 4))])
         assert processor.feature_contract == TWO_ENCODERS.to_dict()
 
 

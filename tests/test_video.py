@@ -68,6 +68,29 @@ def write_video(
     return path
 
 
+def write_b_frames(path: Path, seconds: float, *, codec: str = "libx264", late_s: float = 0.0) -> Path:
+    """Coded frames at 25 per second, with B frames, and with sound from 0 where the pictures are `late_s`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 25)
+        sound = container.add_stream("mp3", rate=44100, layout="mono") if late_s else None
+        packets = []
+        for number in range(round(seconds * 25)):
+            frame = av.VideoFrame.from_ndarray(coded_frame(number), format="rgb24")
+            frame.pts, frame.time_base = round(late_s * 25) + number, Fraction(1, 25)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for block in range(round((late_s + seconds) * 44100 / 1152) if sound else 0):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 44100, block * 1152, Fraction(1, 44100)
+            packets += sound.encode(samples)
+        packets += sound.encode(None) if sound else []
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            container.mux(packet)
+    return path
+
+
 def regular(seconds: float, fps: float = 10.0, start_s: float = 0.0) -> list[float]:
     return [start_s + i / fps for i in range(round(seconds * fps))]
 
@@ -116,6 +139,16 @@ def test_clip_lengths_must_be_positive(bad: float) -> None:
         clip_times(1.0, bad)
     with pytest.raises(ValueError, match="frames_per_clip"):
         clip_times(1.0, 1.0, 0)
+
+
+def test_more_clips_and_frames_than_a_video_has_are_refused_before_memory_is_taken() -> None:
+    for duration_s, clip_length_s in ((1e12, 1.0), (1.0, 1e-300), (1e300, 1e-300), (10**300, 1)):
+        with pytest.raises(ValueError, match="a video has at most 1,000,000"):
+            clip_count(duration_s, clip_length_s)
+    with pytest.raises(ValueError, match="more than 10,000,000 frames"):
+        clip_times(100.0, 1.0, 10**9)
+    with pytest.raises(ValueError, match="duration_s must be a positive number"):
+        clip_count(10**400, 1.0)
 
 
 # Sampling
@@ -390,6 +423,27 @@ def test_distances_of_decoding_are_not_those_of_showing(tmp_path: Path, name: st
     assert info.duration_s == pytest.approx(starts_s[-1], abs=1.0)
     times_s = clip_times(info.duration_s, 1.0).ravel().tolist()
     assert numbers_at(path, times_s) == [max(i for i, start in enumerate(starts_s) if start <= t) for t in times_s]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        *(("a.avi", "libx264"), ("a.avi", "mpeg4"), ("a.wmv", "libx264"), ("a.asf", "mpeg4"), ("a.mpg", "mpeg2video")),
+        *(("a.mkv", "libx264"), ("a.ts", "mpeg2video")),
+    ],
+)
+def test_frames_come_in_the_order_of_showing_where_times_are_those_of_decoding(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    path = write_b_frames(tmp_path / name, 4.0, codec=codec)
+    assert probe_video(path).duration_s == pytest.approx(4.0, abs=0.045)
+    assert numbers_at(path, [(number + 0.5) / 25 for number in range(100)]) == list(range(100))
+
+
+def test_pictures_of_a_windows_video_that_begin_after_its_sound(tmp_path: Path) -> None:
+    path = write_b_frames(tmp_path / "a.wmv", 4.0, late_s=2.0)
+    assert probe_video(path).duration_s == pytest.approx(6.0, abs=0.1)
+    assert numbers_at(path, [1.0, 3.02, 5.02]) == pytest.approx([0, 25, 75], abs=2)
 
 
 def test_a_flash_video_is_as_long_as_its_pictures(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def number_type(
 share = number_type("share", float, lambda value: 0 <= value <= 1, "a number between 0 and 1")
 count = number_type("count", int, lambda value: value >= 1, "a whole number of at least 1")
 count_or_none = number_type("count_or_none", int, lambda value: value >= 0, "a whole number of at least 0")
+port = number_type("port", int, lambda value: 1 <= value <= 65535, "a port from 1 to 65535")
 seconds = number_type("seconds", float, lambda value: 0 < value < math.inf, "a positive number of seconds")
 
 

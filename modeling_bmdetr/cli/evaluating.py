@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .common import PICTURE_SUFFIXES, Commands, check_output, seconds
+from .common import PICTURE_SUFFIXES, Commands, check_output, seconds, share
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -28,5 +28,5 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("ground_truth", help="JSONL file of canonical rows")
     command.add_argument("--format", choices=["table", "json", "markdown"], default="table", help="(table)")
     command.add_argument("--clip-length", type=seconds, default=2.0, help="seconds per clip, for highlights (2)")
-    command.add_argument("--presence-threshold", type=float, default=0.5, help="up to it, queries are rejected (0.5)")
+    command.add_argument("--presence-threshold", type=share, default=0.5, help="up to it, queries are rejected (0.5)")
     command.add_argument("--plot", metavar="FILE", help="draw how far scores are probabilities (.png, .pdf, .svg)")

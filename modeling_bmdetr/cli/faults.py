@@ -54,12 +54,16 @@ def message_of(error: BaseException) -> str:
 
 
 def keep_traceback(error: BaseException, arguments: list[str]) -> str:
-    """Writes the traceback of an unexpected error to a new file and returns its name."""
+    """Writes the traceback of an unexpected error to a new file, or else to standard error; says where it is."""
     from .common import version
 
     lines = traceback.format_exception(error)
     head = f"bmdetr {version()}, Python {sys.version.split()[0]}\narguments: {arguments!r}\n\n"
-    descriptor, name = tempfile.mkstemp(prefix="bmdetr-traceback-", suffix=".txt")
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(head + "".join(lines))
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="bmdetr-traceback-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(head + "".join(lines))
+    except OSError:  # no place for it, as on a full disk
+        sys.stderr.write(head + "".join(lines))
+        return "standard error, above"
     return name

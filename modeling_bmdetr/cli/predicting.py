@@ -31,6 +31,9 @@ def predict(args: argparse.Namespace) -> int:
     plots = _numbered(args.plot, len(videos), PICTURE_SUFFIXES, ".png")
     clips = _numbered(args.clip, len(videos) * len(queries), CLIP_SUFFIXES, ".mp4")
     check_output(args.out)
+    for target in (*plots, *clips, *([args.out] if args.out else [])):
+        if any(_is_file(video) and _is_file(target) and Path(video).samefile(target) for video in videos):
+            raise ValueError(f"'{target}' is the video itself, which would be lost: write to another file")
     if plots:
         import matplotlib  # noqa: F401  (found missing before the video is encoded)
     pipe = load_pipeline(args)

@@ -1,6 +1,7 @@
 """Folders of videos: `index` and `search`."""
 
 import argparse
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -23,7 +24,12 @@ def index(args: argparse.Namespace) -> int:
 def search(args: argparse.Namespace) -> int:
     from ..index import VideoIndex, read_index
 
-    args.model = args.model or read_index(args.index)["model"]
+    if args.model is None:
+        args.model = read_index(args.index)["model"]
+        where = "a folder here" if Path(args.model).is_dir() else "looked up on the Hub, which learns of it"
+        if not args.quiet:  # the index of somebody else may name any
+            said = f"the index names the model {args.model}, {where}; --model names another"
+            print(printable(said), file=sys.stderr)
     videos = VideoIndex(args.index, load_pipeline(args), _lasting_name(args.model))
     with closing(Bar("searching", "video")) as progress:
         found = videos.search(args.query, args.top, prefilter=args.prefilter, progress=progress)

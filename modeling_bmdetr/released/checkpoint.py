@@ -110,6 +110,9 @@ def read_released_checkpoint(source: str | os.PathLike | Mapping[str, Any]) -> R
             f"{origin} is neither a checkpoint with `model` nor a state dict: "
             + (f"its entries {strange[:8]} are no tensors" if strange else "it is empty")
         )
+    hollow = [name for name, value in state_dict.items() if not _holds_its_values(value)]
+    if hollow:
+        raise ValueError(f"{origin}: the parameters {hollow[:8]} state more values than the file holds")
     own_options = content.get("opt") if state_dict is not content else None
     if isinstance(own_options, argparse.Namespace):
         own_options = vars(own_options)
@@ -240,6 +243,13 @@ def _number(options: Mapping[str, Any], name: str, origin: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{origin}: option `{name}` must be a number, received {value!r}")
     return value
+
+
+def _holds_its_values(tensor: Tensor) -> bool:
+    """Whether each value of a tensor is there: in a file of a few bytes one may stand for any number of them."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -100,6 +100,17 @@ def test_unexpected_faults_ask_for_a_report_and_keep_the_traceback(error, failin
     assert "arguments: ['info']" in text
 
 
+def test_where_no_file_can_be_written_the_traceback_is_shown(failing, capsys, monkeypatch) -> None:
+    def full(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    code, lines = failing(raising(KeyError("x")), capsys)
+    assert code == 1
+    assert "Traceback (most recent call last):" in lines
+    assert lines[-1].endswith("which was written to standard error, above")
+
+
 def test_an_interrupt_has_the_exit_code_of_one(failing, capsys) -> None:
     assert failing(raising(KeyboardInterrupt()), capsys) == (130, ["bmdetr info: interrupted"])
 

@@ -59,6 +59,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--plot", "FOLDER/p.xyz"], "must end with one of"),
         (["--clip", "FOLDER/p.txt"], "must end with one of"),
         (["--out", "FOLDER"], "is a folder"),
+        (["--out", "VIDEO"], "is the video itself, which would be lost"),
+        (["--clip", "VIDEO"], "is the video itself, which would be lost"),
         (["--queries", "FOLDER/none.txt"], "No such file"),
         (["--model", "FOLDER/no/model"], "there is no model folder"),
         (["--model", "FOLDER"], "holds no config.json"),

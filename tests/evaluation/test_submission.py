@@ -1,16 +1,13 @@
-"""Reading, writing and matching submissions, and what is said about malformed ones."""
+"""Matching submissions, and what is said about malformed ones."""
 
 import json
 
-import numpy as np
 import pytest
 
 from modeling_bmdetr.evaluation import (
     METRIC_FORMATS,
-    canonical_qid,
     evaluate_submission,
     format_metrics,
-    read_jsonl,
     write_jsonl,
 )
 
@@ -21,72 +18,6 @@ RATED = {"duration": 10, "relevant_clip_ids": [0, 4], "saliency_scores": [[4, 0]
 
 def changed(rows, index, **fields):
     return [row | fields if number == index else row for number, row in enumerate(rows)]
-
-
-# --- JSON lines ---------------------------------------------------------------------------------------------
-
-
-def test_jsonl_round_trip(tmp_path):
-    rows = [{"qid": 7, "query": "öffnet die Tür"}, {"qid": "7b", "pred_relevant_windows": [[0.5, 2, -1e-9]]}]
-    path = tmp_path / "new" / "rows.jsonl"
-    write_jsonl(rows, path)
-    assert read_jsonl(path) == rows
-    assert [type(row["qid"]) for row in read_jsonl(str(path))] == [int, str]
-    assert path.read_bytes().endswith(b"\n")
-
-
-def test_numpy_values_are_written(tmp_path):
-    write_jsonl([{"qid": np.int64(3), "scores": np.array([0.5, 1.0], np.float32), "x": np.float64(2)}], tmp_path / "a")
-    assert read_jsonl(tmp_path / "a") == [{"qid": 3, "scores": [0.5, 1.0], "x": 2.0}]
-
-
-@pytest.mark.parametrize(
-    ("value", "error"), [(float("nan"), ValueError), (np.array([np.inf]), ValueError), ({1}, TypeError)]
-)
-def test_a_row_that_cannot_be_written_leaves_the_file_alone(tmp_path, value, error):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("before")
-    with pytest.raises(error, match=r"rows\[1\] \(qid 'b'\) cannot be written as JSON"):
-        write_jsonl([{"qid": "a"}, {"qid": "b", "value": value}], path)
-    assert path.read_text() == "before"
-
-
-def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"qid": 1}\r\n{"qid": 2}\r\n\r\n  \n')
-    assert read_jsonl(path) == [{"qid": 1}, {"qid": 2}]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "rows.jsonl is empty"),
-        (b"\n\n", "rows.jsonl is empty"),
-        (b'{"qid": 1}\n{"qid": 2\n', "rows.jsonl:2 is not JSON"),
-        (b'{"qid": 1}\n\n{"qid": 2}\n', "rows.jsonl:2 is blank"),
-        (b'{"qid": 1}\n[1, 2]\n', "rows.jsonl:2 expected a JSON object, received list"),
-        (b"7\n", "rows.jsonl:1 expected a JSON object, received int"),
-        (b'[{"qid": 1}]\n', "looks like one JSON array"),
-        (b'[\n{"qid": 1}\n]\n', "looks like one JSON document"),
-        (b'{"qid": NaN}\n', "rows.jsonl:1 .*NaN is not a JSON number"),
-        (b'{"score": -Infinity}\n', "rows.jsonl:1 .*-Infinity is not a JSON number"),
-        (b"\xff{}\n", "rows.jsonl:1 is not UTF-8 text"),
-        ('{"qid": 1}'.encode("utf-16"), "rows.jsonl:1 is UTF-16 text: save the file as UTF-8"),
-        (b'{"a":' * 100000, "rows.jsonl:1 is nested too deeply"),
-        (b'{"qid": ' + b"1" * 5000 + b"}", "rows.jsonl:1 is not JSON"),
-    ],
-)
-def test_malformed_files(tmp_path, content, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_jsonl(path)
-
-
-def test_missing_file(tmp_path):
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no such file: {path}"):
-            read_jsonl(path)
 
 
 def test_evaluation_from_files_names_file_and_line(tmp_path):
@@ -100,24 +31,6 @@ def test_evaluation_from_files_names_file_and_line(tmp_path):
 
 
 # --- qids ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("qid", "expected"), [(7, "7"), ("7", "7"), (7.0, "7"), (np.int32(7), "7"), ("a b", "a b"), (0, "0"), (-1, "-1")]
-)
-def test_canonical_qid(qid, expected):
-    assert canonical_qid(qid) == expected
-
-
-@pytest.mark.parametrize("qid", [7.5, float("nan"), True, None, ["7"], b"7"])
-def test_other_types_are_no_qid(qid):
-    with pytest.raises(TypeError, match="qid must be a string or an integer"):
-        canonical_qid(qid)
-
-
-def test_empty_qid():
-    with pytest.raises(ValueError, match="qid is the empty string"):
-        canonical_qid("")
 
 
 def test_difference_of_qids_is_named():

@@ -6,7 +6,22 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-ODD_NUMBERS = [0, -1, 1, 2**31, 2**70, -0.0, 1e-320, 1e19, 1e308, -1e308, float("nan"), float("inf"), float("-inf")]
+ODD_NUMBERS = [
+    0,
+    -1,
+    1,
+    2**31,
+    2**70,
+    10**400,
+    -0.0,
+    1e-320,
+    1e19,
+    1e308,
+    -1e308,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+]
 ODD_WORDS = [
     "",
     " ",

@@ -211,6 +211,14 @@ def test_what_counts_the_spans_is_made_where_a_checkpoint_lacks_it(tmp_path):
     assert loaded.model.clip_proposals.ranks.tolist() == list(range(loaded.config.num_queries))
 
 
+def test_sizes_that_the_weights_cannot_have_are_refused_before_memory_is_taken(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    config = read(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 1_000_000}))
+    with pytest.raises(ValueError, match=r"it states [\d,]{18,} of them, and the files hold"):
+        BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+
+
 def test_other_depths_than_the_weights_have_are_refused(tmp_path):
     make_model().save_pretrained(tmp_path)
     config = read(tmp_path / "config.json")

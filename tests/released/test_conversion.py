@@ -588,6 +588,7 @@ def test_truncated_safetensors(tmp_path, state_dict):
         (torch.ones(3), "must hold a mapping"),
         ([1, 2], "must hold a mapping"),
         ({}, "it is empty"),
+        ({"class_embed.weight": torch.zeros(1).expand(10**5, 10**5)}, "state more values than the file holds"),
         ({"model": [1]}, "`model` must hold a state dict"),
         ({"model": {}}, "it is empty"),
         ({"epoch": 3, "opt": {}}, r"entries \['epoch', 'opt'\] are no tensors"),

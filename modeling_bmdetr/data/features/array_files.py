@@ -19,6 +19,7 @@ import numpy as np
 SUFFIXES = (".npz", ".npy", ".pt")
 # An array of features holds at most so many bytes: a day at one clip per second and 4,096 values takes 1.4e9.
 MAX_ARRAY_BYTES = 2**31
+MAX_EXTRA_BYTES = 2**24  # of what lies beside it, such as the mask of a sentence
 
 # What NumPy, zipfile and torch raise on damaged files, found by damaging them.
 DAMAGE = (
@@ -72,6 +73,11 @@ def read_arrays(path: Path, key: str, extras: Sequence[str] = ()) -> tuple[np.nd
                     with archive.open(f"{key}.npy") as member:
                         array = _read_array(path, member, archive.getinfo(f"{key}.npy").file_size)
                     for extra in (name for name in extras if name in names):
+                        stated = archive.getinfo(f"{extra}.npy").file_size
+                        if stated > MAX_EXTRA_BYTES:
+                            raise Refused(
+                                f"{path} states {stated} bytes of '{extra}'; at most {MAX_EXTRA_BYTES} are read."
+                            )
                         with archive.open(f"{extra}.npy") as member:
                             found[extra] = np.lib.format.read_array(member, allow_pickle=False)
     checked_shape(path, array.shape)
@@ -88,6 +94,13 @@ def _read_tensors(path: Path, key: str, extras: Sequence[str]) -> tuple[np.ndarr
     held = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     tensors = held if isinstance(held, dict) else {key: held}
     require_key(path, key, [name for name in tensors if isinstance(name, str)])
+    for name in (name for name in (key, *extras) if name in tensors):
+        stated, there = tensors[name].numel() * tensors[name].element_size(), tensors[name].untyped_storage().nbytes()
+        if stated > min(there, MAX_ARRAY_BYTES):  # one value may stand for any number of them
+            raise Refused(
+                f"{path} cannot be read as features (it states {stated} bytes of '{name}' and holds {there}; at most "
+                f"{MAX_ARRAY_BYTES} are read): fetch or extract it again."
+            )
     arrays = {name: tensors[name].detach().float().numpy() for name in (key, *extras) if name in tensors}
     return arrays.pop(key), arrays
 

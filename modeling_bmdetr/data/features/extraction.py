@@ -160,10 +160,8 @@ def extract_features(
         text_encoder=text.spec(),
         clip_length=clip_length,
     )
-    if contract.text_rows == "all":
-        text.encode_text(
-            ["any sentence"], contract.max_tokens, padding=True
-        )  # before anything is written: not every encoder can
+    if contract.text_rows == "all":  # not every encoder can, which is to be known before anything is written
+        text.encode_text(["any sentence"], contract.max_tokens, padding=True)
     report = ExtractionReport(str(out_dir), videos=len(first_rows), queries=len(sentences))
     with FeatureWriter(out_dir, contract, dtype=dtype) as writer:
         _extract_text(writer, text, sentences, report, progress)

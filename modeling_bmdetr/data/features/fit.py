@@ -19,6 +19,7 @@ MOST_LINES = 10  # of different faults
 COVERAGE_RANGE = (0.75, 1.33)
 # Folders that are concatenated cut a video into numbers of clips that differ by less than this factor.
 LENGTH_RATIO = 1.5
+SAMPLES = 64  # videos and queries that are looked into where not every value is checked
 
 
 class Store(Protocol):
@@ -42,7 +43,7 @@ class Store(Protocol):
 
 
 def find_problems(
-    store: Store, rows: Iterable[Mapping[str, Any]], *, check_values: bool, samples: int
+    store: Store, rows: Iterable[Mapping[str, Any]], *, check_values: bool
 ) -> tuple[list[str], list[str]]:
     """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
     rows = require_fields(rows, ("qid", "vid"))
@@ -55,13 +56,13 @@ def find_problems(
         *_missing(store, "query", [qid for qid in sentences if not store.has_text(qid)], len(sentences)),
     ]
     unfit = [
-        *_grouped(vids if check_values else spread(vids, samples), lambda vid: _video_fault(store, vid, check_values)),
-        *_grouped(qids if check_values else spread(qids, samples), lambda qid: _text_fault(store, qid, check_values)),
+        *_grouped(vids if check_values else spread(vids, SAMPLES), lambda vid: _video_fault(store, vid, check_values)),
+        *_grouped(qids if check_values else spread(qids, SAMPLES), lambda qid: _text_fault(store, qid, check_values)),
     ]
     if not unfit:
-        unfit = _sentence_faults(store, qids, sentences, samples)
+        unfit = _sentence_faults(store, qids, sentences)
     if not unfit:
-        _warn_of_clip_length(store, {vid: durations_s[vid] for vid in spread(vids, samples)})
+        _warn_of_clip_length(store, {vid: durations_s[vid] for vid in spread(vids, SAMPLES)})
     return missing, unfit
 
 
@@ -118,7 +119,7 @@ def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> lis
     return lines
 
 
-def _sentence_faults(store: Store, qids: Sequence[str], sentences: Mapping[str, str | None], samples: int) -> list[str]:
+def _sentence_faults(store: Store, qids: Sequence[str], sentences: Mapping[str, str | None]) -> list[str]:
     """Text features of other sentences: by the sentences recorded, else by rows that repeat a sentence."""
     recorded = {qid: store.sentence(qid) for qid in qids}
     known = {qid: sentence for qid in qids if (sentence := sentences[qid])}
@@ -132,7 +133,7 @@ def _sentence_faults(store: Store, qids: Sequence[str], sentences: Mapping[str, 
         example = f"{qid}: {stored!r} is stored, the row says {sentence!r}"
         return [f"  {len(other)} of {len(qids)} queries have the text features of another sentence ({example})"]
     unrecorded = {qid: sentence for qid, sentence in known.items() if not recorded[qid]}
-    found, compared = compare_repeated(unrecorded, store.text, samples)
+    found, compared = compare_repeated(unrecorded, store.text, SAMPLES)
     different = [disagreement for disagreement in found if disagreement.repeats]
     if not different:
         return []

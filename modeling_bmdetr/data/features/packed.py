@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ...contract_bmdetr import FeatureContract
+from ..rows.jsonl import json_integer
 from .sources import no_features
 
 FORMAT, VERSION = "bmdetr-features", 1
@@ -46,7 +47,7 @@ def read_stamped(path: Path, form: str, version: int) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError: it is not JSON, says nothing, or is of another format or version.
     """
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = json.loads(path.read_text(encoding="utf-8"), parse_int=json_integer)
     written = (held["format"], held["version"])
     if written != (form, version):
         raise ValueError(f"it says {written}, expected {(form, version)}")

@@ -88,7 +88,7 @@ class FeatureFolder(NamedFeatures):
 
     def _stored(self) -> Iterator[tuple[str, str]]:
         """Stems of file names, which may end with the suffix of the video file, and the whole names."""
-        for file_name in sorted(entry.name for entry in os.scandir(self.place)):
+        for file_name in sorted(entry.name for entry in os.scandir(self.place) if entry.is_file()):
             stem, file_type = splitext(file_name)
             if file_type in SUFFIXES and not file_name.startswith("._"):
                 yield stem, file_name

@@ -207,24 +207,23 @@ class FeatureStore:
         recorded = getattr(self.source("text"), "sentence", None)
         return recorded(qid) if recorded else None
 
-    def require(self, rows: Iterable[Mapping[str, Any]], *, check_values: bool = False, samples: int = 64) -> None:
+    def require(self, rows: Iterable[Mapping[str, Any]], *, check_values: bool = False) -> None:
         """Checks that the store has what `rows` need, and raises one error that lists everything that is wrong.
 
         Missing videos and queries, and sentences other than those recorded, are found without exception. Widths,
-        lengths, and whether padding can be told from tokens, are checked on `samples` videos and queries; so is
+        lengths, and whether padding can be told from tokens, are checked on some videos and queries; so is
         whether rows with the same sentence have the same text features, which a wrong join by `qid` breaks. Features
         that cover much more or less time than the videos last are logged as a warning.
 
         Args:
             rows: canonical rows.
-            check_values: read every array that the rows need; finds NaN, infinities and damaged files too.
-            samples: how many videos and queries to look into otherwise.
+            check_values: read every array that the rows need, not some; finds NaN, infinities and damaged files too.
 
         Raises:
             FileNotFoundError: if something is missing; the message lists the other problems as well.
             ValueError: if nothing is missing but something does not fit.
         """
-        missing, unfit = find_problems(self, rows, check_values=check_values, samples=samples)
+        missing, unfit = find_problems(self, rows, check_values=check_values)
         if missing:
             raise FileNotFoundError("the feature store lacks what the rows need:\n" + "\n".join([*missing, *unfit]))
         if unfit:

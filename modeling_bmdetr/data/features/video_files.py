@@ -1,7 +1,6 @@
 """The video files of rows: where they are, and whether they are as long as the rows say."""
 
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ...video_bmdetr import probe_video
 from ..rows.jsonl import RowFile
-from ..rows.schema import VIDEO_SUFFIXES, Problem
+from ..rows.schema import VIDEO_SUFFIXES, Problem, folded_name
 from .sources import nearest
 
 # A video file may be this much shorter or longer than its row says before a warning is due.
@@ -73,9 +72,8 @@ def find_video(row: Mapping[str, Any], folders: Iterable[str | os.PathLike]) -> 
 
 
 def _folded(name: str) -> str:
-    """A file name with accents in one form and the suffix in small letters, marked by what no file name holds."""
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
-    return f"{stem}{suffix.lower()}/"
+    """`folded_name`, marked by what no file name holds."""
+    return folded_name(name) + "/"
 
 
 def existing_folder(folder: str | Path, argument: str) -> Path:

@@ -12,6 +12,7 @@ from ...files_bmdetr import replacing_file
 from .qids import canonical_qid, is_whole_number, original_qid
 from .schema import CanonicalRow, Problem, ValidationReport
 
+MAX_DIGITS = 300  # of an integer; float64 holds no larger ones
 _OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -81,11 +82,11 @@ def _other_encoding(line: bytes) -> str | None:
 
 def _parse(text: str, strict: bool) -> dict[str, Any] | str:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant if strict else None)
+        value = json.loads(text, parse_int=json_integer, parse_constant=_refuse_constant if strict else None)
     except json.JSONDecodeError as error:
         hint = " (the file looks like one JSON document; write one object on each line)" if text in ("[", "{") else ""
         return f"is not JSON: {error.msg} at column {error.colno}{hint}"
-    except ValueError as error:  # a constant, or an integer of thousands of digits
+    except ValueError as error:  # a constant, or an integer of hundreds of digits
         return f"is not JSON: {error}"
     except RecursionError:
         return "is nested too deeply: a row holds lists of numbers, no deeper structures"
@@ -93,6 +94,17 @@ def _parse(text: str, strict: bool) -> dict[str, Any] | str:
         hint = " (the file looks like one JSON array)" if isinstance(value, list) else ""
         return f"expected a JSON object, received {type(value).__name__}{hint}; write one row on each line"
     return value
+
+
+def json_integer(digits: str) -> int:
+    """An integer of JSON, if float64 can hold it.
+
+    Raises:
+        ValueError: it has hundreds of digits.
+    """
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits is too large for a number")
+    return int(digits)
 
 
 def _refuse_constant(constant: str) -> float:

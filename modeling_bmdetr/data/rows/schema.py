@@ -6,6 +6,8 @@ of the field read as well.
 """
 
 import math
+import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
@@ -19,6 +21,12 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"),
     *(".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".3gp", ".gif"),
 )
+
+
+def folded_name(name: str) -> str:
+    """A file name with accents in one of their Unicode forms, and its suffix in small letters."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
 
 
 class CanonicalRow(TypedDict):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ...contract_bmdetr import clip_count
+from ...contract_bmdetr import clip_count, is_number
 from .jsonl import RowFile
 from .qids import canonical_qid, is_whole_number
 from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, ValidationReport
@@ -15,14 +15,9 @@ from .schema import ROW_FIELDS, TIME_TOLERANCE_S, Problem, ValidationReport
 Finding = tuple[Literal["error", "warning"], str, str]  # severity, field, message
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def validate_rows(
     rows: Iterable[Mapping[str, Any]],
     *,
-    line_numbers: Sequence[int] | None = None,
     require_windows: bool = True,
     clip_length_s: float | None = None,
     source: str | None = None,
@@ -36,35 +31,22 @@ def validate_rows(
     given twice, blanks at the ends of a query, unknown fields.
 
     Args:
-        rows: the rows; a `RowFile` brings its own line numbers and name.
-        line_numbers: the 1-based line of each row; by default the rows are counted from 1.
+        rows: the rows; a `RowFile` brings its line numbers and name, others are counted from 1.
         require_windows: whether a row without `relevant_windows` is an error. False for unlabelled queries. An empty
             list is a label: the video does not show what the query says.
         clip_length_s: seconds per clip; if given, `relevant_clip_ids` must lie inside the video.
         source: what to call the rows in the report.
     """
-    numbers: Sequence[int] | None = line_numbers
-    if isinstance(rows, RowFile):
-        numbers = rows.line_numbers if numbers is None else numbers
-        source = rows.source if source is None else source
-    records = list(rows)
-    if numbers is not None and len(numbers) != len(records):
-        raise ValueError(f"line_numbers has {len(numbers)} entries for {len(records)} rows; give one for each row.")
-    lines = list(numbers) if numbers is not None else list(range(1, len(records) + 1))
-    report = ValidationReport(rows=len(records), source=source or "rows")
-    if not records:
-        report.problems.append(Problem("error", None, "", "there are no rows"))
 
-    for line, row in zip(lines, records, strict=True):
-        if not isinstance(row, Mapping):
-            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
-            continue
-        qid = _qid_or_none(row)
-        findings = list(_check_fields(row))
-        findings += _check_windows(row, require_windows)
-        findings += _check_saliency(row, clip_length_s)
-        report.problems += [Problem(severity, line, name, text, qid) for severity, name, text in findings]
-    mappings = [(line, row) for line, row in zip(lines, records, strict=True) if isinstance(row, Mapping)]
+    def findings(row: Mapping[str, Any]) -> Iterator[Finding]:
+        yield from _check_fields(row)
+        yield from _check_windows(row, require_windows)
+        yield from _check_saliency(row, clip_length_s)
+
+    numbered, report = _check_each(rows, source, findings)
+    if not numbered:
+        report.problems.append(Problem("error", None, "", "there are no rows"))
+    mappings = [(line, row) for line, row in numbered if isinstance(row, Mapping)]
     report.problems += _check_across_rows(mappings)
     report.problems += _check_unknown_fields(mappings)
     return report
@@ -76,19 +58,33 @@ def require_fields(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> l
     Raises:
         ValueError: a row lacks one of them, or it is not what the schema says; the first few are listed.
     """
-    records = list(rows)
-    report = ValidationReport(rows=len(records))
-    numbers = rows.line_numbers if isinstance(rows, RowFile) else range(1, len(records) + 1)
-    for line, row in zip(numbers, records, strict=True):
-        if not isinstance(row, Mapping):
-            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
-            continue
-        found = [finding for finding in _check_fields(row) if finding[0] == "error" and finding[1] in names]
-        found = [finding for finding in found if finding[1:] != ("query", "is empty")]  # the encoder says so
-        report.problems += [Problem("error", line, name, text, _qid_or_none(row)) for _, name, text in found]
-    report.source = rows.source if isinstance(rows, RowFile) else report.source
+
+    def findings(row: Mapping[str, Any]) -> Iterator[Finding]:
+        for severity, name, text in _check_fields(row):
+            if severity == "error" and name in names and (name, text) != ("query", "is empty"):  # the encoder says so
+                yield severity, name, text
+
+    numbered, report = _check_each(rows, None, findings)
     report.raise_for_errors()
-    return records
+    return [row for _, row in numbered]
+
+
+def _check_each(
+    rows: Iterable[Any], source: str | None, findings: Callable[[Mapping[str, Any]], Iterable[Finding]]
+) -> tuple[list[tuple[int, Any]], ValidationReport]:
+    """Each row with its line, counted from 1 in rows of no file, and the report of what each shows by itself."""
+    if isinstance(rows, RowFile):
+        numbered, source = list(zip(rows.line_numbers, rows, strict=True)), source or rows.source
+    else:
+        numbered = list(enumerate(rows, start=1))
+    report = ValidationReport(rows=len(numbered), source=source or "rows")
+    for line, row in numbered:
+        if isinstance(row, Mapping):
+            qid = _qid_or_none(row)
+            report.problems += [Problem(severity, line, name, text, qid) for severity, name, text in findings(row)]
+        else:
+            report.problems.append(Problem("error", line, "", f"expected an object, received {type(row).__name__}"))
+    return numbered, report
 
 
 def _qid_or_none(row: Mapping[str, Any]) -> str | None:
@@ -123,7 +119,7 @@ def _check_fields(row: Mapping[str, Any]) -> Iterator[Finding]:
     duration = row.get("duration")
     if duration is None:
         yield "error", "duration", "is missing; give the length of the video in seconds"
-    elif not _is_number(duration) or duration <= 0:
+    elif not is_number(duration) or duration <= 0:
         yield "error", "duration", f"expected a number of seconds above 0, received {duration!r}"
     video = row.get("video")
     if video is not None and (not isinstance(video, str) or not video.strip()):
@@ -145,14 +141,14 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
     if not isinstance(windows, (list, tuple)):
         yield "error", "relevant_windows", f"expected [[start, end], ...] in seconds, received {windows!r}"
         return
-    if len(windows) == 2 and all(_is_number(value) for value in windows):
+    if len(windows) == 2 and all(is_number(value) for value in windows):
         yield "error", "relevant_windows", f"expected a list of windows; write [{list(windows)}], not {list(windows)}"
         return
-    duration = row["duration"] if _is_number(row.get("duration")) and row["duration"] > 0 else math.inf
+    duration = row["duration"] if is_number(row.get("duration")) and row["duration"] > 0 else math.inf
     seen: set[tuple[float, float]] = set()
     for index, window in enumerate(windows):
         name = f"relevant_windows[{index}]"
-        if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(_is_number, window)):
+        if not isinstance(window, (list, tuple)) or len(window) != 2 or not all(map(is_number, window)):
             yield "error", name, f"expected [start, end] in seconds, received {window!r}"
             continue
         start_s, end_s = window
@@ -182,8 +178,12 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
             return
         if len(set(clip_ids)) != len(clip_ids):
             yield "error", "relevant_clip_ids", "names a clip twice"
-        if clip_length_s is not None and clip_ids and _is_number(row.get("duration")):
-            clips = clip_count(row["duration"], clip_length_s) if row["duration"] > 0 else 0
+        if clip_length_s is not None and clip_ids and is_number(row.get("duration")):
+            try:
+                clips = clip_count(row["duration"], clip_length_s) if row["duration"] > 0 else 0
+            except ValueError as error:
+                yield "error", "duration", str(error)
+                return
             if clips and max(clip_ids) >= clips:
                 message = f"clip {max(clip_ids)} is past the end: {row['duration']} s hold {clips} clips"
                 yield "error", "relevant_clip_ids", f"{message} of {clip_length_s} s"
@@ -196,7 +196,7 @@ def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iter
         return
     if clip_ids is not None and len(scores) != len(clip_ids):
         yield "error", "saliency_scores", f"has {len(scores)} entries for {len(clip_ids)} relevant clips"
-    if not all(_is_number(score) for clip in scores for score in clip):
+    if not all(is_number(score) for clip in scores for score in clip):
         yield "error", "saliency_scores", "expected finite numbers only"
     annotators = {len(clip) for clip in scores}
     if len(annotators) > 1 or 0 in annotators:
@@ -213,9 +213,9 @@ def _check_across_rows(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterato
         qid, vid, duration = _qid_or_none(row), row.get("vid"), row.get("duration")
         if qid is not None and line_of_qid.setdefault(qid, line) != line:
             yield Problem("error", line, "qid", f"is already used on line {line_of_qid[qid]}", qid)
-        if isinstance(vid, str) and _is_number(duration):
-            first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))  # type: ignore[arg-type]
-            if abs(float(duration) - first_s) > TIME_TOLERANCE_S:  # type: ignore[arg-type]
+        if isinstance(vid, str) and is_number(duration):
+            first_line, first_s = duration_of_vid.setdefault(vid, (line, float(duration)))
+            if abs(float(duration) - first_s) > TIME_TOLERANCE_S:
                 message = f"is {duration} s, but line {first_line} gives video {vid} {first_s} s"
                 yield Problem("error", line, "duration", message, qid)
         content = json.dumps([vid, row.get("query"), row.get("relevant_windows")], default=repr)
@@ -251,7 +251,7 @@ def _annotators(row: Mapping[str, Any]) -> int:
 def _are_weights(weights: Any, number: int) -> bool:
     if not isinstance(weights, (list, tuple)) or len(weights) != number:
         return False
-    return all(_is_number(weight) and 0 <= weight <= 1 for weight in weights)
+    return all(is_number(weight) and 0 <= weight <= 1 for weight in weights)
 
 
 def _check_negatives(negatives: Any, qid: str | None, exists: Callable[[str], bool]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """An annotation file against the videos and features that it names."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from modeling_bmdetr.data import (
     check_text_features,
     validate_file,
 )
+from modeling_bmdetr.data.features.video_files import VideoFiles
 from modeling_bmdetr.data.features.writer import FeatureWriter
 
 
@@ -38,6 +40,21 @@ def test_folders_that_do_not_exist_are_named(tmp_path):
 
 def make_video(path: Path, seconds: int) -> None:
     write_pictures(path, np.zeros((5 * seconds, 32, 32, 3), np.uint8), fps=5)
+
+
+@pytest.mark.parametrize(
+    ("vid", "file"),
+    [
+        *(("x", f"x{suffix}") for suffix in (".MP4", ".MOV", ".ts", ".mpg", ".flv", ".gif", ".m2ts", ".Webm")),
+        *(("été", unicodedata.normalize("NFD", "été.mp4")), (unicodedata.normalize("NFD", "été"), "été.mp4")),
+        *(("12:30", "12:30.mp4"), ("http:x", "http:x.mp4"), ("a\nb", "a\nb.mp4"), ("caf\udce9", "caf\udce9.mp4")),
+    ],
+)
+def test_videos_are_found_by_every_suffix_and_either_form_of_accents(tmp_path, vid, file):
+    (tmp_path / file).touch()
+    (tmp_path / "xx.mp4").touch()
+    assert VideoFiles([tmp_path]).find({"vid": vid}) == tmp_path / file
+    assert VideoFiles([tmp_path]).find({"vid": vid + "2"}) is None
 
 
 def test_videos_are_looked_up_opened_and_measured(tmp_path):

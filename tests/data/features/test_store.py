@@ -1,5 +1,6 @@
 """Feature stores: published layouts, the end of a sentence, and what `require` finds."""
 
+import os
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from feature_cases import CLIP, CONTRACT, SLOWFAST, TEXT, VIDS, make_rows, open_
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
 from modeling_bmdetr.data import FeatureStore, FeatureWriter, count_tokens, pack_features
+from modeling_bmdetr.data.features.array_files import read_arrays
 
 
 @pytest.fixture
@@ -96,6 +98,22 @@ class TestPublishedFiles:
         with pytest.raises(ValueError, match=r"c\.pt cannot be read as features"):
             store.video("c")
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+    def test_a_pipe_is_no_file_of_features(self, tmp_path):
+        np.save(tmp_path / "a.npy", values(3, 2))
+        os.mkfifo(tmp_path / "b.npy")  # whoever opens it waits for ever
+        store = FeatureStore.from_files(tmp_path, contract=FeatureContract())
+        assert store.video_ids == ["a"]
+
+    def test_files_that_state_more_than_they_hold_are_refused(self, tmp_path):
+        torch.save(torch.zeros(1).expand(200_000, 100_000), tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"a\.pt cannot be read as features .*states 80000000000 bytes"):
+            FeatureStore.from_files(tmp_path, contract=FeatureContract())
+        mask = np.zeros(2**25, np.uint8)
+        np.savez_compressed(tmp_path / "b.npz", features=values(3, 2), attention_mask=mask)
+        with pytest.raises(ValueError, match=r"b\.npz states 33554560 bytes of 'attention_mask'"):
+            read_arrays(tmp_path / "b.npz", "features", ("attention_mask",))
 
     def test_one_array_in_two_formats_is_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", values(3, 2))

@@ -2,16 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from factories import make_row, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_bmdetr.data import (
-    RowFile,
-    read_rows,
-    write_rows,
-)
+from modeling_bmdetr.data import RowFile, read_rows, write_rows
+from modeling_bmdetr.data.rows.jsonl import read_jsonl, write_jsonl
 
 
 def row(**changes):
@@ -67,9 +65,11 @@ def test_every_unreadable_line_is_named(tmp_path):
         assert f"line {line}: {text}" in str(raised.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
-        read_rows(tmp_path / "nowhere.jsonl")
+@pytest.mark.parametrize("read", [read_rows, read_jsonl])
+def test_a_missing_file_is_named(tmp_path, read):
+    for path in (tmp_path / "nowhere.jsonl", tmp_path):
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            read(path)
 
 
 def test_rows_are_written_whole_or_not_at_all(tmp_path):
@@ -86,3 +86,63 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     assert not link.is_symlink()
     assert read_rows(link)[0]["qid"] == "c"
     assert path.read_text() == before
+
+
+# Files of any objects: submissions, reports
+
+
+def test_jsonl_round_trip(tmp_path):
+    rows = [{"qid": 7, "query": "öffnet die Tür"}, {"qid": "7b", "pred_relevant_windows": [[0.5, 2, -1e-9]]}]
+    path = tmp_path / "new" / "rows.jsonl"
+    write_jsonl(rows, path)
+    assert read_jsonl(path) == rows
+    assert [type(row["qid"]) for row in read_jsonl(str(path))] == [int, str]
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_numpy_values_are_written(tmp_path):
+    write_jsonl([{"qid": np.int64(3), "scores": np.array([0.5, 1.0], np.float32), "x": np.float64(2)}], tmp_path / "a")
+    assert read_jsonl(tmp_path / "a") == [{"qid": 3, "scores": [0.5, 1.0], "x": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(float("nan"), ValueError), (np.array([np.inf]), ValueError), ({1}, TypeError)]
+)
+def test_a_row_that_cannot_be_written_leaves_the_file_alone(tmp_path, value, error):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+    with pytest.raises(error, match=r"rows\[1\] \(qid 'b'\) cannot be written as JSON"):
+        write_jsonl([{"qid": "a"}, {"qid": "b", "value": value}], path)
+    assert path.read_text() == "before"
+
+
+def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"qid": 1}\r\n{"qid": 2}\r\n\r\n  \n')
+    assert read_jsonl(path) == [{"qid": 1}, {"qid": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "rows.jsonl is empty"),
+        (b"\n\n", "rows.jsonl is empty"),
+        (b'{"qid": 1}\n{"qid": 2\n', "rows.jsonl:2 is not JSON"),
+        (b'{"qid": 1}\n\n{"qid": 2}\n', "rows.jsonl:2 is blank"),
+        (b'{"qid": 1}\n[1, 2]\n', "rows.jsonl:2 expected a JSON object, received list"),
+        (b"7\n", "rows.jsonl:1 expected a JSON object, received int"),
+        (b'[{"qid": 1}]\n', "looks like one JSON array"),
+        (b'[\n{"qid": 1}\n]\n', "looks like one JSON document"),
+        (b'{"qid": NaN}\n', "rows.jsonl:1 .*NaN is not a JSON number"),
+        (b'{"score": -Infinity}\n', "rows.jsonl:1 .*-Infinity is not a JSON number"),
+        (b"\xff{}\n", "rows.jsonl:1 is not UTF-8 text"),
+        ('{"qid": 1}'.encode("utf-16"), "rows.jsonl:1 is UTF-16 text: save the file as UTF-8"),
+        (b'{"a":' * 100000, "rows.jsonl:1 is nested too deeply"),
+        (b'{"qid": ' + b"1" * 5000 + b"}", "rows.jsonl:1 is not JSON"),
+    ],
+)
+def test_malformed_files(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(path)

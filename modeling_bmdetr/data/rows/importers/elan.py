@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+from ..jsonl import MAX_DIGITS
 from .moments import AnnotationError, Faults, Moment, fault
+
+# Tiers refer to tiers: nobody nests them deeper.
+MOST_REFERENCES = 100
 
 
 @dataclass
@@ -72,8 +76,10 @@ def _times_s(annotation: _Annotation, document: _Document) -> tuple[float, float
     seen = 0
     while annotation.slots is None:
         parent = document.annotations.get(annotation.parent or "")
-        if parent is None or seen > len(document.annotations):
+        if parent is None:
             raise ValueError(f"the annotation refers to '{annotation.parent}', which is not in the file")
+        if seen > MOST_REFERENCES:
+            raise ValueError(f"the annotation has its times by more than {MOST_REFERENCES} others, or refers to itself")
         annotation, seen = parent, seen + 1
     times = []
     for slot in annotation.slots:
@@ -83,6 +89,8 @@ def _times_s(annotation: _Annotation, document: _Document) -> tuple[float, float
             raise ValueError(f"time slot '{slot}' {known}; align the annotation in ELAN, or choose another tier")
         if not value.lstrip("-").isdigit():
             raise ValueError(f"time slot '{slot}' must be a whole number of milliseconds, received {value!r}")
+        if len(value) > MAX_DIGITS:
+            raise ValueError(f"time slot '{slot}' is a number of {len(value)} digits, which is too large")
         times.append(int(value) / 1000.0)
     return times[0], times[1]
 
@@ -90,6 +98,7 @@ def _times_s(annotation: _Annotation, document: _Document) -> tuple[float, float
 def _parse(path: Path) -> _Document:
     document = _Document()
     parser = xml.parsers.expat.ParserCreate()
+    parser.buffer_text = True  # a text comes in few pieces, however many entities it holds
     tier, current, in_value, started = "", None, False, False
 
     def place() -> str:

@@ -1,35 +1,45 @@
 """JSON whose values can be found again in the text, so that an error names a line and a column."""
 
+import bisect
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..jsonl import json_integer
 from .moments import AnnotationError, fault
 
 Keys = tuple[str | int, ...]
 _BLANK = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_DEEPEST_PLACE = 8
 
 
 def parse_json(path: Path, text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        AnnotationError: if it is not JSON, with line and column.
+        AnnotationError: if it is not JSON, with line and column where they are known.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=json_integer)
     except json.JSONDecodeError as error:
         raise fault(path, f"line {error.lineno}, column {error.colno}", f"is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise fault(path, "", f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise fault(path, "", "is nested too deeply to be an annotation file") from error
 
 
 def place_in_json(text: str, keys: Keys) -> str:
     """`line 3, column 7 (tasks[0].data)` of the value that `keys` lead to, or of the last one on the way there."""
-    at = _position(text, keys)
+    positions, line_ends = _places(text)
+    at = next(positions[keys[:length]] for length in range(len(keys), -1, -1) if keys[:length] in positions)
     shown = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
-    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return f"line {line}, column {column}" + (f" ({shown})" if shown else "")
+    line = bisect.bisect_left(line_ends, at)
+    column = at - (line_ends[line - 1] if line else -1)
+    return f"line {line + 1}, column {column}" + (f" ({shown})" if shown else "")
 
 
 def as_dict(value: Any) -> dict[str, Any]:
@@ -47,20 +57,19 @@ def json_fault(path: Path, text: str, keys: Keys, message: str) -> AnnotationErr
     return fault(path, place_in_json(text, keys), message)
 
 
-def _position(text: str, keys: Keys) -> int:
-    at = _skip(text, 0)
-    for key in keys:
-        inside = _entry(text, at, key)
-        if inside is None:
-            return at
-        at = inside
-    return at
+@lru_cache(maxsize=1)
+def _places(text: str) -> tuple[dict[Keys, int], list[int]]:
+    """Where each value in a JSON text begins, down to `_DEEPEST_PLACE` keys, and where its lines end; in one pass."""
+    positions: dict[Keys, int] = {}
+    _place_values(text, _skip(text, 0), (), positions)
+    return positions, [match.start() for match in re.finditer("\n", text)]
 
 
-def _entry(text: str, at: int, key: str | int) -> int | None:
-    """Where the entry `key` of the object or list at `at` begins; None if it has none."""
-    if text[at] not in "{[" or (text[at] == "{") != isinstance(key, str):
-        return None
+def _place_values(text: str, at: int, keys: Keys, positions: dict[Keys, int]) -> int:
+    """Notes the value at `at` and those in it; returns where it ends."""
+    positions[keys] = at
+    if text[at] not in "{[" or len(keys) == _DEEPEST_PLACE:
+        return int(_DECODER.raw_decode(text, at)[1])
     closing = "}" if text[at] == "{" else "]"
     at, index = _skip(text, at + 1), 0
     while text[at] != closing:
@@ -68,13 +77,11 @@ def _entry(text: str, at: int, key: str | int) -> int | None:
         if closing == "}":
             name, at = _DECODER.raw_decode(text, at)
             at = _skip(text, _skip(text, at) + 1)  # past the colon
-        if name == key:
-            return at
-        _, at = _DECODER.raw_decode(text, at)
-        at, index = _skip(text, at), index + 1
+        at = _skip(text, _place_values(text, at, (*keys, name), positions))
+        index += 1
         if text[at] == ",":
             at = _skip(text, at + 1)
-    return None
+    return at + 1
 
 
 def _skip(text: str, at: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ....contract_bmdetr import is_number
 from .json_text import Keys, as_dict, as_list, json_fault, place_in_json
 from .moments import Faults, Moment, fault
 
@@ -51,7 +52,7 @@ def read_label_studio(
             faults.add(place_in_json(text, keys), "names no video; say which entry does (--columns video=NAME)")
             continue
         rate = data.get("fps") or data.get("frameRate") or fps
-        if not isinstance(rate, (int, float)):
+        if not is_number(rate) or rate <= 0:
             message = "counts frames, but not how many there are in a second; give frameRate of the project's <Video> "
             raise json_fault(path, text, (index,), message + "tag, or 24 where it has none (--fps 24)")
         for keys, value, sentence in regions:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ....contract_bmdetr import is_number
+
 # Further places that an error message names after the first.
 LISTED_PLACES = 5
 
@@ -82,7 +84,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         raise fault(path, f"line {line}, byte {column}", message) from error
 
 
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
+_CLOCK = re.compile(r"(?:(\d{1,5}):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
 
 
 def parse_time(text: str, decimal: str = ".") -> float:
@@ -114,4 +116,6 @@ def parse_number(text: str, decimal: str = ".", *, shown: str | None = None, wha
     number = text.replace(decimal, ".") if decimal != "." else text
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", number):
         raise ValueError(f"expected {what}, received {shown!r}")
-    return float(number)
+    if not is_number(value := float(number)):
+        raise ValueError(f"expected {what}, received {shown!r}, which is too large")
+    return value

@@ -2,18 +2,28 @@
 
 import csv
 import datetime
+import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 from ....packages_bmdetr import needed_module
-from .moments import fault, read_text
+from .moments import AnnotationError, fault, read_text
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 SPREADSHEETS = (".xlsx", ".xlsm")
+# A spreadsheet of a few bytes may span millions of cells, or unpack to more than memory holds.
+MOST_CELLS, MOST_BYTES = 10_000_000, 2**28
+# What openpyxl raises where a part of the file is not what its place asks for.
+_DAMAGED = (
+    *(BadZipFile, ParseError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, EOFError, OSError),
+    *(zlib.error, NotImplementedError, RuntimeError),
+)
+REMEDY = "delete what stands aside from the table, or save it as CSV"
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ def read_table(
     text = read_text(path, encoding)
     delimiter = delimiter or _delimiter(text)
     lines = []
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     first = 1
     try:
         for cells in reader:
@@ -77,22 +87,19 @@ def _read_spreadsheet(path: Path, sheet: str | None) -> Table:
     missing = "reading spreadsheets needs openpyxl: pip install openpyxl, or save it as CSV"
     openpyxl = needed_module("openpyxl", missing)
     try:
+        with ZipFile(path) as packed:
+            stated = sum(part.file_size for part in packed.infolist())
+        if stated > MOST_BYTES:
+            raise fault(path, "", f"unpacks to {stated:,} bytes, more than {MOST_BYTES:,}; {REMEDY}")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (openpyxl.utils.exceptions.InvalidFileException, BadZipFile, ParseError, KeyError, ValueError) as error:
+        try:
+            name, lines = _cells(path, book, sheet)
+        finally:
+            book.close()
+    except AnnotationError:
+        raise
+    except (openpyxl.utils.exceptions.InvalidFileException, *_DAMAGED) as error:
         raise fault(path, "", f"is not a spreadsheet that can be read ({error})") from error
-    try:
-        if sheet is not None and sheet not in book.sheetnames:
-            raise fault(path, "", f"has no sheet '{sheet}'; its sheets are {', '.join(book.sheetnames)}")
-        name = sheet or book.sheetnames[0]
-        lines = []
-        for number, row in enumerate(book[name].iter_rows(), start=1):
-            cells = [_shown(cell) for cell in row]
-            while cells and not cells[-1]:
-                cells.pop()
-            if cells:
-                lines.append((number, cells))
-    finally:
-        book.close()
 
     def place(line: int, column: int | None) -> str:
         cell = f"cell {openpyxl.utils.get_column_letter(column)}{line}" if column is not None else f"row {line}"
@@ -100,6 +107,25 @@ def _read_spreadsheet(path: Path, sheet: str | None) -> Table:
 
     others = f" of {len(book.sheetnames)}" if len(book.sheetnames) > 1 else ""
     return Table(lines, place, f"spreadsheet, sheet '{name}'{others}")
+
+
+def _cells(path: Path, book: Any, sheet: str | None) -> tuple[str, list[tuple[int, list[str]]]]:
+    """The name of the sheet, and its lines that are not blank."""
+    names = [found.title for found in book.worksheets]  # without charts that have a sheet of their own
+    if not names or (sheet is not None and sheet not in names):
+        raise fault(path, "", f"has no sheet '{sheet}'; its sheets are {', '.join(names) or 'none'}")
+    name = sheet or names[0]
+    lines, looked_at = [], 0
+    for number, row in enumerate(book[name].iter_rows(), start=1):
+        looked_at += len(row)
+        if looked_at > MOST_CELLS:
+            raise fault(path, f"row {number}", f"the sheet spans more than {MOST_CELLS:,} cells; {REMEDY}")
+        cells = [_shown(cell) for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            lines.append((number, cells))
+    return name, lines
 
 
 def _shown(cell: Any) -> str:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ....video_bmdetr import VideoInfo, probe_video
-from ..schema import VIDEO_SUFFIXES
+from ..schema import VIDEO_SUFFIXES, folded_name
 
 
 class VideoFolder:
@@ -20,8 +20,10 @@ class VideoFolder:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of videos '{self.folder}'")
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                for name in dict.fromkeys((path.relative_to(self.folder).as_posix(), path.name, path.stem)):
+            hidden = path.name.startswith("._")  # what macOS puts beside a file
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and not hidden:
+                names = (path.relative_to(self.folder).as_posix(), path.name, path.stem)
+                for name in {*names, *(folded_name(name) + "/" for name in names)}:
                     self.by_name.setdefault(name, []).append(path)
 
     def identifier(self, name: str) -> str:
@@ -49,14 +51,19 @@ class VideoFolder:
         posix = name.replace("\\", "/").split("?d=")[-1].split("?")[0].removeprefix("./")
         parts = posix.split("/")
         for candidate in ["/".join(parts[at:]) for at in range(len(parts))]:
-            found = self.by_name.get(candidate, [])
+            found = self._named(candidate)
             if len(found) > 1:
                 raise ValueError(f"{name!r} could be {' or '.join(repr(str(path)) for path in found[:3])}")
             if found:
                 return found[0]
-        stem = parts[-1].rsplit(".", 1)[0]
-        found = self.by_name.get(stem, [])
+        stem, _, suffix = parts[-1].rpartition(".")
+        if f".{suffix.lower()}" not in VIDEO_SUFFIXES:
+            return None  # a part of the name, as in cam.2
+        found = self._named(stem)
         return found[0] if len(found) == 1 else None
+
+    def _named(self, name: str) -> list[Path]:
+        return self.by_name.get(name) or self.by_name.get(folded_name(name) + "/", [])
 
     def probe(self, name: str, wanted: str) -> VideoInfo:
         """What the file of a video says.

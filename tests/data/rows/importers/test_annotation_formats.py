@@ -1,6 +1,8 @@
 """Label Studio, VIA, ELAN, captions and JSONL: what their samples say, and what cannot be read is named."""
 
 import json
+import time
+from contextlib import suppress
 
 import pytest
 from annotation_samples import SAMPLES
@@ -156,3 +158,70 @@ def test_places_in_json_are_those_of_the_text():
         line, column = (int(part.split()[1]) for part in place_in_json(text, keys).split(" (")[0].split(", "))
         assert lines[line - 1][column - 1 :].startswith(shown)
     assert place_in_json(text, ("a", 9)).startswith("line 2, column 8")  # where the way ends
+
+
+DIGITS = "9" * 400
+
+
+def elan(slots: str, annotations: str) -> str:
+    order = f"<TIME_ORDER>{slots}</TIME_ORDER>"
+    return f'<ANNOTATION_DOCUMENT><HEADER/>{order}<TIER TIER_ID="t">{annotations}</TIER></ANNOTATION_DOCUMENT>'
+
+
+def label_studio(tasks: int = 1, **fields) -> str:
+    regions = [{"ranges": [{"start": 1, "end": 24}], "timelinelabels": ["Bowing"]}]
+    return json.dumps([{"video": "dance.mp4", "fps": 24, "regions": regions, **fields}] * tasks)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("kitchen.srt", f"1\n{DIGITS}:00:01,000 --> {DIGITS}:00:02,000\nA knife.\n", "a time such as"),
+        ("a.csv", f"video,start,end,sentence\ndance,1,{DIGITS},x\n", "which is too large"),
+        ("a.csv", "video,start,end,sentence\ndance,1,1e999,x\n", "which is too large"),
+        ("a.json", "[" * 100_000, "is nested too deeply"),
+        ("a.json", label_studio(fps=-1), "not how many there are in a second"),
+        ("a.json", label_studio(fps=True), "not how many there are in a second"),
+        ("a.json", label_studio(fps=float("nan")), "not how many there are in a second"),
+        ("a.json", label_studio(fps=0.5).replace("0.5", DIGITS), "is not JSON: an integer of 400 digits"),
+        (
+            "a.eaf",
+            elan(
+                f'<TIME_SLOT TIME_SLOT_ID="a" TIME_VALUE="{DIGITS}"/>',
+                '<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="1" TIME_SLOT_REF1="a" TIME_SLOT_REF2="a">'
+                "<ANNOTATION_VALUE>x</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>",
+            ),
+            "a number of 400 digits",
+        ),
+    ],
+)
+def test_numbers_that_no_time_has_are_named(read, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AnnotationError, match=message):
+        read(tmp_path / name)
+
+
+def reference(name: int, parent: int, text: str = "x") -> str:
+    value = f"<ANNOTATION_VALUE>{text}</ANNOTATION_VALUE>"
+    return (
+        f'<ANNOTATION><REF_ANNOTATION ANNOTATION_ID="{name}" ANNOTATION_REF="{parent}">{value}</REF_ANNOTATION>'
+        "</ANNOTATION>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", label_studio(tasks=6000)),
+        ("a.json", label_studio(tasks=6000, regions=[{"ranges": [], "timelinelabels": []}])),
+        ("a.eaf", elan("", "".join(reference(i, i + 1) for i in range(6000)) + reference(6000, 0))),
+        ("a.eaf", elan("", reference(0, 1, "&amp;" * 300_000))),
+    ],
+    ids=["tasks", "faults", "references", "entities"],
+)
+def test_large_files_take_time_by_their_size(read, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    started = time.process_time()
+    with suppress(AnnotationError):
+        read(tmp_path / name)
+    assert time.process_time() - started < 5

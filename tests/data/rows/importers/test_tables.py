@@ -1,13 +1,16 @@
 """CSV, TSV and spreadsheets: guessed columns, every way to write a time, and one message for what cannot be read."""
 
 import datetime
+import unicodedata
+import zipfile
 
 import pytest
 from annotation_samples import SAMPLES
 
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.data import read_rows, validate_file
-from modeling_bmdetr.data.rows.importers import AnnotationError, ImportOptions, import_annotations
+from modeling_bmdetr.data.features.video_files import VideoFiles
+from modeling_bmdetr.data.rows.importers import AnnotationError, ImportOptions, import_annotations, sheets
 from modeling_bmdetr.data.rows.importers.moments import parse_time
 
 EXPECTED = {
@@ -195,6 +198,30 @@ def test_videos_are_found_by_path_address_and_stem(table, videos, tmp_path):
         import_annotations(table("video,start,end,query\ndance,1,2,c"), folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        *(("dance.MP4", "dance.mp4"), ("dance.mp4", "dance.MOV"), ("dance.mov", "dance")),
+        *((unicodedata.normalize("NFD", "été.mp4"), f"été{suffix}") for suffix in (".mp4", "", ".MP4")),
+    ],
+)
+def test_videos_of_cameras_and_other_systems_are_found(table, videos, tmp_path, file, name):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / file).write_bytes((videos / "dance.mp4").read_bytes())
+    (folder / f"._{file}").write_bytes(b"what macOS puts beside a file")
+    rows, _ = import_annotations(table(f"video,start,end,query\n{name},1,2,a\n"), folder)
+    assert VideoFiles([folder]).find(rows[0]) == folder / file
+
+
+def test_a_name_with_a_dot_is_not_that_of_another_video(table, videos, tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / "cam.mp4").write_bytes((videos / "dance.mp4").read_bytes())
+    with pytest.raises(AnnotationError, match=r"there is no video 'cam\.2'"):
+        import_annotations(table("video,start,end,query\ncam.2,1,2,a\n"), folder)
+
+
 def test_identifiers_are_the_same_whenever_a_sentence_is_imported(videos, table):
     first, _ = import_annotations(table("video,start,end,query\ndance,1,2,a\nkitchen,1,2,a\n"), videos)
     later, _ = import_annotations(table("video,start,end,query\ndance,5,9,b\ndance,3,4,a\n"), videos)
@@ -232,6 +259,57 @@ def test_spreadsheets_are_read_as_they_are_shown(read, tmp_path):
     (tmp_path / "bad.xlsx").write_text("no zip")
     with pytest.raises(AnnotationError, match="is not a spreadsheet that can be read"):
         read(tmp_path / "bad.xlsx")
+
+
+def packed_sheet(path, text="<worksheet/>"):
+    """A spreadsheet of one row whose sheet is replaced by this XML."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["video", "start", "end", "sentence"])
+    book.save(path)
+    with zipfile.ZipFile(path) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w") as changed:
+        for name, part in parts.items():
+            changed.writestr(name, text if name == "xl/worksheets/sheet1.xml" else part)
+    return path
+
+
+SHEET = (
+    '<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>{}</sheetData></worksheet>'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "<worksheet>", SHEET.format('<row r="x"/>'), SHEET.format('<row r="1"><c r="??"><v>1</v></c></row>')),
+        *(SHEET.format(f'<row r="1"><c r="A1" t="{kind}"><v>9x</v></c></row>') for kind in ("s", "n", "d", "b")),
+        SHEET.format('<row r="1"><c r="A1" s="99"><v>1e400</v></c></row>'),
+    ],
+)
+def test_a_damaged_spreadsheet_is_named(read, tmp_path, text):
+    with pytest.raises(AnnotationError, match=r"own\.xlsx"):
+        read(packed_sheet(tmp_path / "own.xlsx", text))
+
+
+def test_spreadsheets_that_span_or_unpack_to_more_than_memory_holds_are_refused(read, tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["Video", "Start", "End", "Sentence"])
+    book.active.cell(row=1_000_000, column=16_000).value = "x"
+    book.save(tmp_path / "own.xlsx")
+    with pytest.raises(AnnotationError, match="row 626: the sheet spans more than 10,000,000 cells"):
+        read(tmp_path / "own.xlsx")
+    monkeypatch.setattr(sheets, "MOST_BYTES", 1000)
+    with pytest.raises(AnnotationError, match="bytes, more than 1,000"):
+        read(tmp_path / "own.xlsx")
+
+
+def test_lines_end_where_a_table_says_and_not_within_a_sentence(read, tmp_path):
+    """A text editor leaves vertical tabs and separators of Unicode in sentences."""
+    (tmp_path / "own.csv").write_text("video,start,end,sentence\ndance,3,9,A girl\vspins\u2028around.\n")
+    assert [" ".join(sentence.split()) for _, sentence in read(tmp_path / "own.csv")] == ["A girl spins around."]
 
 
 def test_the_command_writes_rows_that_are_valid(videos, tmp_path, capsys):
