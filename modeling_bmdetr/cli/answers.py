@@ -19,12 +19,20 @@ def form_of(args: argparse.Namespace) -> str:
     return suffix if suffix in ("json", "csv", "vtt") else "text"
 
 
-def write(results: Sequence[Mapping[str, Any]], form: str, out: str | None, *, single: bool, threshold: float) -> None:
+def write(
+    results: Sequence[Mapping[str, Any]],
+    form: str,
+    out: str | None,
+    *,
+    single: bool,
+    threshold: float,
+    min_presence: float = 0.0,
+) -> None:
     """Prints results in a form, or writes them whole to a file."""
     if form == "json":
         text = json.dumps(results[0] if single else {"results": list(results)}, indent=2)
     elif form == "text":
-        text = "\n".join(as_text(result, threshold, named=not single) for result in results)
+        text = "\n".join(as_text(result, threshold, min_presence, named=not single) for result in results)
     else:
         text = (as_csv if form == "csv" else as_vtt)(results)
     if out is None:
@@ -36,8 +44,11 @@ def write(results: Sequence[Mapping[str, Any]], form: str, out: str | None, *, s
         file.write((text + "\n").encode("utf-8", errors="backslashreplace"))
 
 
-def as_text(result: Mapping[str, Any], threshold: float, *, named: bool) -> str:
-    """Sentences with their moments, for people; `named` puts the video above them."""
+def as_text(result: Mapping[str, Any], threshold: float, min_presence: float = 0.0, *, named: bool) -> str:
+    """Sentences with their moments, for people; `named` puts the video above them.
+
+    `threshold` and `min_presence` are those that were asked for, so that an answer without a moment says why.
+    """
     lines = [printable(str(result["video"]))] if named else []
     for answer in result["answers"]:
         presence = answer.get("presence")
@@ -47,7 +58,9 @@ def as_text(result: Mapping[str, Any], threshold: float, *, named: bool) -> str:
         for moment in answer["moments"]:
             span = f"{moment['start']:8.2f} s - {moment['end']:8.2f} s"
             lines.append(f"  {span}   score {moment['score']:.3f}")
-        if not answer["moments"]:
+        if presence is not None and presence < min_presence:
+            lines.append(f"  no moment is listed where presence is below {min_presence:g} (--min-presence)")
+        elif not answer["moments"]:
             lines.append(f"  no moment scores {threshold:g} or more (--score-threshold 0 lists all)")
     return "\n".join(lines)
 

@@ -56,9 +56,11 @@ def predict(args: argparse.Namespace) -> int:
             bar.close()
         results.append({"video": video, "answers": answers})
         if form == "text" and not args.out:
-            print(forms.as_text(results[-1], args.score_threshold, named=len(videos) > 1), flush=True)
+            shown = forms.as_text(results[-1], args.score_threshold, args.min_presence, named=len(videos) > 1)
+            print(shown, flush=True)
     if form != "text" or args.out:
-        forms.write(results, form, args.out, single=len(videos) == 1, threshold=args.score_threshold)
+        limits = {"threshold": args.score_threshold, "min_presence": args.min_presence}
+        forms.write(results, form, args.out, single=len(videos) == 1, **limits)
     if plots or clips:
         _draw_and_cut(results, videos, queries, plots, clips)
     return 1 if failed else 0

@@ -137,6 +137,17 @@ def test_scores_near_zero_are_not_listed_unless_asked_for() -> None:
     assert text.splitlines() == ["a dog", "  no moment scores 0.05 or more (--score-threshold 0 lists all)"]
 
 
+def test_an_answer_left_out_for_its_presence_says_so() -> None:
+    answers = [{"query": query, "moments": [], "presence": presence} for query, presence in (("a", 0.2), ("b", 0.6))]
+    text = as_text({"video": "a.mp4", "answers": answers}, 0.05, 0.3, named=False)
+    assert text.splitlines() == [
+        "a   (not in this video, presence 0.20)",
+        "  no moment is listed where presence is below 0.3 (--min-presence)",
+        "b   (presence 0.60)",
+        "  no moment scores 0.05 or more (--score-threshold 0 lists all)",
+    ]
+
+
 def test_several_videos_at_once(model, video, tmp_path, capsys) -> None:
     other = write_video(tmp_path / "b.mp4", regular(4.0))
     broken = tmp_path / "c.mp4"
