@@ -85,7 +85,7 @@ def _mask(outline: np.ndarray, x_px: float, y_px: float, radius_px: float, angle
     turned = outline @ np.array([[cosine, -sine], [sine, cosine]])
     points = (turned * radius_px + (x_px - left, y_px - top)) * SUPERSAMPLING
     mask = Image.new("L", (SUPERSAMPLING * (2 * half + 1),) * 2)
-    ImageDraw.Draw(mask).polygon([tuple(point) for point in points.tolist()], fill=255)
+    ImageDraw.Draw(mask).polygon(points.ravel().tolist(), fill=255)
     return (left, top), mask.reduce(SUPERSAMPLING)
 
 

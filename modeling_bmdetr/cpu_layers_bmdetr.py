@@ -3,6 +3,7 @@
 `layers_bmdetr.py` decides where they are used; `tests/test_cheap_layers.py` holds that they compute the same.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DRAWS = 2**16  # probabilities are rounded to the nearest 1/65536
+BLOCK = 2**20  # values that lie between matrix products at once, so that they fit into the processor's cache
 
 
 def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
@@ -30,6 +32,12 @@ def keep(values: Tensor, kept: Tensor | None, threshold: int) -> Tensor:
     if kept is None:
         return values
     return kept.to(values.dtype).mul_(DRAWS / (DRAWS - threshold)).mul_(values)
+
+
+def blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows of `width` values, of at most `BLOCK` values each where a row has fewer."""
+    step = max(1, BLOCK // max(1, width))
+    return (slice(first, first + step) for first in range(0, rows, step))
 
 
 class Dropout(torch.autograd.Function):
@@ -68,7 +76,10 @@ class PReLU(torch.autograd.Function):
 
 
 class FeedForward(torch.autograd.Function):
-    """Linear, PReLU with one slope, dropout, Linear. What lies between the two matrices is kept once, before PReLU."""
+    """Linear, PReLU with one slope, dropout, Linear. What lies between the two matrices is kept once, before PReLU.
+
+    Rows are computed in blocks, so that what else is as wide as the layer stays small, and in the processor's cache.
+    """
 
     @staticmethod
     def forward(
@@ -81,58 +92,73 @@ class FeedForward(torch.autograd.Function):
         down_bias: Tensor,
         threshold: int,
     ) -> Tensor:
-        inner = F.linear(states, up, up_bias)
-        kept = draw_kept(inner.shape, threshold)
-        ctx.save_for_backward(states, up, slope, down, inner, kept)
+        rows = states.flatten(0, -2)
+        inner, output = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows), len(down))
+        masks = []
+        for block in blocks(len(rows), len(up)):
+            inner[block] = F.linear(rows[block], up, up_bias)
+            masks.append(draw_kept(inner[block].shape, threshold))
+            active = keep(F.prelu(inner[block], slope), masks[-1], threshold)
+            output[block] = F.linear(active, down, down_bias)
+        ctx.save_for_backward(states, up, slope, down, inner, *masks)
         ctx.threshold = threshold
-        return F.linear(keep(F.prelu(inner, slope), kept, threshold), down, down_bias)
+        return output.unflatten(0, states.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        states, up, slope, down, inner, kept = ctx.saved_tensors
-        gradient = gradients[0].flatten(0, -2)
-        active = keep(F.prelu(inner, slope), kept, ctx.threshold).flatten(0, -2)
-        down_gradient = gradient.T @ active
-        del active
-        inner_gradient = keep((gradient @ down).view_as(inner), kept, ctx.threshold)
-        inner_gradient, slope_gradient = prelu_gradients(inner, slope, inner_gradient)
-        inner_gradient = inner_gradient.flatten(0, -2)
-        return (
-            (inner_gradient @ up).view_as(states),
-            inner_gradient.T @ states.flatten(0, -2),
-            inner_gradient.sum(0),
-            slope_gradient,
-            down_gradient,
-            gradient.sum(0),
-            None,
-        )
+        states, up, slope, down, inner, *masks = ctx.saved_tensors
+        rows, gradient = states.flatten(0, -2), gradients[0].flatten(0, -2)
+        to_rows, to_up, to_down = torch.empty_like(rows), torch.zeros_like(up), torch.zeros_like(down)
+        to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
+        for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
+            active = keep(F.prelu(inner[block], slope), kept, ctx.threshold)
+            to_down += gradient[block].T @ active
+            to_inner = keep(gradient[block] @ down, kept, ctx.threshold)
+            to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
+            to_slope += of_block
+            to_bias += to_inner.sum(0)
+            to_up += to_inner.T @ rows[block]
+            to_rows[block] = to_inner @ up
+        return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None
 
 
 class Attention(torch.autograd.Function):
-    """Scaled dot-product attention with dropout, of which PyTorch has no kernel for the CPU. Weights are kept once."""
+    """Scaled dot-product attention with dropout, of which PyTorch has no kernel for the CPU. Weights are kept once.
+
+    Rows of the batch are computed in blocks, for the reason that [`FeedForward`] has.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, threshold: int
     ) -> Tensor:
         query, key, value = (query * scaling).contiguous(), key.contiguous(), value.contiguous()
-        weights = torch.matmul(query, key.mT)
-        if mask is not None and mask.dtype == torch.bool:
-            weights.masked_fill_(~mask, torch.finfo(weights.dtype).min)
-        elif mask is not None:
-            weights += mask
-        weights = weights.softmax(dim=-1)
-        kept = draw_kept(weights.shape, threshold)
-        ctx.save_for_backward(query, key, value, weights, kept)
+        weights = query.new_empty(*query.shape[:-1], key.shape[-2])
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        mask = mask if mask is None else mask.expand(len(query), -1, -1, -1)
+        masks = []
+        for block in blocks(len(query), weights[0].numel()):
+            scores = torch.matmul(query[block], key[block].mT)
+            if mask is not None and mask.dtype == torch.bool:
+                scores.masked_fill_(~mask[block], torch.finfo(scores.dtype).min)
+            elif mask is not None:
+                scores += mask[block]
+            torch.softmax(scores, -1, out=weights[block])
+            masks.append(draw_kept(scores.shape, threshold))
+            output[block] = torch.matmul(keep(weights[block], masks[-1], threshold), value[block])
+        ctx.save_for_backward(query, key, value, weights, *masks)
         ctx.scaling, ctx.threshold = scaling, threshold
-        return torch.matmul(keep(weights, kept, threshold), value)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, kept = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        value_gradient = torch.matmul(keep(weights, kept, ctx.threshold).mT, gradient)
-        weights_gradient = keep(torch.matmul(gradient, value.mT), kept, ctx.threshold)
-        weights_gradient = torch._softmax_backward_data(weights_gradient, weights, -1, weights.dtype)
-        query_gradient = torch.matmul(weights_gradient, key).mul_(ctx.scaling)
-        return query_gradient, torch.matmul(weights_gradient.mT, query), value_gradient, None, None, None
+        query, key, value, weights, *masks = ctx.saved_tensors
+        to_query, to_key, to_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        for block, kept in zip(blocks(len(query), weights[0].numel()), masks, strict=True):
+            gradient = gradients[0][block].contiguous()
+            to_value[block] = torch.matmul(keep(weights[block], kept, ctx.threshold).mT, gradient)
+            to_weights = keep(torch.matmul(gradient, value[block].mT), kept, ctx.threshold)
+            to_scores = torch._softmax_backward_data(to_weights, weights[block], -1, weights.dtype)
+            to_query[block] = torch.matmul(to_scores, key[block])
+            to_key[block] = torch.matmul(to_scores.mT, query[block])
+        return to_query.mul_(ctx.scaling), to_key, to_value, None, None, None

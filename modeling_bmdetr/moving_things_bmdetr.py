@@ -6,10 +6,9 @@ in one place of the row. Pure tensor functions on square frames; lengths are sha
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .pixel_measures_bmdetr import signed_root
+from .pixel_measures_bmdetr import box_mean, neighbourhood, signed_root
 
 HARMONICS = range(2, 9)  # of the form's outline
 NOISE = 0.06  # changes of a plane below this are compression and light
@@ -59,7 +58,7 @@ def _most_changing_place(change: Tensor, place: Tensor) -> tuple[Tensor, Tensor]
     """Of `(clips, size, size)`, the largest mean over a window, `(clips,)`, and its middle (x, y), `(clips, 2)`."""
     size = len(place)
     width = int(REACH / 0.675 * size) | 1
-    near = F.avg_pool2d(F.avg_pool2d(change[:, None], (width, 1), 1, (width // 2, 0)), (1, width), 1, (0, width // 2))
+    near = box_mean(box_mean(change, width, 1), 1, width)
     amount, index = near.flatten(1).max(dim=1)
     return amount, torch.stack((place[index % size], place[index // size]), dim=-1)
 
@@ -72,7 +71,7 @@ def _square(middle: Tensor, reach: Tensor | float, place: Tensor) -> Tensor:
 
 def _colour(hues: Tensor, changed: Tensor) -> Tensor:
     """The mix of hues, of length one, where things change: `(clips, 6)`."""
-    near = F.max_pool2d(changed[:, None], 5, 1, 2)
+    near = neighbourhood(changed[:, None], 2)
     colour = (hues * near[:, None]).sum(dim=(1, 3, 4))
     return colour / (colour.norm(dim=1, keepdim=True) + 1e-4)
 
@@ -85,7 +84,7 @@ def _follow(hues: Tensor, colour: Tensor, changed: Tensor, middle: Tensor, place
     """
     likeness = torch.einsum("cfpyx,cp->cfyx", hues, colour)
     likeness = (likeness - 0.25 * likeness.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
-    near = F.max_pool2d((changed > 0).float()[:, None], 9, 1, 4)[:, 0] * _square(middle, REACH, place)
+    near = neighbourhood((changed > 0).float()[:, None])[:, 0] * _square(middle, REACH, place)
     mass = likeness * near[:, None]
     centres = middle[:, None].expand(-1, hues.shape[1], -1)
     for _ in range(2):

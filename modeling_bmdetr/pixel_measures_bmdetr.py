@@ -86,10 +86,24 @@ def edge_harmonics(planes: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
     return whole, weighted
 
 
-def neighbourhood(planes: torch.Tensor) -> torch.Tensor:
-    """The largest value at most four pixels away, of `(clips, planes, size, size)`."""
-    rows = torch.nn.functional.max_pool2d(planes, (9, 1), stride=1, padding=(4, 0))
-    return torch.nn.functional.max_pool2d(rows, (1, 9), stride=1, padding=(0, 4))
+def neighbourhood(planes: torch.Tensor, reach: int = 4) -> torch.Tensor:
+    """The largest value at most `reach` pixels away, of `(clips, planes, size, size)`."""
+    rows = torch.nn.functional.max_pool2d(planes, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    return torch.nn.functional.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+
+
+def box_mean(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Means over a window around each pixel of `(..., size, size)`, where 0 lies beyond the frame. Sides are odd.
+
+    The very values of `avg_pool2d`, which takes several times as long.
+    """
+    down, across = planes.shape[-2:]
+    padded = torch.nn.functional.pad(planes, (width // 2, width // 2, height // 2, height // 2))
+    total = torch.zeros_like(planes)
+    for y in range(height):
+        for x in range(width):
+            total += padded[..., y : y + down, x : x + across]
+    return total / (height * width)
 
 
 def flow_moments(planes: torch.Tensor) -> torch.Tensor:
@@ -105,7 +119,7 @@ def flow_moments(planes: torch.Tensor) -> torch.Tensor:
     Returns:
         `(clips, frames - 1, planes, 4)`.
     """
-    smooth = torch.nn.functional.avg_pool2d(planes.flatten(0, 1), 3, stride=1, padding=1).unflatten(0, planes.shape[:2])
+    smooth = box_mean(planes, 3, 3)
     change = smooth.diff(dim=1)[..., 1:-1, 1:-1]
     middle = (smooth[:, 1:] + smooth[:, :-1]) / 2
     across = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2

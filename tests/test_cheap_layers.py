@@ -7,7 +7,7 @@ from factories import NO_DROPOUT, make_model
 from torch import nn
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.cpu_layers_bmdetr import DRAWS, Attention
+from modeling_bmdetr.cpu_layers_bmdetr import BLOCK, DRAWS, Attention
 from modeling_bmdetr.layers_bmdetr import (
     BMDetrDropout,
     BMDetrFeedForward,
@@ -93,10 +93,12 @@ def test_attention_for_training_is_that_of_pytorch(masked):
     torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.parametrize("block", [BLOCK, 1])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("masked", [None, "bool", "added"])
-def test_attention_with_dropout_and_its_gradients_are_those_of_pytorch(p, masked):
+def test_attention_with_dropout_and_its_gradients_are_those_of_pytorch(p, masked, block, monkeypatch):
     """With the weights that were kept known from a product with the identity."""
+    monkeypatch.setattr("modeling_bmdetr.cpu_layers_bmdetr.BLOCK", block)
     heads = [drawn(2, 4, 6, 8, seed=seed).transpose(1, 2).contiguous().transpose(1, 2) for seed in range(3)]
     mask = (torch.arange(6) < torch.tensor([6, 3])[:, None])[:, None, None].expand(2, 1, 6, 6) if masked else None
     if masked == "added":
@@ -121,10 +123,13 @@ def test_attention_with_dropout_and_its_gradients_are_those_of_pytorch(p, masked
         torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize("rows_at_once", [None, 4, 1])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_feed_forward_and_its_gradients_are_those_of_the_layers_in_turn(p, monkeypatch):
+def test_feed_forward_and_its_gradients_are_those_of_the_layers_in_turn(p, rows_at_once, monkeypatch):
     layer = BMDetrFeedForward(BMDetrConfig(video_dim=4, text_dim=4, dropout=p, activation="prelu")).train()
     width, results = layer.up.in_features, []
+    if rows_at_once is not None:
+        monkeypatch.setattr("modeling_bmdetr.cpu_layers_bmdetr.BLOCK", rows_at_once * layer.up.out_features)
     for own in (True, False):
         if not own:
             monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.FeedForward", None)

@@ -9,6 +9,7 @@ import torch
 from modeling_bmdetr.pixel_measures_bmdetr import (
     HARMONICS,
     SCALE,
+    box_mean,
     colour_planes,
     edge_harmonics,
     flow_moments,
@@ -147,3 +148,16 @@ def test_neighbourhood_against_brute_force() -> None:
         for column in range(12):
             around = planes[..., max(0, row - 4) : row + 5, max(0, column - 4) : column + 5]
             assert torch.equal(near[..., row, column], around.amax(dim=(-2, -1)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (11, 1), (1, 11), (1, 1)])
+def test_means_over_windows_are_the_very_values_of_pooling(height, width):
+    planes = torch.rand(2, 3, 20, 17, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.avg_pool2d(planes, (height, width), 1, (height // 2, width // 2))
+    assert torch.equal(box_mean(planes, height, width), expected)
+
+
+@pytest.mark.parametrize("reach", [2, 4])
+def test_the_largest_value_nearby_is_that_of_pooling_over_a_square(reach):
+    planes = torch.rand(2, 3, 20, 17, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(neighbourhood(planes, reach), torch.nn.functional.max_pool2d(planes, 2 * reach + 1, 1, reach))

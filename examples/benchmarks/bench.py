@@ -19,7 +19,8 @@ has the same options (`--again` measures anew):
 - memory: the peak of each of these, a fresh process for each figure;
 - growth: time and memory of an update and of an answer by clips, batch and queries.
 
-Writes `report.json`, `report.md` and `growth.png`. Every table says how busy the machine was (load average).
+Writes `report.json`, `report.md` and `growth.png`. Every table says how busy the machine was (load average); on a busy
+one, read the processor time.
 """
 
 import argparse

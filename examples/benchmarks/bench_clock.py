@@ -8,7 +8,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Seconds(NamedTuple):
+    """Of the clock, and of the processor time of this process and of those that it started and that have ended."""
+
+    clock: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime)
+
+    def __add__(self, other: "Seconds") -> "Seconds":  # type: ignore[override]
+        return Seconds(self.clock + other.clock, self.processor + other.processor)
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.clock - other.clock, self.processor - other.processor)
 
 
 def seconds_of(function: Callable[[], Any], repeats: int) -> list[float]:
@@ -23,19 +41,13 @@ def seconds_of(function: Callable[[], Any], repeats: int) -> list[float]:
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
     """Seconds of the clock and of processor time that a call takes, child processes included, and its result."""
-    clock, processor = time.perf_counter(), processor_seconds()
+    started = Seconds.now()
     result = function()
-    return time.perf_counter() - clock, processor_seconds() - processor, result
+    return *(Seconds.now() - started), result
 
 
 def milliseconds(seconds: Sequence[float]) -> list[float]:
     return [1000 * value for value in seconds]
-
-
-def processor_seconds() -> float:
-    """Of this process, and of those that it started and that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def peak_memory_mib() -> float:

@@ -1,6 +1,7 @@
 """The parts of `bench.py`. Run as a program it is one part in a process of its own: a part and its options as
 arguments, the figures as one JSON object on standard output."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_clock import fresh_process, load_pipeline, milliseconds, peak_memory_mib, seconds_of
+from bench_clock import Seconds, fresh_process, load_pipeline, milliseconds, peak_memory_mib, timed
 from bench_sides import OPERATIONS, compare_sides, memory_of_sides
 
 OWN = "this package"
@@ -58,48 +59,52 @@ def answer(options: Namespace) -> dict[str, Any]:
     with world(options, films=1) as (model, films):
         runs = [fresh("first_answer", {"model": str(model), "film": str(films[0])}) for _ in range(options.repeats)]
     stages = [key for key in runs[0] if key != "peak_mib"]
-    rows = {stage: row("ms", milliseconds([run[stage] for run in runs])) for stage in stages}
-    rows["all"] = row("ms", milliseconds([sum(run[stage] for stage in stages) for run in runs]))
+    rows = {}
+    for stage in [*stages, "all"]:
+        parts = [[run[name] for name in ([stage] if stage != "all" else stages)] for run in runs]
+        clock, processor = ([sum(one[i] for one in part) for part in parts] for i in (0, 1))
+        rows[stage] = row("ms", milliseconds(clock))
+        rows[f"{stage}, processor time"] = row("ms", milliseconds(processor))
     rows["peak memory"] = row("MiB", [run["peak_mib"] for run in runs])
     return {"rows": rows}
 
 
-def first_answer(given: dict[str, str]) -> dict[str, float]:
-    """Seconds of each stage of the first answer."""
-    times = [time.perf_counter()]
+def first_answer(given: dict[str, str]) -> dict[str, Any]:
+    """Seconds of each stage of the first answer, by the clock and of processor time."""
+    times = [Seconds.now()]
     import torch
 
     from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor, MomentRetrievalPipeline  # noqa: F401
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    times.append(time.perf_counter())
+    times.append(Seconds.now())
     pipe = load_pipeline(given["model"])
-    times.append(time.perf_counter())
-    encoding = 0.0
+    times.append(Seconds.now())
+    encoding = Seconds(0, 0)
     for encoder in pipe.processor.video_encoders:
         encode = encoder._encode_clips
 
         def timed(frames: list, encode: Callable = encode) -> Any:
             nonlocal encoding
-            started = time.perf_counter()
+            started = Seconds.now()
             rows = encode(frames)
-            encoding += time.perf_counter() - started
+            encoding += Seconds.now() - started
             return rows
 
         encoder._encode_clips = timed
     video = pipe.encode_video(given["film"])
-    times.append(time.perf_counter())
+    times.append(Seconds.now())
     pipe(video, "a red circle slides to the left")
-    times.append(time.perf_counter())
-    imported, loaded, encoded, grounded = (times[i + 1] - times[i] for i in range(4))
-    return {
+    times.append(Seconds.now())
+    imported, loaded, encoded, grounded = (later - earlier for earlier, later in itertools.pairwise(times))
+    stages = {
         "import": imported,
         "load the model": loaded,
         "decode the video": encoded - encoding,
         "encode the frames": encoding,
         "ground the query": grounded,
-        "peak_mib": peak_memory_mib(),
     }
+    return {**stages, "peak_mib": peak_memory_mib()}
 
 
 def queries(options: Namespace) -> dict[str, Any]:
@@ -111,8 +116,9 @@ def queries(options: Namespace) -> dict[str, Any]:
         video = pipe.encode_video(films[0])
         asked = [f"{SENTENCES[i % len(SENTENCES)]} {i}" for i in range(options.questions)]
         ways = {"at once": lambda: pipe(video, asked), "one by one": lambda: [pipe(video, one) for one in asked]}
-        seconds = {title: seconds_of(way, options.repeats) for title, way in ways.items()}
-    rows = {f"{options.questions} queries {title}": row("ms", milliseconds(taken)) for title, taken in seconds.items()}
+        rows: dict[str, Any] = {}
+        for title, way in ways.items():
+            rows |= both_times(f"{options.questions} queries {title}", way, options.repeats)
     return {"rows": rows | peak_memory()}
 
 
@@ -120,14 +126,17 @@ def videos(options: Namespace) -> dict[str, Any]:
     """One query about each of many files: decoded, encoded and grounded."""
     with world(options, options.films) as (model, films):
         pipe = pipeline_of(model, options)
-        started = time.perf_counter()
+        started = Seconds.now()
         encoded = [pipe.encode_video(film) for film in films]
-        read = time.perf_counter()
+        read = Seconds.now()
         for video in encoded:
             pipe(video, "a red circle slides to the left")
-        done = time.perf_counter()
+        done = Seconds.now()
     figures = {"decode and encode": read - started, "ground": done - read, "all": done - started}
-    rows = {f"{name}, {len(films)} videos": row("s", [value]) for name, value in figures.items()}
+    rows = {}
+    for name, seconds in figures.items():
+        for kind, value in zip(("", ", processor time"), seconds, strict=True):
+            rows[f"{name}, {len(films)} videos{kind}"] = row("s", [value])
     rows["length of the videos"] = row("s", [sum(video.duration_s for video in encoded)])
     return {"rows": rows | peak_memory()}
 
@@ -145,8 +154,8 @@ def submission(options: Namespace) -> dict[str, Any]:
         write_jsonl(annotations, files[1])
         rows: dict[str, Any] = {}
         for name, given in (("rows in memory", (predictions, annotations)), ("JSON lines files", files)):
-            seconds = seconds_of(partial(evaluate_submission, *given), options.repeats)
-            rows[f"{options.submitted} queries, {name}"] = row("ms", milliseconds(seconds))
+            evaluated = partial(evaluate_submission, *given)
+            rows |= both_times(f"{options.submitted} queries, {name}", evaluated, options.repeats)
     return {"rows": rows | peak_memory()}
 
 
@@ -174,8 +183,8 @@ def growth(options: Namespace) -> dict[str, Any]:
                 skipped = kind == "update" and (name == QUERIES or clips > MOST_UPDATED)
                 given = {"kind": kind, "clips": clips, "pairs": batch * asked, "repeats": min(options.repeats, 3)}
                 figures = {} if skipped else fresh("grown", given)
-                series.setdefault(f"{kind}, ms", []).append(figures.get("ms"))
-                series.setdefault(f"{kind}, peak MiB", []).append(figures.get("peak_mib"))
+                for label, key in (("ms", "ms"), ("processor ms", "processor_ms"), ("peak MiB", "peak_mib")):
+                    series.setdefault(f"{kind}, {label}", []).append(figures.get(key))
         series = {key: values for key, values in series.items() if any(value is not None for value in values)}
         result[name] = {"sizes": list(sizes), **series}
     notes = ["A model of the released size; an update has a negative query and a shifted view for each pair.", ""]
@@ -222,7 +231,9 @@ def grown(given: dict[str, Any]) -> dict[str, float]:
             with torch.inference_mode():
                 model(**inputs)
 
-    return {"ms": 1000 * statistics.median(seconds_of(run, given["repeats"])), "peak_mib": peak_memory_mib()}
+    runs = [timed(run)[:2] for _ in range(given["repeats"] + 1)][1:]  # the first does not count
+    clock, processor = (1000 * statistics.median(seconds) for seconds in zip(*runs, strict=True))
+    return {"ms": clock, "processor_ms": processor, "peak_mib": peak_memory_mib()}
 
 
 # Worlds
@@ -255,7 +266,7 @@ def pipeline_of(model: Path, options: Namespace) -> Any:
     return load_pipeline(model)
 
 
-def fresh(name: str, given: dict[str, Any]) -> dict[str, float]:
+def fresh(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """What a function of this file returns in a process of its own."""
     return fresh_process([__file__, name, json.dumps(given)])
 
@@ -263,6 +274,15 @@ def fresh(name: str, given: dict[str, Any]) -> dict[str, float]:
 def row(unit: str, values: list[float]) -> dict[str, Any]:
     """A row of the report with this package's values alone."""
     return {"unit": unit, "values": {OWN: values}}
+
+
+def both_times(label: str, function: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Rows of a function's times, by the clock and of processor time; a first run does not count."""
+    clock, processor = zip(*[timed(function)[:2] for _ in range(repeats + 1)][1:], strict=True)
+    return {
+        label: row("ms", milliseconds(clock)),
+        f"{label}, processor time": row("ms", milliseconds(processor)),
+    }
 
 
 def peak_memory() -> dict[str, Any]:
