@@ -156,7 +156,9 @@ class SharingMixin:
             return upload_checkpoint(folder, repo_id, **kwargs)
 
 
-def require_about_all(model_class: Any, config: BMDetrConfig | None, name: str | os.PathLike) -> None:
+def require_about_all(
+    model_class: Any, config: BMDetrConfig | str | os.PathLike | None, name: str | os.PathLike
+) -> None:
     """Refuses a folder whose files hold less than half of the weights that its configuration states.
 
     The rest would be made before it is found missing: a configuration of a few bytes could fill the memory.
@@ -171,7 +173,7 @@ def require_about_all(model_class: Any, config: BMDetrConfig | None, name: str |
             held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
     if not held:
         return  # a name on the Hub, or a folder without weights, which is refused
-    if not isinstance(config, BMDetrConfig):
+    if config is None or isinstance(config, str | os.PathLike):
         config = BMDetrConfig.from_pretrained(name if config is None else config)
     with torch.device("meta"):
         stated = sum(parameter.numel() for parameter in model_class(config).parameters())

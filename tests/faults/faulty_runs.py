@@ -137,11 +137,13 @@ def killed_after(function: Callable[[], None], seconds: float, how: signal.Signa
     """The function, in a process that gets a signal after so long, whatever it is doing."""
 
     def run() -> None:
-        process = os.getpid()
+        process, ends = os.getpid(), time.monotonic() + seconds
         if not os.fork():
-            time.sleep(seconds)
+            while os.getppid() == process and time.monotonic() < ends:  # no longer than the process itself
+                time.sleep(0.005)
             with suppress(ProcessLookupError):
-                os.kill(process, how)
+                if os.getppid() == process:
+                    os.kill(process, how)
             os._exit(0)
         function()
 

@@ -66,7 +66,8 @@ def read_via(path: Path, text: str, content: dict[str, Any], *, attribute: str |
 def _video(entry: dict[str, Any], views: dict[str, Any], files: dict[str, Any]) -> str | None:
     identifiers = as_list(as_dict(views.get(str(entry.get("vid")))).get("fid_list"))
     file = as_dict(files.get(str(identifiers[0]))) if identifiers else {}
-    return file.get("fname") or file.get("src") or None
+    name = file.get("fname") or file.get("src")
+    return name if isinstance(name, str) and name else None
 
 
 def _objects(path: Path, text: str, content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -41,6 +41,14 @@ def test_via_takes_segments_of_the_chosen_attribute_and_option_names(read):
     assert read("via.json", attribute="action") == {("kitchen", "Washing"): [[5.0, 11.0]]}
 
 
+def test_via_whose_file_has_no_name_is_told(read, tmp_path):
+    project = json.loads((SAMPLES / "via.json").read_text())
+    project["file"]["2"]["fname"] = -1
+    (tmp_path / "own.json").write_text(json.dumps(project))
+    with pytest.raises(AnnotationError, match="refers to view '2', which has no file"):
+        read(tmp_path / "own.json", attribute="sentence")
+
+
 def test_via_of_the_image_annotator_is_refused(read, tmp_path):
     (tmp_path / "images.json").write_text('{\n "_via_settings": {},\n "_via_img_metadata": {}}')
     with pytest.raises(AnnotationError, match=r"line 3, column 23 .*image annotator, which has no times"):
