@@ -62,6 +62,8 @@ def as_text(result: Mapping[str, Any], threshold: float, min_presence: float = 0
             lines.append(f"  no moment is listed where presence is below {min_presence:g} (--min-presence)")
         elif not answer["moments"]:
             lines.append(f"  no moment scores {threshold:g} or more (--score-threshold 0 lists all)")
+    if not all(answer.get("calibrated", True) for answer in result["answers"]):
+        lines.append("Scores and presence only rank, since the checkpoint is not calibrated (see bmdetr calibrate).")
     return "\n".join(lines)
 
 

@@ -137,6 +137,14 @@ def test_scores_near_zero_are_not_listed_unless_asked_for() -> None:
     assert text.splitlines() == ["a dog", "  no moment scores 0.05 or more (--score-threshold 0 lists all)"]
 
 
+def test_scores_that_are_no_probabilities_are_called_that() -> None:
+    answer = {"query": "a", "moments": [{"start": 1.0, "end": 2.0, "score": 0.5}], "presence": 0.6}
+    told = "Scores and presence only rank, since the checkpoint is not calibrated (see bmdetr calibrate)."
+    for calibrated in (True, False):
+        text = as_text({"video": "a", "answers": [{**answer, "calibrated": calibrated}]}, 0.05, named=False)
+        assert (told in text) is not calibrated
+
+
 def test_an_answer_left_out_for_its_presence_says_so() -> None:
     answers = [{"query": query, "moments": [], "presence": presence} for query, presence in (("a", 0.2), ("b", 0.6))]
     text = as_text({"video": "a.mp4", "answers": answers}, 0.05, 0.3, named=False)
