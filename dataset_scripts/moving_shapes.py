@@ -14,6 +14,7 @@ builder of `datasets` that yields the same rows.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def render_moving_shapes(
     *,
     workers: int = 1,
     progress: bool = True,
+    overwrite: bool = False,
     absent: bool = False,
 ) -> dict[str, list[Row]]:
     """Renders the data set into a folder, or what is missing of it, and returns its rows.
@@ -67,6 +69,7 @@ def render_moving_shapes(
         num_videos: videos by split, from `train`, `val` and `test`; 400, 60 and 70 if None.
         workers: processes that render; 1 renders in this one.
         progress: whether to show a progress bar.
+        overwrite: whether to replace a data set with other settings in `out_dir`.
         absent: whether the rows returned include the absent queries, after all others of their split; they have
             `relevant_windows: []` and their kind as `absent_kind`.
 
@@ -75,7 +78,7 @@ def render_moving_shapes(
 
     Raises:
         ValueError: if `num_videos` names another split or fewer than no videos, if `workers` is less than 1, or if the
-            folder holds a data set with other settings.
+            folder holds a data set with other settings and `overwrite` is false.
         ImportError: if PyAV or Pillow is not installed.
     """
     counts = dict(NUM_VIDEOS if num_videos is None else num_videos)
@@ -86,7 +89,7 @@ def render_moving_shapes(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, received {workers}.")
     out = Path(out_dir)
-    _prepare_folder(out, {"version": VERSION, "seed": seed, "fps": FPS, "num_videos": counts})
+    _prepare_folder(out, {"version": VERSION, "seed": seed, "fps": FPS, "num_videos": counts}, overwrite)
 
     rows: dict[str, list[Row]] = {}
     absent_rows: dict[str, list[Row]] = {}
@@ -154,18 +157,23 @@ def _drawn(seed: int, split: str, number: int) -> Iterator[DrawnVideo]:
         yield DrawnVideo(key, f"{split}_{index:04d}", scene, told, absent)
 
 
-def _prepare_folder(out: Path, settings: dict[str, Any]) -> None:
+def _prepare_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Makes the folders and the manifest, or checks that a manifest found there says the same."""
     manifest = out / MANIFEST
     if manifest.is_file():
         found = json.loads(manifest.read_text(encoding="utf-8"))
         if found != settings:
-            differing = [name for name in settings if found.get(name) != settings[name]]
-            raise ValueError(
-                f"out_dir {out} holds Moving Shapes with other settings: "
-                + ", ".join(f"{name} {found.get(name)!r}, not {settings[name]!r}" for name in differing)
-                + ". Choose another folder, or delete this one."
-            )
+            if not overwrite:
+                differing = [name for name in settings if found.get(name) != settings[name]]
+                raise ValueError(
+                    f"out_dir {out} holds Moving Shapes with other settings: "
+                    + ", ".join(f"{name} {found.get(name)!r}, not {settings[name]!r}" for name in differing)
+                    + ". Choose another folder, or pass overwrite=True to replace it."
+                )
+            for split in NUM_VIDEOS:
+                shutil.rmtree(out / split, ignore_errors=True)
+                for name in (f"{split}.jsonl", f"{split}_absent.jsonl"):
+                    (out / name).unlink(missing_ok=True)
     for split in settings["num_videos"]:
         (out / split).mkdir(parents=True, exist_ok=True)
     write_json(manifest, settings)

@@ -7,11 +7,12 @@ Decoding streams: two frames are held, however long the video is.
 """
 
 import io
+import itertools
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,6 +168,11 @@ class VideoFile(AbstractContextManager):
         for owner, (time_s, frame) in zip(owners, shown_frames, strict=True):
             yield owner, time_s, converters[owner](frame)
 
+    def frames_at_rate(self, fps: float, convert: Callable[[Any], np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+        """Converted frames at times 0, 1/fps, 2/fps, ... to the end of the video."""
+        times = itertools.takewhile(lambda time_s: time_s < self.info.duration_s, (i / fps for i in itertools.count()))
+        return ((time_s, convert(frame)) for time_s, frame in self._frames_shown(times))
+
     def _frames_shown(self, times: Iterator[float], seek_s: float = 0.0) -> Iterator[tuple[float, Any]]:
         """Pairs each time with the frame shown then."""
         duration_s, name = self.info.duration_s, self._container.name
@@ -312,16 +318,20 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
 
 def iter_frames(
     path: str | os.PathLike,
-    times_s: Sequence[float] | np.ndarray,
+    times_s: Sequence[float] | np.ndarray | None = None,
     *,
+    fps: float | None = None,
     size: int | tuple[int, int] | None = None,
     interpolation: str = "bilinear",
+    decode_threads: int = 0,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields the frames shown at `times_s`, resized while decoding.
+    """Yields the frames shown at `times_s`, or at a regular rate of `fps`, resized while decoding.
 
     Args:
         path: a video file.
         times_s, size, interpolation: see [`FramePlan`].
+        fps: instead of `times_s`: times 0, 1/fps, 2/fps, ... to the end of the video.
+        decode_threads: see [`VideoFile`].
 
     Yields:
         `(time_s, frame)`: the requested time and a `(height, width, 3)` uint8 RGB array.
@@ -332,14 +342,24 @@ def iter_frames(
             time. The last two are raised while iterating, when the fault is reached.
         ImportError: if PyAV is not installed.
     """
-    FrameConverter(size, interpolation)  # refuses what it cannot do
-    return _iter_frames(existing_file(path), FramePlan(checked_times(times_s), size, interpolation))
+    path = existing_file(path)
+    if (times_s is None) == (fps is None):
+        raise ValueError(f"give either times_s or fps, received times_s={times_s!r} and fps={fps!r}")
+    FrameConverter(size, interpolation)
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps must be a positive number, received {fps!r}")
+    if times_s is not None:
+        times_s = checked_times(times_s)
+    return _iter_frames(path, times_s, fps, size, interpolation, decode_threads)
 
 
-def _iter_frames(path: str | os.PathLike, plan: FramePlan) -> Iterator[tuple[float, np.ndarray]]:
-    with VideoFile(path) as video:
-        for _, time_s, frame in video.frames([plan]):
-            yield time_s, frame
+def _iter_frames(path: Any, times_s: Any, fps: Any, size: Any, interpolation: str, decode_threads: int) -> Any:
+    with VideoFile(path, decode_threads) as video:
+        if fps is not None:
+            yield from video.frames_at_rate(fps, FrameConverter(size, interpolation, video._container))
+        else:
+            for _, time_s, frame in video.frames([FramePlan(times_s, size, interpolation)]):
+                yield time_s, frame
 
 
 def _tolerance_s(end_s: float) -> float:

@@ -194,6 +194,16 @@ def test_starting_late_seeks_and_gives_the_same_frames(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sought, read)
 
 
+def test_regular_rate_runs_to_the_end(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(3.0))
+    answers = list(iter_frames(path, fps=4.0))
+    assert [time_s for time_s, _ in answers] == [i / 4 for i in range(12)]
+    assert [number_of(frame) for _, frame in answers] == [int(i / 4 * 10 + 1e-6) for i in range(12)]
+    for arguments in ({}, {"times_s": [0.0], "fps": 1.0}, {"fps": 0.0}):
+        with pytest.raises(ValueError, match="fps"):
+            iter_frames(path, **arguments)
+
+
 def test_no_times_give_no_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(1.0))
     assert list(iter_frames(path, [])) == []

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ..data.rows.jsonl import read_jsonl as read_jsonl
     from ..data.rows.jsonl import write_jsonl as write_jsonl
     from ..data.rows.qids import canonical_qid as canonical_qid
+    from ..data.rows.qids import restore_qid_types as restore_qid_types
     from .evaluator import METRIC_FORMATS as METRIC_FORMATS
     from .evaluator import evaluate_module_path as evaluate_module_path
     from .evaluator import evaluate_submission as evaluate_submission

@@ -166,10 +166,15 @@ def test_a_broken_off_rendering_leaves_no_half_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_other_settings_is_refused(tmp_path: Path, no_rendering: list[Path]) -> None:
+def test_a_folder_with_other_settings_is_refused_or_replaced(tmp_path: Path, no_rendering: list[Path]) -> None:
     render_moving_shapes(tmp_path, 0, SMALL, progress=False)
-    with pytest.raises(ValueError, match=r"other settings: seed 0, not 1\. Choose another folder, or delete"):
+    with pytest.raises(ValueError, match=r"other settings: seed 0, not 1\. Choose another folder, or pass overwrite"):
         render_moving_shapes(tmp_path, 1, SMALL, progress=False)
+    rows = render_moving_shapes(tmp_path, 1, {"val": 1}, progress=False, overwrite=True)
+    assert list(rows) == ["val"]
+    assert not (tmp_path / "train").exists()
+    assert not (tmp_path / "train.jsonl").exists()
+    assert json.loads((tmp_path / "manifest.json").read_text())["seed"] == 1
 
 
 @pytest.mark.parametrize(

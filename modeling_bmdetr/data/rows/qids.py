@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -48,3 +48,21 @@ def is_whole_number(value: object) -> bool:
 def original_qid(qid: str, integer_qids: Collection[str]) -> str | int:
     """`qid` as an integer if it is one of `integer_qids`, else as it is."""
     return int(qid) if qid in integer_qids else qid
+
+
+def restore_qid_types(
+    predictions: Iterable[Mapping[str, Any]], ground_truth: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Copies of `predictions` whose `qid`s have the type (integer or string) that they have in `ground_truth`.
+
+    Raises:
+        ValueError: A prediction's `qid` is not in `ground_truth`.
+    """
+    original = {canonical_qid(row["qid"]): row["qid"] for row in ground_truth}
+    restored = []
+    for row in predictions:
+        qid = canonical_qid(row["qid"])
+        if qid not in original:
+            raise ValueError(f"qid {qid!r} is in predictions but not in ground_truth; expected rows of the same split.")
+        restored.append({**row, "qid": original[qid]})
+    return restored
