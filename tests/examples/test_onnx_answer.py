@@ -1,6 +1,7 @@
 """`examples/onnx_answer.py`: the pipeline's answers, in a process that can import neither torch nor transformers."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from app_world import make_checkpoint, make_pipeline, make_video
 
 from modeling_bmdetr.export import export_model
+from modeling_bmdetr.frames_bmdetr import FrameConverter
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_answer.py"
 WITHOUT = """
@@ -31,7 +33,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 def test_an_mp4_and_features_are_answered_as_by_the_pipeline(tmp_path):
     pytest.importorskip("onnxruntime")
     pipe = make_pipeline(make_checkpoint(tmp_path / "model"))
-    film = make_video(tmp_path / "film.mp4", 7.3, side=96)
+    film = make_video(tmp_path / "film.mp4", 7.3, side=100)
     export_model(pipe.model, tmp_path / "exported", int8=True)
     expected = pipe(film, QUERY, top_k=3)
 
@@ -52,3 +54,16 @@ def test_an_mp4_and_features_are_answered_as_by_the_pipeline(tmp_path):
     refused = run(tmp_path / "exported", film, "?!")
     assert refused.returncode == 1
     assert "holds no word" in refused.stderr
+
+
+@pytest.mark.parametrize(("sides", "size"), [((100, 76), (48, 48)), ((36, 50), (16, 24)), ((48, 48), (48, 48))])
+def test_pictures_are_resized_as_by_the_package(sides, size):
+    """Sides that are no multiple of the wanted size share pixels between means."""
+    pytest.importorskip("onnxruntime")
+    script = runpy.run_path(str(SCRIPT))
+    picture = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    expected = FrameConverter(size, "area").resized(picture, sides[1], sides[0])
+    found = script["area_resized"](picture, *size)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1  # of 255, where a mean lies between two
+    assert np.mean(found != expected) < 0.01
