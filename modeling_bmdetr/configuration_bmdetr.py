@@ -14,6 +14,7 @@ from .contract_bmdetr import FeatureContract, describe_encoders
 
 logger = logging.get_logger(__name__)
 
+FLOATING_TYPES = ("float32", "float16", "bfloat16", "float64")
 # A file of a few bytes may state sizes that no memory holds, and depths that are never built.
 LARGEST_SIZE, MOST_LAYERS = 1_000_000, 100
 
@@ -171,6 +172,8 @@ class BMDetrConfig(_ContractConfig):
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # The installed library registers the pipeline itself, so its users need not trust a repository's code.
             kwargs.pop("custom_pipelines", None)
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in FLOATING_TYPES:
+            raise ValueError(f"`dtype` must be one of {', '.join(FLOATING_TYPES)}, received {self.dtype!r}")
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_bmdetr import BMDetrConfig
@@ -123,6 +124,13 @@ def test_a_value_that_cannot_be_right_is_refused_with_its_name(fields, parts):
         BMDetrConfig(**fields)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["loat32", "int8", "float", 7, "__name__"])
+def test_a_type_that_weights_cannot_have_is_refused(dtype):
+    with pytest.raises(ValueError, match="`dtype` must be one of float32, "):
+        BMDetrConfig(dtype=dtype)
+    assert BMDetrConfig(dtype="bfloat16").dtype == BMDetrConfig(dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_assignment_is_checked_as_well():
