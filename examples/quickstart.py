@@ -267,5 +267,5 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
 
 if __name__ == "__main__":
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(1)  # several wait for each other at every step, and for long where a core is busy
     main()
