@@ -223,7 +223,7 @@ def build_demo(
     find.__annotations__["video"] = gr.FileData  # Gradio reads from it what the endpoint takes
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as demo:
-        about = f"{model_name}. " if model_name else ""
+        about = f"Model: {model_name}. " if model_name else ""
         limit = f"Up to {allowed.upload_mb} MB and {clock(60 * allowed.minutes)}; mp4 plays everywhere."
         gr.Markdown(f"# {TITLE}\n{about}{limit}")
         with gr.Row(equal_height=False):
