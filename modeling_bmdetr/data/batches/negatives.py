@@ -184,8 +184,14 @@ def pairwise_max_iou(windows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray
 
     Returns:
         `(n, n)` float64, symmetric. The IoU of two moments without length is 0.
+
+    Raises:
+        ValueError: a number is larger than any float.
     """
-    spans = np.sort(np.array([span for query in windows for span in query], dtype=np.float64), axis=1)
+    try:
+        spans = np.sort(np.array([span for query in windows for span in query], dtype=np.float64), axis=1)
+    except OverflowError as error:
+        raise ValueError("moments must be [start, end] in seconds, received a number that is too large") from error
     firsts = np.cumsum([0, *(len(query) for query in windows[:-1])])
     pairs = torch.from_numpy(spans)
     iou = temporal_iou(pairs[:, None], pairs[None])[0].numpy()

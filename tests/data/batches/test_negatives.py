@@ -446,3 +446,8 @@ class TestSampler:
         assert sum(sampler.shares().values()) == pytest.approx(1.0)
         if strategy not in ("mined_only", "none") and count == 1:
             assert bool(drawn) == bool(candidates or elsewhere)
+
+
+def test_moments_beyond_all_floats_are_refused():
+    with pytest.raises(ValueError, match="a number that is too large"):
+        pairwise_max_iou([[[0.0, 10**400]], [[1.0, 2.0]]])
