@@ -39,7 +39,7 @@ from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
 from modeling_bmdetr.text_encoders_bmdetr import MINILM, WORDS_PREFIX, minilm_folder
 from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
-VIDEO_ENCODER, CLIP_LENGTH_S = "pixel-motion", 1.0
+VIDEO_ENCODER, CLIP_LENGTH_S = "moving-things", 1.0
 FREE_TEXT = "_free"  # ends the qid of a test query that is asked in other words
 QUERIES_SHOWN = 3
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "av")
