@@ -47,7 +47,7 @@ SENTENCES = ["A red circle slides.", "blue", "the green square grows and then it
 
 
 def moving_square(num_frames: int, step: int, size: int = 48, colour: tuple = (250, 250, 250)) -> np.ndarray:
-    """Frames of a square, white or coloured, on grey that moves `step` pixels a frame to the right (to the left if negative)."""
+    """Frames of a square on grey that moves `step` pixels a frame to the right (to the left if negative)."""
     frames = np.full((num_frames, size, size, 3), 60, np.uint8)
     for index in range(num_frames):
         left = (step * index) % (size - 12)
