@@ -418,16 +418,10 @@ class VideoIndex:
                 part = pipe.preprocess({"video": self.video(name), "queries": [] if texts else queries})
                 texts = texts or part["texts"]
                 prepared.append({**part, "texts": texts, "queries": queries})
-            windows = [window for part in prepared for window in part["windows"]]
-            joint = {"windows": windows, "texts": texts, "prepared": prepared[0]["prepared"]}
             with torch.inference_mode():
-                results = pipe._forward(joint, query_batch_size=batch_size)["results"]
-            first = 0
-            for name, part in zip(group, prepared, strict=True):
-                count = len(part["windows"])
-                part["results"] = results[first * len(queries) : (first + count) * len(queries)]
-                first += count
-                yield pipe.postprocess(part, top_k=per_video), name
+                outputs = pipe.forward_together(prepared, query_batch_size=batch_size)
+            for name, output in zip(group, outputs, strict=True):
+                yield pipe.postprocess(output, top_k=per_video), name
             done += len(group)
             if progress is not None:
                 progress("videos", done, len(names))
