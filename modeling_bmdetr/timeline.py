@@ -77,6 +77,8 @@ def error_html(message: str) -> str:
 def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A table with one line per moment, best first, or one for an answer without moments; times in seconds.
 
+    Names and sentences that a spreadsheet would compute have an apostrophe before them.
+
     Args:
         results: For each video `{"video": name, "answers": answers of the pipeline}`.
     """
@@ -90,8 +92,13 @@ def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
                 for rank, moment in enumerate(answer["moments"], start=1)
             ]
             for row in rows or [[""] * 4]:
-                writer.writerow([result["video"], answer["query"], *row, answer.get("presence", "")])
+                writer.writerow([_cell(result["video"]), _cell(answer["query"]), *row, answer.get("presence", "")])
     return buffer.getvalue().rstrip("\n")
+
+
+def _cell(text: Any) -> str:
+    """A text that stays one in a spreadsheet, which takes one that begins like a formula for a formula."""
+    return f"'{text}" if str(text).startswith(("=", "+", "-", "@", "\t", "\r")) else str(text)
 
 
 def is_absent(answer: Mapping[str, Any]) -> bool:
