@@ -298,7 +298,7 @@ def launch_demo(
 
 
 def uploaded(video: Any, folder: str | os.PathLike) -> str:
-    """The place of a video among the uploads, which lie in `folder`; Gradio looks only at files that are marked as such.
+    """The place of a video among the uploads, which lie in `folder`; Gradio checks only what is marked as a file.
 
     Raises:
         ValueError: it is another file of the server, there or not.

@@ -106,7 +106,7 @@ def test_only_uploads_are_videos_of_the_page(tmp_path):
     assert uploaded({"path": str(uploads / "film.mp4")}, uploads) == str(uploads / "film.mp4")
     inside, outside = str(uploads / "link.mp4"), str(uploads / ".." / "private.mp4")
     for video in (inside, outside, str(tmp_path / "private.mp4"), "film.mp4", "\0", ["film.mp4"], None):
-        with pytest.raises(ValueError, match="none of those that were uploaded|null byte"):
+        with pytest.raises(ValueError, match=r"none of those that were uploaded|null byte"):
             uploaded({"path": video}, uploads)
     for video in (None, 5, [], "film.mp4", {}):
         with pytest.raises(ValueError, match="none of those that were uploaded"):
