@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_bmdetr import BMDetrConfig
+from .layers_bmdetr import BMDetrLinear
 
 
 def stack_queries(
@@ -35,7 +36,7 @@ class BMDetrFrameQueryMatcher(nn.Module):
 
     def __init__(self, config: BMDetrConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.hidden_size // 2, bias=False)
+        self.w1 = BMDetrLinear(config.hidden_size, config.hidden_size // 2, bias=False)
         self.w2 = nn.Linear(config.hidden_size // 2, 1, bias=False)
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from .background_bmdetr import (
     stack_queries,
 )
 from .configuration_bmdetr import BMDetrConfig
-from .dual_encoder_bmdetr import BMDetrDualEncoder
+from .dual_encoder_bmdetr import BMDetrDualEncoder, pair_logits, video_logits
 from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
 from .layers_bmdetr import BMDetrProjection, endpoint_features, masked_softmax, video_positions
 from .outputs_bmdetr import BMDetrModelOutput
@@ -104,10 +104,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         if shifted_frame_order is not None:
             shifted = video_features.gather(1, shifted_frame_order[..., None].expand_as(video_features))
             frames = torch.stack((video_features, shifted))
-        if cfg.endpoint_features:
-            endpoints = endpoint_features(video_mask).to(frames.dtype)
-            frames = torch.cat((frames, endpoints.expand(len(frames), -1, -1, -1)), dim=-1)
-        frames = self.video_projection(frames)  # (views, batch, video_len, hidden)
+        frames = self.project_clips(frames, video_mask)  # (views, batch, video_len, hidden)
         texts, texts_mask = stack_queries(text_features, text_mask, negative_text_features, negative_text_mask)
         texts = self.text_projection(texts)  # (1 + negatives, batch, text_len, hidden)
 
@@ -192,6 +189,43 @@ class BMDetrModel(BMDetrPreTrainedModel):
         if decoded.get("cross_attentions") is not None:
             output.cross_attentions = tuple(layer[:batch] for layer in decoded.cross_attentions)
         return output
+
+    def project_clips(self, frames: Tensor, video_mask: Tensor) -> Tensor:
+        """`(views, batch, video_len, video_dim)` clips to `(views, batch, video_len, hidden)`.
+
+        Args:
+            video_mask: `(batch, video_len)`, 1 = real; the places of endpoint features follow from it.
+        """
+        if self.config.endpoint_features:
+            endpoints = endpoint_features(video_mask).to(frames.dtype)
+            frames = torch.cat((frames, endpoints.expand(len(frames), -1, -1, -1)), dim=-1)
+        return self.video_projection(frames)
+
+    def match_videos(
+        self, video_features: Tensor, video_mask: Tensor, text_features: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """How sure the dual encoder alone is that each video shows what each query says.
+
+        It sees every video and every query once, where `forward` sees pairs.
+
+        Args:
+            video_features: `(videos, video_len, video_dim)`, and `video_mask`, 1 = real.
+            text_features: `(queries, text_len, text_dim)`, and `text_mask`, 1 = real.
+
+        Returns:
+            `(videos, queries)` logits.
+
+        Raises:
+            ValueError: the model has no dual encoder.
+        """
+        if self.dual_encoder is None:
+            raise ValueError(
+                "this model has no dual encoder (`config.dual_encoder`), which compares videos and queries"
+            )
+        frames = self.project_clips(video_features.to(self.dtype)[None], video_mask)[0]
+        clips = self.dual_encoder.embed_clips(frames, video_mask)
+        queries = self.dual_encoder.embed_queries(self.text_projection(text_features.to(self.dtype)), text_mask)
+        return video_logits(pair_logits(clips, queries), video_mask[:, None])
 
     def start_spans(self, memory: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """What the decoder's queries start from: spans that clips propose, spans that are learned, or embeddings.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 DRAWS = 2**16  # probabilities are rounded to the nearest 1/65536
 BLOCK = 2**20  # values that lie between matrix products at once, so that they fit into the processor's cache
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # None in builds of PyTorch without oneDNN
 
 
 def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
@@ -20,18 +21,31 @@ def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
 
 
 def draw_kept(shape: torch.Size, threshold: int) -> Tensor | None:
-    """Which values dropout keeps, one byte each; None where it keeps all. A random integer serves four values."""
+    """Which values dropout keeps, as 0 and 1; None where it keeps all. A random integer serves four values.
+
+    They are integers, since PyTorch computes truth values, and converts them, one by one, which is ten times as slow.
+    """
     if not threshold:
         return None
     integers = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return integers.view(torch.int16)[: shape.numel()].view(shape) >= threshold - DRAWS // 2
+    return integers.view(torch.int16)[: shape.numel()].view(shape).ge_(threshold - DRAWS // 2).to(torch.int8)
 
 
-def keep(values: Tensor, kept: Tensor | None, threshold: int) -> Tensor:
-    """Dropout of values whose mask has been drawn."""
-    if kept is None:
-        return values
-    return kept.to(values.dtype).mul_(DRAWS / (DRAWS - threshold)).mul_(values)
+def keep(values: Tensor, kept: Tensor | None) -> Tensor:
+    """The values that are kept, and 0; not scaled."""
+    return values if kept is None else kept.to(values.dtype).mul_(values)
+
+
+def kept_scale(threshold: int) -> float:
+    """What dropout multiplies the values with that it keeps."""
+    return DRAWS / (DRAWS - threshold)
+
+
+def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, by oneDNN's product of matrices where there is one."""
+    if ONEDNN_LINEAR is None:
+        return F.linear(states, weight, bias)
+    return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:
@@ -48,11 +62,31 @@ class Dropout(torch.autograd.Function):
         kept = draw_kept(values.shape, threshold)
         ctx.save_for_backward(kept)
         ctx.threshold = threshold
-        return keep(values, kept, threshold)
+        return keep(values, kept).mul_(kept_scale(threshold))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return keep(gradients[0], ctx.saved_tensors[0], ctx.threshold), None
+        return keep(gradients[0], ctx.saved_tensors[0]).mul_(kept_scale(ctx.threshold)), None
+
+
+class Linear(torch.autograd.Function):
+    """`F.linear` whose products are those of [`product`]."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(states, weight)
+        return product(states, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        rows, gradient = states.flatten(0, -2), gradients[0].flatten(0, -2)
+        of_states, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            product(gradients[0], weight.T) if of_states else None,
+            gradient.T @ rows if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+        )
 
 
 def prelu_gradients(values: Tensor, slope: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,12 +128,11 @@ class FeedForward(torch.autograd.Function):
     ) -> Tensor:
         rows = states.flatten(0, -2)
         inner, output = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows), len(down))
-        masks = []
+        masks, down = [], down * kept_scale(threshold)
         for block in blocks(len(rows), len(up)):
-            inner[block] = F.linear(rows[block], up, up_bias)
+            inner[block] = product(rows[block], up, up_bias)
             masks.append(draw_kept(inner[block].shape, threshold))
-            active = keep(F.prelu(inner[block], slope), masks[-1], threshold)
-            output[block] = F.linear(active, down, down_bias)
+            output[block] = product(keep(F.prelu(inner[block], slope), masks[-1]), down, down_bias)
         ctx.save_for_backward(states, up, slope, down, inner, *masks)
         ctx.threshold = threshold
         return output.unflatten(0, states.shape[:-1])
@@ -111,14 +144,14 @@ class FeedForward(torch.autograd.Function):
         to_rows, to_up, to_down = torch.empty_like(rows), torch.zeros_like(up), torch.zeros_like(down)
         to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
         for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
-            active = keep(F.prelu(inner[block], slope), kept, ctx.threshold)
-            to_down += gradient[block].T @ active
-            to_inner = keep(gradient[block] @ down, kept, ctx.threshold)
+            to_down += gradient[block].T @ keep(F.prelu(inner[block], slope), kept)
+            to_inner = keep(product(gradient[block], down.T), kept)
             to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
             to_slope += of_block
             to_bias += to_inner.sum(0)
             to_up += to_inner.T @ rows[block]
-            to_rows[block] = to_inner @ up
+            to_rows[block] = product(to_inner, up.T)
+        to_down *= kept_scale(ctx.threshold)
         return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None
 
 
@@ -132,7 +165,8 @@ class Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, threshold: int
     ) -> Tensor:
-        query, key, value = (query * scaling).contiguous(), key.contiguous(), value.contiguous()
+        query, key = (query * scaling).contiguous(), key.contiguous()
+        value = (value * kept_scale(threshold)).contiguous()
         weights = query.new_empty(*query.shape[:-1], key.shape[-2])
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         mask = mask if mask is None else mask.expand(len(query), -1, -1, -1)
@@ -145,7 +179,7 @@ class Attention(torch.autograd.Function):
                 scores += mask[block]
             torch.softmax(scores, -1, out=weights[block])
             masks.append(draw_kept(scores.shape, threshold))
-            output[block] = torch.matmul(keep(weights[block], masks[-1], threshold), value[block])
+            output[block] = torch.matmul(keep(weights[block], masks[-1]), value[block])
         ctx.save_for_backward(query, key, value, weights, *masks)
         ctx.scaling, ctx.threshold = scaling, threshold
         return output
@@ -156,9 +190,9 @@ class Attention(torch.autograd.Function):
         to_query, to_key, to_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for block, kept in zip(blocks(len(query), weights[0].numel()), masks, strict=True):
             gradient = gradients[0][block].contiguous()
-            to_value[block] = torch.matmul(keep(weights[block], kept, ctx.threshold).mT, gradient)
-            to_weights = keep(torch.matmul(gradient, value[block].mT), kept, ctx.threshold)
+            to_value[block] = torch.matmul(keep(weights[block], kept).mT, gradient)
+            to_weights = keep(torch.matmul(gradient, value[block].mT), kept)
             to_scores = torch._softmax_backward_data(to_weights, weights[block], -1, weights.dtype)
             to_query[block] = torch.matmul(to_scores, key[block])
             to_key[block] = torch.matmul(to_scores.mT, query[block])
-        return to_query.mul_(ctx.scaling), to_key, to_value, None, None, None
+        return to_query.mul_(ctx.scaling), to_key, to_value.mul_(kept_scale(ctx.threshold)), None, None, None

@@ -40,7 +40,7 @@ from .index_files import (
     weights_key,
 )
 from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
-from .prefilter import best_similarities, most_similar, shared_columns
+from .prefilter import best_similarities, dual_encoder_logits, most_similar, shared_columns
 from .spans_bmdetr import mean_inside, spans_se_to_cxw
 
 logger = logging.get_logger(__name__)
@@ -177,6 +177,7 @@ class VideoIndex:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder '{root}'")
         self._prepare(root, dtype)
+        self._warn_of_no_calibration()
         report = IndexReport()
         with FeatureWriter(self._store, self.contract, dtype=self._manifest["dtype"]) as writer:
             self._remove_other_stores()
@@ -344,8 +345,9 @@ class VideoIndex:
             top: Moments returned per sentence.
             per_video: Moments at most of one video.
             batch_size: Pairs of a window and a sentence that the model sees at once.
-            prefilter: Ask the model about so many videos only: those with the clip most similar to the sentence, by
-                the towers of a model such as CLIP. All of them when left out.
+            prefilter: Ask the whole model about so many videos only: those with clips most similar to the sentence, by
+                its dual encoder or, where it has none, by the towers of a model such as CLIP. All of them when left
+                out.
             progress: Called with the number of videos done and of all.
 
         Returns:
@@ -353,7 +355,7 @@ class VideoIndex:
 
         Raises:
             ValueError: the index is unfinished or was made with other weights, a sentence is empty, a number is less
-                than 1, or `prefilter` is given and the encoders share no space.
+                than 1, or `prefilter` is given, the model has no dual encoder and its encoders share no space.
         """
         self._require_searchable()
         numbers = {"top": top, "per_video": per_video, "batch_size": batch_size, "prefilter": prefilter}
@@ -363,20 +365,24 @@ class VideoIndex:
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("`query` is an empty list: pass at least one sentence")
+        self._warn_of_no_calibration()
         hits: list[list[Hit]] = [[] for _ in queries]
         for asked, answers, name in self._asked(queries, prefilter, per_video, batch_size, progress):
-            if not self._warned and not answers[0].get("calibrated"):
-                self._warned = True
-                logger.warning(
-                    f"{self.model_name} is not calibrated: its scores of different videos are not comparable, so that "
-                    "moments are ranked by score times p, the probability of their frames"
-                )
             for i, answer in zip(asked, answers, strict=True):
                 hits[i] += _hits(name, answer)
                 if len(hits[i]) > 50 * top:  # no more than can be in the end
                     hits[i] = _ranked(hits[i], top)
         ranked = [_ranked(some, top) for some in hits]
         return ranked[0] if isinstance(query, str) else ranked
+
+    def _warn_of_no_calibration(self) -> None:
+        if self._warned or self.pipe.is_calibrated:
+            return
+        self._warned = True
+        logger.warning(
+            f"{self.model_name} is not calibrated: its scores of different videos are not comparable, so that moments "
+            "are ranked by score times p, the probability of their frames (`bmdetr calibrate` calibrates it)"
+        )
 
     def _require_searchable(self) -> None:
         if not self._manifest:
@@ -395,14 +401,20 @@ class VideoIndex:
         """The indices of sentences that are asked of a video, its answers to them, and its name."""
         groups = [(list(range(len(queries))), self.videos)]
         if prefilter is not None and self.videos:
-            columns = shared_columns(self.contract)
-            sentences = self.pipe.processor.text_encoder.project(queries)
-            rows = (self.source.read(self.entries[name]["key"])[:, columns] for name in self.videos)
-            kept = most_similar(self.videos, best_similarities(rows, sentences), prefilter)
+            kept = most_similar(self.videos, self._similarities(queries), prefilter)
             groups = [([i], names) for i, names in enumerate(kept)]
         for asked, names in groups:
             for answers, name in self._answers([queries[i] for i in asked], names, *how):
                 yield asked, answers, name
+
+    def _similarities(self, queries: list[str]) -> np.ndarray:
+        """How alike each sentence and each video are at a glance, `(queries, videos)`."""
+        if self.pipe.model.model.dual_encoder is not None:
+            return dual_encoder_logits(self.pipe, map(self.video, self.videos), queries)
+        columns = shared_columns(self.contract)
+        sentences = self.pipe.processor.text_encoder.project(queries)
+        rows = (self.source.read(self.entries[name]["key"])[:, columns] for name in self.videos)
+        return best_similarities(rows, sentences)
 
     def _answers(
         self, queries: list[str], names: Sequence[str], per_video: int, batch_size: int, progress: Progress | None
@@ -418,16 +430,10 @@ class VideoIndex:
                 part = pipe.preprocess({"video": self.video(name), "queries": [] if texts else queries})
                 texts = texts or part["texts"]
                 prepared.append({**part, "texts": texts, "queries": queries})
-            windows = [window for part in prepared for window in part["windows"]]
-            joint = {"windows": windows, "texts": texts, "prepared": prepared[0]["prepared"]}
             with torch.inference_mode():
-                results = pipe._forward(joint, query_batch_size=batch_size)["results"]
-            first = 0
-            for name, part in zip(group, prepared, strict=True):
-                count = len(part["windows"])
-                part["results"] = results[first * len(queries) : (first + count) * len(queries)]
-                first += count
-                yield pipe.postprocess(part, top_k=per_video), name
+                outputs = pipe.forward_together(prepared, query_batch_size=batch_size)
+            for name, output in zip(group, outputs, strict=True):
+                yield pipe.postprocess(output, top_k=per_video), name
             done += len(group)
             if progress is not None:
                 progress("videos", done, len(names))

@@ -14,7 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_bmdetr import BMDetrConfig
-from .cpu_layers_bmdetr import DRAWS, Attention, Dropout, FeedForward, PReLU, runs_eagerly_on_cpu
+from .cpu_layers_bmdetr import DRAWS, Attention, Dropout, FeedForward, Linear, PReLU, runs_eagerly_on_cpu
+
+SMALL = 2**16  # values of an input below which how a layer is called costs more than its product
 
 
 def sine_embedding(position: Tensor, num_features: int) -> Tensor:
@@ -78,6 +80,15 @@ def is_plain(*tensors: Tensor) -> bool:
     return all(tensor.dtype == torch.float32 for tensor in tensors) and not torch.is_autocast_enabled("cpu")
 
 
+class BMDetrLinear(nn.Linear):
+    """`nn.Linear`, in training on the CPU by the product of matrices that is faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() >= SMALL and is_plain(input, self.weight) and runs_eagerly_on_cpu(input):
+            return Linear.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
 class BMDetrPReLU(nn.PReLU):
     """`nn.PReLU` with one slope."""
 
@@ -129,7 +140,7 @@ class BMDetrMLP(nn.Sequential):
     def __init__(self, *widths: int):
         layers: list[nn.Module] = []
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            layers += [nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
+            layers += [nn.ReLU()] * (i > 0) + [BMDetrLinear(fan_in, fan_out)]
         super().__init__(*layers)
 
 
@@ -140,7 +151,7 @@ class BMDetrProjection(nn.Module):
         super().__init__()
         widths = [input_dim, *[config.hidden_size] * config.projection_layers]
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in widths[:-1]])
-        self.linears = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
+        self.linears = nn.ModuleList([BMDetrLinear(a, b) for a, b in itertools.pairwise(widths)])
         self.dropout = BMDetrDropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -157,7 +168,7 @@ class BMDetrAttention(nn.Module):
         self.config = config
         self.num_heads = config.num_attention_heads
         self.is_causal = False
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = BMDetrLinear(config.hidden_size, config.hidden_size)
 
     def heads(self, states: Tensor) -> Tensor:
         """`(batch, length, width)` to `(batch, heads, length, head_dim)`."""
@@ -186,7 +197,7 @@ class BMDetrEncoderAttention(BMDetrAttention):
     def __init__(self, config: BMDetrConfig):
         super().__init__(config)
         d = config.hidden_size
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.q_proj, self.k_proj, self.v_proj = BMDetrLinear(d, d), BMDetrLinear(d, d), BMDetrLinear(d, d)
 
     def forward(
         self, hidden_states: Tensor, positions: Tensor, mask: Tensor | None, outputs: int | None = None, **kwargs
@@ -204,9 +215,9 @@ class BMDetrDecoderSelfAttention(BMDetrAttention):
     def __init__(self, config: BMDetrConfig):
         super().__init__(config)
         d = config.hidden_size
-        self.q_content_proj, self.q_position_proj = nn.Linear(d, d), nn.Linear(d, d)
-        self.k_content_proj, self.k_position_proj = nn.Linear(d, d), nn.Linear(d, d)
-        self.v_proj = nn.Linear(d, d)
+        self.q_content_proj, self.q_position_proj = BMDetrLinear(d, d), BMDetrLinear(d, d)
+        self.k_content_proj, self.k_position_proj = BMDetrLinear(d, d), BMDetrLinear(d, d)
+        self.v_proj = BMDetrLinear(d, d)
 
     def forward(self, hidden_states: Tensor, query_positions: Tensor, **kwargs):
         query = self.q_content_proj(hidden_states) + self.q_position_proj(query_positions)
@@ -227,10 +238,10 @@ class BMDetrDecoderCrossAttention(BMDetrAttention):
         super().__init__(config)
         d = config.hidden_size
         self.adds_positions = is_first or not config.learnable_spans
-        self.q_content_proj, self.k_content_proj = nn.Linear(d, d), nn.Linear(d, d)
-        self.k_position_proj, self.v_proj = nn.Linear(d, d), nn.Linear(d, d)
-        self.q_position_proj = nn.Linear(d, d) if self.adds_positions else None
-        self.q_sine_proj = nn.Linear(d, d) if config.learnable_spans else None
+        self.q_content_proj, self.k_content_proj = BMDetrLinear(d, d), BMDetrLinear(d, d)
+        self.k_position_proj, self.v_proj = BMDetrLinear(d, d), BMDetrLinear(d, d)
+        self.q_position_proj = BMDetrLinear(d, d) if self.adds_positions else None
+        self.q_sine_proj = BMDetrLinear(d, d) if config.learnable_spans else None
 
     def forward(
         self,
@@ -260,15 +271,15 @@ class BMDetrFeedForward(nn.Module):
 
     def __init__(self, config: BMDetrConfig):
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = BMDetrLinear(config.hidden_size, config.intermediate_size)
+        self.down = BMDetrLinear(config.intermediate_size, config.hidden_size)
         self.activation = {"prelu": BMDetrPReLU, "relu": nn.ReLU, "gelu": nn.GELU}[config.activation]()
         self.dropout = BMDetrDropout(config.dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         up, down, slope, threshold = self.up, self.down, self.activation, round(self.dropout.p * DRAWS)
         # Layers that others have put in place of these (adapters, quantised ones) are called as they are.
-        own = type(up) is type(down) is nn.Linear and type(slope) is BMDetrPReLU and threshold < DRAWS
+        own = type(up) is type(down) is BMDetrLinear and type(slope) is BMDetrPReLU and threshold < DRAWS
         if self.training and own and is_plain(hidden_states, up.weight) and runs_eagerly_on_cpu(hidden_states):
             return FeedForward.apply(hidden_states, up.weight, up.bias, slope.weight, down.weight, down.bias, threshold)
         return down(self.dropout(slope(up(hidden_states))))

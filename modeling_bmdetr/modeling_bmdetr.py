@@ -15,7 +15,7 @@ from .background_bmdetr import BMDetrFrameQueryMatcher, attended_frames, joint_p
 from .base_model_bmdetr import BMDetrModel
 from .calibration_bmdetr import Calibration, as_calibration
 from .configuration_bmdetr import BMDetrConfig
-from .layers_bmdetr import BMDetrMLP, masked_softmax
+from .layers_bmdetr import BMDetrLinear, BMDetrMLP, masked_softmax
 from .loss_bmdetr import build_loss
 from .outputs_bmdetr import BMDetrDecoderOutput, BMDetrModelOutput, BMDetrMomentRetrievalOutput
 from .ranking_bmdetr import NARROWEST, BMDetrPresenceHead, BMDetrQualityHead
@@ -60,7 +60,7 @@ class BMDetrAttentivePooling(nn.Module):
         d = config.hidden_size
         self.gate = self.output = None
         if config.alignment_pooling == "gated":
-            self.gate = nn.Linear(d, d, bias=False)
+            self.gate = BMDetrLinear(d, d, bias=False)
             self.output = nn.Sequential(nn.Linear(d, d), nn.Linear(d, config.alignment_dim))
         self.score = nn.Linear(d, 1, bias=False)
 

@@ -1,7 +1,8 @@
 """A video file and sentences in, ranked moments in seconds out."""
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,8 +80,9 @@ class MomentRetrievalPipeline(Pipeline):
         Args:
             video: Path of a video file, its bytes, an open binary file, decoded frames `(frames, height, width, 3)` as
                 array, tensor or list (with `fps`), or the result of `encode_video`. A dict `{"video": ..., "query":
-                ...}` is accepted too. A list or a generator of any of these gives one answer for each, in a list or a
-                generator.
+                ...}` is accepted too, and what columns of videos of `datasets` hold. A list of any of these gives a
+                list with one answer for each; a generator or a data set gives a generator, which asks for the next
+                videos when their answers are wanted.
             query: A sentence, or a list of them.
             text_features: Raw rows `(tokens, dim)` for each query, where they were encoded elsewhere; the sentences
                 then only name the answers.
@@ -92,29 +94,40 @@ class MomentRetrievalPipeline(Pipeline):
                 `resample`.
             min_presence: Gives no moments where presence is lower (0).
             query_batch_size: Pairs of a window and a query the model sees at once (32).
+            batch_size: Of several videos, how many are encoded before the model sees their pairs together (1).
         """
-        if isinstance(video, Iterator) and not is_one_video(video):
-            return (self(one, query, text_features=text_features, **kwargs) for one in video)
-        if isinstance(video, Sequence) and not is_one_video(video):
-            if not video:
-                raise ValueError("`video` is an empty list: pass at least one video")
-            return [self(one, query, text_features=text_features, **kwargs) for one in video]
-        if isinstance(video, Mapping):
-            if "video" not in video:
-                raise ValueError(f"a dict of inputs has the keys `video` and `query`, received {sorted(video)}")
-            video, query = video["video"], video.get("query", query)
-        if query is None:
-            raise ValueError("`query` is missing: pass a sentence, or a list of sentences")
-        queries = [query] if isinstance(query, str) else list(query)
-        if not queries:
-            raise ValueError("`query` is an empty list: pass at least one sentence")
-        if text_features is not None and len(text_features) != len(queries):
-            raise ValueError(
-                f"`text_features` must hold rows for each query, received {len(text_features)} for {len(queries)}"
-            )
-        inputs = {"video": video, "queries": queries, "text_features": text_features}
-        answers = super().__call__(inputs, **kwargs)
-        return answers[0] if isinstance(query, str) else answers
+        videos = _several(video)
+        if videos is None:
+            inputs, is_alone = _inputs(video, query, text_features)
+            answers = super().__call__(inputs, **kwargs)
+            return answers[0] if is_alone else answers
+        if isinstance(video, Sequence) and not video:
+            raise ValueError("`video` is an empty list: pass at least one video")
+        answers = self._answer_several((_inputs(one, query, text_features) for one in videos), **kwargs)
+        return list(answers) if isinstance(video, Sequence) else answers
+
+    def _answer_several(
+        self,
+        asked: Iterator[tuple[dict[str, Any], bool]],
+        batch_size: int | None = None,
+        num_workers: int | None = None,  # noqa: ARG002  (decoding has threads of its own)
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """The answers about several videos, in their order; `batch_size` videos are held at once."""
+        size = (self._batch_size or 1) if batch_size is None else batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"`batch_size` must be a whole number of at least 1, received {size!r}")
+        own = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        preprocess, forward, postprocess = (
+            {**before, **now} for before, now in zip(own, self._sanitize_parameters(**kwargs), strict=True)
+        )
+        while group := list(itertools.islice(asked, size)):
+            prepared = [self.preprocess(inputs, **preprocess) for inputs, _ in group]
+            with self.device_placement(), torch.inference_mode():
+                outputs = self.forward_together(prepared, **forward)
+            for (_, is_alone), output in zip(group, outputs, strict=True):
+                answers = self.postprocess(output, **postprocess)
+                yield answers[0] if is_alone else answers
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts arguments by step; what a call leaves out keeps the value the pipeline was made with."""
@@ -200,17 +213,35 @@ class MomentRetrievalPipeline(Pipeline):
         }
 
     def _forward(self, model_inputs: dict[str, Any], query_batch_size: int = 32) -> dict[str, Any]:  # type: ignore[override]
-        """The model on every pair of a window and a query, in batches; no window is prepared before its batch."""
-        windows, texts, prepared = model_inputs["windows"], model_inputs["texts"], model_inputs["prepared"]
-        pairs = [(window, query) for window in range(len(windows)) for query in range(len(texts))]
-        results: list[dict[str, Tensor]] = []
-        for i in range(0, len(pairs), query_batch_size):
-            chunk = pairs[i : i + query_batch_size]
+        return self.forward_together([model_inputs], query_batch_size)[0]
+
+    def forward_together(self, several: Sequence[dict[str, Any]], query_batch_size: int = 32) -> list[dict[str, Any]]:
+        """The model on every pair of a window and a query of several videos, in batches.
+
+        No window is prepared before its batch.
+
+        Args:
+            several: What `preprocess` returned of each video.
+            query_batch_size: Pairs at once.
+
+        Returns:
+            The same dicts, with the `results` of their pairs.
+        """
+        pairs = [
+            (i, window, query)
+            for i, inputs in enumerate(several)
+            for window in range(len(inputs["windows"]))
+            for query in range(len(inputs["texts"]))
+        ]
+        results: list[list[dict[str, Tensor]]] = [[] for _ in several]
+        for start in range(0, len(pairs), query_batch_size):
+            chunk = pairs[start : start + query_batch_size]
             clips = {
-                window: prepare_video_features(windows[window], prepared) for window in {pair[0] for pair in chunk}
+                (i, window): prepare_video_features(several[i]["windows"][window], several[i]["prepared"])
+                for i, window in {pair[:2] for pair in chunk}
             }
-            video_features, video_mask = pad_rows([clips[window] for window, _ in chunk])
-            text_features, text_mask = pad_rows([texts[query] for _, query in chunk])
+            video_features, video_mask = pad_rows([clips[i, window] for i, window, _ in chunk])
+            text_features, text_mask = pad_rows([several[i]["texts"][query] for i, _, query in chunk])
             inputs = {
                 "video_features": video_features.to(self.device, self.model.dtype),
                 "video_mask": video_mask.to(self.device),
@@ -218,16 +249,16 @@ class MomentRetrievalPipeline(Pipeline):
                 "text_mask": text_mask.to(self.device),
             }
             outputs = self.model(**inputs)
-            for row, (window, _) in enumerate(chunk):
-                real = len(clips[window])
+            for row, (i, window, _) in enumerate(chunk):
+                real = len(clips[i, window])
                 result = {name: outputs[name][row].float().cpu() for name in ("scores", "pred_spans")}
                 for name in ("saliency_scores", "frame_probabilities"):
                     if outputs.get(name) is not None:
                         result[name] = outputs[name][row, :real].float().cpu()
                 if outputs.get("presence") is not None:
                     result["presence"] = outputs["presence"][row].float().cpu()
-                results.append(result)
-        return {**model_inputs, "results": results}
+                results[i].append(result)
+        return [{**inputs, "results": found} for inputs, found in zip(several, results, strict=True)]
 
     def postprocess(  # type: ignore[override]
         self,
@@ -270,3 +301,32 @@ class MomentRetrievalPipeline(Pipeline):
                 answer["frame_attention"] = p.softmax(dim=0).tolist()
             answers.append(answer)
         return answers
+
+
+def _several(videos: Any) -> Iterator[Any] | None:
+    """One after the other, of a list, a generator or a data set; None for a single video."""
+    if is_one_video(videos) or isinstance(videos, Mapping) or hasattr(videos, "__array__"):
+        return None
+    if isinstance(videos, Iterable):
+        return iter(videos)
+    if hasattr(videos, "__getitem__") and hasattr(videos, "__len__"):  # data sets of PyTorch
+        return (videos[i] for i in range(len(videos)))
+    return None
+
+
+def _inputs(video: Any, query: Any, text_features: Sequence[Any] | None) -> tuple[dict[str, Any], bool]:
+    """What `preprocess` takes of one video and its sentences, and whether there is one sentence that is no list."""
+    if isinstance(video, Mapping) and not is_one_video(video):
+        if "video" not in video:
+            raise ValueError(f"a dict of inputs has the keys `video` and `query`, received {sorted(video)}")
+        video, query = video["video"], video.get("query", query)
+    if query is None:
+        raise ValueError("`query` is missing: pass a sentence, or a list of sentences")
+    queries = [query] if isinstance(query, str) else list(query)
+    if not queries:
+        raise ValueError("`query` is an empty list: pass at least one sentence")
+    if text_features is not None and len(text_features) != len(queries):
+        raise ValueError(
+            f"`text_features` must hold rows for each query, received {len(text_features)} for {len(queries)}"
+        )
+    return {"video": video, "queries": queries, "text_features": text_features}, isinstance(query, str)

@@ -1,17 +1,51 @@
-"""Which videos of an index are worth asking the model about: those with a clip like the sentence.
+"""Which videos of an index are worth asking the whole model about: those with clips like the sentence.
 
-Only where a video encoder and the text encoder are the two towers of one model, such as CLIP: its projected sentences
-lie in the space of its projected images. BM-DETR itself reads other states of the text tower, one for each token.
+The dual encoder of a checkpoint tells, which compares sentences with clips of many videos by inner products. For a
+checkpoint without one, the encoders tell, where a video encoder and the text encoder are the two towers of one model,
+such as CLIP: its projected sentences lie in the space of its projected images. (BM-DETR itself reads other states of
+the text tower, one for each token.)
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from .contract_bmdetr import FeatureContract
+from .contract_bmdetr import FeatureContract, pad_rows, prepare_text_features, prepare_video_features
+from .pipeline_bmdetr import EncodedVideo, MomentRetrievalPipeline
 
 _PREFIXES = ("clip", "hf")
+_WINDOWS_AT_ONCE = 64
+
+
+@torch.inference_mode()
+def dual_encoder_logits(
+    pipe: MomentRetrievalPipeline, videos: Iterable[EncodedVideo], sentences: Sequence[str]
+) -> np.ndarray:
+    """How sure the dual encoder is that each video shows what each sentence says.
+
+    Args:
+        pipe: Its model has a dual encoder.
+        videos: At least one; they are read one after the other.
+
+    Returns:
+        `(sentences, videos)` logits, of the window of each video that fits best.
+    """
+    texts = [prepare_text_features(rows, pipe.processor.contract) for rows in pipe.processor.encode_text(sentences)]
+    text = [part.to(pipe.device) for part in pad_rows(texts)]
+    parts = (pipe.preprocess({"video": video, "queries": []}) for video in videos)
+    windows = ((i, window, part["prepared"]) for i, part in enumerate(parts) for window in part["windows"])
+    owners: list[int] = []
+    logits: list[np.ndarray] = []
+    while some := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
+        clips = pad_rows([prepare_video_features(window, contract) for _, window, contract in some])
+        logits.append(pipe.model.model.match_videos(*(part.to(pipe.device) for part in clips), *text).cpu().numpy())
+        owners += [i for i, _, _ in some]
+    best = np.full((owners[-1] + 1, len(sentences)), -np.inf, dtype=np.float32)
+    np.maximum.at(best, owners, np.concatenate(logits))
+    return best.T
 
 
 def shared_columns(contract: FeatureContract) -> slice:
@@ -27,8 +61,8 @@ def shared_columns(contract: FeatureContract) -> slice:
         first += video["dim"]
     videos = ", ".join(repr(video["name"]) for video in contract.video_encoders) or "none"
     raise ValueError(
-        "`prefilter` needs the two towers of one model, such as CLIP, as video and text encoder; received "
-        f"{videos} and {text.get('name')!r}, which share no space: search without it"
+        "`prefilter` needs a model with a dual encoder, or the two towers of one model, such as CLIP, as video and "
+        f"text encoder; received {videos} and {text.get('name')!r}, which share no space: search without it"
     )
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +44,9 @@ END_TOLERANCE_S = 1.0
 END_TOLERANCE_SHARE = 0.02
 # A seek pays for itself when it skips at least this much decoding.
 SEEK_FROM_S = 10.0
-# Path of a file, its bytes, an open file; or frames (frames, height, width, 3) as an array, a tensor or a list.
-Video: TypeAlias = str | os.PathLike | bytes | BinaryIO | np.ndarray | Sequence[Any]
+# Path of a file, its bytes, an open file, or what columns of videos of `datasets` hold; or frames (frames, height,
+# width, 3) as an array, a tensor or a list.
+Video: TypeAlias = str | os.PathLike | bytes | bytearray | BinaryIO | Mapping[str, Any] | np.ndarray | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,9 @@ def is_one_video(video: Any) -> bool:
     """Whether this is one video in itself; if not, it may be a sequence of several."""
     if isinstance(video, (list, tuple)):
         return bool(video) and all(getattr(frame, "ndim", 3) == 3 and _is_array(frame) for frame in video)
-    return isinstance(video, (str, os.PathLike, bytes)) or hasattr(video, "read") or getattr(video, "ndim", 0) == 4
+    video = _of_datasets(video)
+    is_file = isinstance(video, (str, os.PathLike, bytes, bytearray)) or hasattr(video, "read")
+    return is_file or getattr(video, "ndim", 0) == 4
 
 
 def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray:
@@ -287,6 +290,9 @@ def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray
         FileNotFoundError, ValueError: see [`VideoFile`] and [`FrameArray`]; or `fps` was given for a file.
         TypeError: another kind of object.
     """
+    video = _of_datasets(video)
+    if isinstance(video, bytearray):
+        video = bytes(video)
     if isinstance(video, (list, tuple)) and is_one_video(video):
         return FrameArray(np.stack([_as_array(frame) for frame in video]), fps)
     if _is_array(video):
@@ -303,8 +309,16 @@ def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray
     return VideoFile(video)  # type: ignore[arg-type]
 
 
+def _of_datasets(video: Any) -> Any:
+    """Of a video in a column of `datasets`, decoded or not, the bytes or else the path; others as they are."""
+    encoded = getattr(video, "_hf_encoded", video)
+    if not isinstance(encoded, Mapping) or not set(encoded) <= {"path", "bytes"}:
+        return video
+    return next((part for part in (encoded.get("bytes"), encoded.get("path")) if part is not None), video)
+
+
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__")
+    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 
 
 def _as_array(value: Any) -> np.ndarray:

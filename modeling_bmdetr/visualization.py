@@ -3,6 +3,7 @@
 import math
 import os
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ TITLE_LETTERS = 105  # per line
 TITLE_LINES = 40
 LARGEST = 1e9  # seconds or anything else that is drawn
 FRAME_HEIGHT_IN = 0.9
+DPI, MOST_PIXELS = 120, 65_000  # matplotlib draws fewer than 2^16 pixels
+LEFT_TO_RIGHT = "\u200e"
 # Seconds between ticks on a time line; from `MINUTES_FROM_S` on they are written as m:ss.
 TICK_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 MINUTES_FROM_S = 120
@@ -49,8 +52,8 @@ def plot_moments(
 
     From top to bottom: frames of the video; for each query its ground truth and the best moments with their scores,
     then p (Eq. 6, a line) over o (Eq. 7, a strip). The strip shows o times the number of clips, always on the scale
-    from 0 to e: Eq. 7 is a softmax over probabilities, so that is the most it can reach, and where p is flat the strip
-    is even.
+    from 1, an even share, to e: Eq. 7 is a softmax over probabilities, so that is the most it can reach. Where p is
+    flat the strip is pale.
 
     Args:
         answers: One answer, or a list of them.
@@ -62,8 +65,8 @@ def plot_moments(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no answers, one without what is drawn of it, or not one list of moments for each; matplotlib does
-            not know the suffix.
+        ValueError: no answers, more than a picture holds, one without what is drawn of it, or not one list of moments
+            for each; matplotlib does not know the suffix.
         OSError: the file cannot be written.
     """
     figures = needed_module("matplotlib.figure", NO_MATPLOTLIB)
@@ -75,13 +78,19 @@ def plot_moments(
     if ground_truth is not None and len(ground_truth) != len(several):
         raise ValueError(f"{len(ground_truth)} lists of moments for {len(several)} answers; pass one for each")
     duration_s = float(several[0]["duration"])
-    titles = [_wrapped(f"“{answer['query']}”{_presence(answer)}") for answer in several]
+    titles = [_wrapped(f"{_quoted(answer['query'])}{_presence(answer)}") for answer in several]
     heights: list[float] = [FRAME_HEIGHT_IN] if video is not None else []
     for answer in several:
         bars = len(_moments(answer, max_moments)) + (ground_truth is not None)
         heights += [0.25 * max(bars, 1) + 0.1, 0.75]
     lines = sum(text.count("\n") + 1 for text in titles) + (title or "").count("\n")
-    figure = figures.Figure(figsize=(11, 1.1 + sum(heights) + 0.2 * lines + 0.12 * len(heights)), layout="constrained")
+    height = 1.1 + sum(heights) + 0.2 * lines + 0.12 * len(heights)
+    if height * DPI > MOST_PIXELS:
+        raise ValueError(
+            f"a picture of {len(several)} answers would be {height * DPI:,.0f} pixels high, and {MOST_PIXELS:,} are "
+            "the most: draw fewer answers in one picture"
+        )
+    figure = figures.Figure(figsize=(11, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights, sharex=True))
     first = 1 if video is not None else 0
     for i, answer in enumerate(several):
@@ -104,7 +113,7 @@ def plot_moments(
         if path is not None:
             path = Path(path) if Path(path).suffix else Path(f"{os.fspath(path)}.png")
             with replacing_path(path) as aside:
-                figure.savefig(aside, dpi=120)
+                figure.savefig(aside, dpi=DPI)
     return figure
 
 
@@ -142,7 +151,7 @@ def plot_reliability(
         figure.suptitle(title, fontsize=11)
     if path is not None:
         with replacing_path(path) as aside:
-            figure.savefig(aside, dpi=120)
+            figure.savefig(aside, dpi=DPI)
     return figure
 
 
@@ -181,6 +190,12 @@ def _is_finite(value: Any) -> bool:
     return is_number and bool(abs(value) <= LARGEST)
 
 
+def _quoted(query: str) -> str:
+    """A sentence in quotation marks; of one written from right to left, what follows still stands on its right."""
+    mark = LEFT_TO_RIGHT if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in query) else ""
+    return f"{mark}“{query}”{mark}"
+
+
 def _presence(answer: Mapping[str, Any]) -> str:
     presence = answer.get("presence")
     return "" if presence is None else f"   presence {presence:.2f}"
@@ -195,22 +210,27 @@ def _draw_bars(
 ) -> None:
     """Ground truth and the best moments, each a row; what the row is stands left of it, where nothing overlaps it."""
     rows: list[tuple[str, list[tuple[float, float, float]], str]] = []
+    duration_s = answer["duration"]
     if truth is not None:
-        spans = [_span(start, end) for start, end in truth[:2]] + [f"{len(truth) - 2} more"] * (len(truth) > 2)
+        spans = [_span(start, end, duration_s) for start, end in truth[:2]] + [f"{len(truth) - 2} more"] * (
+            len(truth) > 2
+        )
         described = f"described  {', '.join(spans)}" if spans else "described  nowhere"
         rows.append((described, [(start, end, 1.0) for start, end in truth], TRUTH))
     for rank, moment in enumerate(_moments(answer, max_moments), start=1):
         start, end, score = moment["start"], moment["end"], moment["score"]
-        rows.append((f"{rank}.  {_span(start, end)}  score {score:.2f}", [(start, end, 0.25 + 0.75 * score)], FOUND))
+        rows.append(
+            (f"{rank}.  {_span(start, end, duration_s)}  score {score:.2f}", [(start, end, 0.25 + 0.75 * score)], FOUND)
+        )
     if len(rows) == (truth is not None):
         rows.append(("no moment found", [], FOUND))
     for height, (_, bars, colour) in enumerate(rows):
         for start, end, alpha in bars:
-            width = max(end - start, 0.003 * answer["duration"])  # a short moment of a long video can be seen
+            width = max(end - start, 0.003 * duration_s)  # a short moment of a long video can be seen
             axis.barh(
                 height,
                 width,
-                left=min(start, answer["duration"] - width),
+                left=min(start, duration_s - width),
                 height=0.7,
                 color=colour,
                 alpha=min(alpha, 1.0),
@@ -228,8 +248,8 @@ def _draw_attention(axis: "Axes", answer: Mapping[str, Any]) -> None:
     if has_p:
         attention = np.asarray(answer["frame_attention"], dtype=float)[None] * len(values)
         across = axis.get_xaxis_transform()
-        axis.pcolormesh(edges, [0, 1], attention, cmap="Blues", vmin=0.0, vmax=math.e, alpha=0.7, transform=across)
-        axis.set_ylim(0, 1)
+        axis.pcolormesh(edges, [0, 1], attention, cmap="Blues", vmin=1.0, vmax=math.e, alpha=0.7, transform=across)
+        axis.set_ylim(-0.05, 1.05)  # lines at 0 and 1 can be seen beside the frame
         axis.set_yticks([0, 1], ["0", "1"], fontsize=8)
     axis.stairs(values, edges, color=PROBABILITY, linewidth=1.6, baseline=None)
     axis.set_ylabel("frame\nprobability" if has_p else "saliency", rotation=0, ha="right", va="center", fontsize=8)
@@ -244,7 +264,7 @@ def _explain(figure: "Figure", answers: Sequence[Mapping[str, Any]], has_truth: 
     handles.append(Patch(color=FOUND, label="found moment (stronger: better score)"))
     if any("frame_probabilities" in answer for answer in answers):
         handles.append(Line2D([], [], color=PROBABILITY, label="probability that a frame belongs to the moment"))
-        handles.append(Patch(color="#9ecae1", label="attention to a frame (even where it singles out none)"))
+        handles.append(Patch(color="#9ecae1", label="attention to a frame above an even share"))
     else:
         handles.append(Line2D([], [], color=PROBABILITY, label="saliency"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -266,7 +286,7 @@ def _draw_frames(figure: "Figure", axis: "Axes", video: str | os.PathLike, num_f
     aspect = info.width / info.height
     frame_height_in = min(height_in, width_in / aspect)
     shown = max(1, min(num_frames, int(width_in / (frame_height_in * aspect))))
-    height_px = max(1, round(frame_height_in * 120))
+    height_px = max(1, round(frame_height_in * DPI))
     size = (max(1, round(height_px * aspect)), height_px)
     times = (np.arange(shown) + 0.5) * info.duration_s / shown
     for time_s, frame in iter_frames(video, times, size=size):
@@ -299,16 +319,21 @@ def tick_step_s(duration_s: float, ticks: int) -> float:
     return next((step for step in TICK_STEPS_S if duration_s / step <= ticks), duration_s / ticks)
 
 
-def _span(start: float, end: float) -> str:
-    """A span for people: seconds with a tenth, from two minutes on m:ss."""
-    if end >= MINUTES_FROM_S:
-        return f"{clock(start)} - {clock(end)}"
-    return f"{start:.1f} - {end:.1f} s"
+def _span(start: float, end: float, duration_s: float) -> str:
+    """A span for people, in the units of the time line of a video that lasts so long."""
+    if duration_s >= MINUTES_FROM_S:
+        decimals = int(duration_s < 3600)
+        return f"{clock(start, decimals)} - {clock(end, decimals)}"
+    decimals = 1 if duration_s >= 10 else 2
+    return f"{start:.{decimals}f} - {end:.{decimals}f} s"
 
 
 def _wrapped(text: str) -> str:
     """The text in lines of a title, with letters that cannot be drawn as escapes."""
-    letters = (letter if letter.isprintable() else " " if letter.isspace() else ascii(letter)[1:-1] for letter in text)
+    letters = (
+        letter if letter.isprintable() or letter == LEFT_TO_RIGHT else " " if letter.isspace() else ascii(letter)[1:-1]
+        for letter in text
+    )
     lines = textwrap.wrap("".join(letters), TITLE_LETTERS) or [""]
     return "\n".join(lines if len(lines) <= TITLE_LINES else [*lines[:TITLE_LINES], "…"])
 

@@ -30,6 +30,7 @@ def make_checkpoint(
     max_clips: int = 12,
     video_encoders: Sequence[str] = ("pixel-grid",),
     text_encoder: str = "hashed-words",
+    dual_encoder: bool = True,
     **contract: Any,
 ) -> Path:
     """A checkpoint; its encoders need no weights, unless others are named."""
@@ -41,7 +42,9 @@ def make_checkpoint(
     )
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_queries": 5}
     torch.manual_seed(seed)
-    config = BMDetrConfig.from_contract(features, encoder_layers=1, decoder_layers=1, **sizes)
+    config = BMDetrConfig.from_contract(
+        features, encoder_layers=1, decoder_layers=1, dual_encoder=dual_encoder, **sizes
+    )
     BMDetrForMomentRetrieval(config).save_pretrained(folder)
     BMDetrProcessor(config).save_pretrained(folder)
     return folder

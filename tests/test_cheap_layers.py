@@ -9,8 +9,10 @@ from torch import nn
 from modeling_bmdetr import BMDetrConfig
 from modeling_bmdetr.cpu_layers_bmdetr import BLOCK, DRAWS, Attention
 from modeling_bmdetr.layers_bmdetr import (
+    SMALL,
     BMDetrDropout,
     BMDetrFeedForward,
+    BMDetrLinear,
     BMDetrPReLU,
     drop_values,
     eager_attention_forward,
@@ -133,7 +135,7 @@ def test_feed_forward_and_its_gradients_are_those_of_the_layers_in_turn(p, rows_
     for own in (True, False):
         if not own:
             monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.FeedForward", None)
-            layer.up.__class__ = type("Replaced", (nn.Linear,), {})
+            layer.up.__class__ = type("Replaced", (BMDetrLinear,), {})
         states = drawn(3, 5, width).requires_grad_()
         torch.manual_seed(2)
         output = layer(states)
@@ -142,6 +144,36 @@ def test_feed_forward_and_its_gradients_are_those_of_the_layers_in_turn(p, rows_
         results.append([output, states.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
     for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("length", [SMALL // 32, 2])
+@pytest.mark.parametrize("build", ["with oneDNN", "without"])
+def test_linear_layers_and_their_gradients_are_those_of_pytorch(build, length, bias, monkeypatch):
+    """On inputs above and below the size at which they are computed in another way, that are parts of larger ones."""
+    if build == "without":
+        monkeypatch.setattr("modeling_bmdetr.cpu_layers_bmdetr.ONEDNN_LINEAR", None)
+    own, plain = BMDetrLinear(16, 7, bias=bias).train(), nn.Linear(16, 7, bias=bias)
+    plain.load_state_dict(own.state_dict())
+    upstream, results = drawn(2, length, 7, seed=1), []
+    for layer in (own, plain):
+        states = drawn(2, length + 3, 16).requires_grad_()
+        output = layer(states[:, :length])
+        output.backward(upstream)
+        results.append((output, states.grad, *(parameter.grad for parameter in layer.parameters())))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_layers_compute_the_gradients_that_are_asked_for():
+    layer = BMDetrLinear(SMALL, 2).train().requires_grad_(False)
+    states = drawn(1, SMALL).requires_grad_()
+    layer(states).sum().backward()
+    torch.testing.assert_close(states.grad, layer.weight.sum(0)[None])
+    assert layer.weight.grad is None
+    layer.requires_grad_(True)
+    layer(states.detach()).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, states.detach().expand(2, -1))
 
 
 def test_layers_put_in_place_of_those_of_a_feed_forward_are_called():
@@ -157,6 +189,7 @@ def test_a_model_without_dropout_trains_the_same_with_the_plain_layers(tiny_batc
         model = make_model(**NO_DROPOUT).train()
         if plain:
             monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.runs_eagerly_on_cpu", lambda tensor: False)
+        monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.SMALL", 0)
         loss = model(**batch).loss
         loss.backward()
         results.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))

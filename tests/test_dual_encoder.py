@@ -150,3 +150,18 @@ def test_the_released_form_and_earlier_files_have_none():
     del earlier["dual_encoder"]
     assert not BMDetrConfig.from_dict(earlier).dual_encoder
     assert tiny_model(**PAPER).model.dual_encoder is None
+
+
+def test_videos_and_queries_are_compared_all_with_all_as_pairs_are():
+    model, batch = tiny_model(dual_encoder=True).model, tiny_batch()
+    names = ("video_features", "video_mask", "text_features", "text_mask")
+    video, video_mask, text, text_mask = (batch[name] for name in names)
+    logits = model.match_videos(video, video_mask, text, text_mask)
+    assert logits.shape == (len(video), len(text))
+    for query in range(len(text)):
+        rows = [part[query : query + 1].expand(len(video), *part.shape[1:]) for part in (text, text_mask)]
+        with torch.no_grad():
+            pairs = model(video, video_mask, *rows)["clip_logits"]
+        torch.testing.assert_close(logits[:, query], video_logits(pairs, video_mask), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="has no dual encoder"):
+        tiny_model(dual_encoder=False).model.match_videos(video, video_mask, text, text_mask)

@@ -1,14 +1,20 @@
 """The pipeline and the command line on a real video file and a real (untrained) checkpoint."""
 
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from app_world import make_checkpoint
+from PIL import Image
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from dataset_scripts.moving_shapes import render_moving_shapes
 from modeling_bmdetr import (
@@ -17,7 +23,8 @@ from modeling_bmdetr import (
 )
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.encoder_interface_bmdetr import EncodedVideo
-from modeling_bmdetr.video_bmdetr import iter_frames, probe_video
+from modeling_bmdetr.encoders_bmdetr import build_video_encoder
+from modeling_bmdetr.video_bmdetr import VideoFile, iter_frames, probe_video
 
 QUERIES = ["the red star slides to the left", "a blue box spins"]
 
@@ -34,6 +41,19 @@ def world(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def pipe(world):
     return pipeline("temporal-grounding", model=str(world[0]))
+
+
+class Films(torch.utils.data.Dataset):
+    """A data set of PyTorch, which is neither a sequence nor iterable by type."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> str:
+        return self.paths[index]
 
 
 class TestPipeline:
@@ -117,6 +137,99 @@ class TestPipeline:
         answers = pipe((path for path in [world[1]] * 2), QUERIES[0])
         assert next(answers) == one
         assert list(answers) == [one]
+
+    def test_frames_and_bytes_of_other_kinds(self, pipe, world):
+        frames = np.stack([frame for _, frame in iter_frames(world[1], np.arange(0.0, 10.0, 0.25))])
+        of_frames, of_file = pipe(frames, QUERIES[0], fps=4), pipe(world[1], QUERIES[0])
+        assert pipe([Image.fromarray(frame) for frame in frames], QUERIES[0], fps=4) == of_frames
+        assert pipe([torch.from_numpy(frame) for frame in frames], QUERIES[0], fps=4) == of_frames
+        assert pipe([frames, list(frames)], QUERIES[0], fps=4) == [of_frames, of_frames]
+        assert pipe(bytearray(world[1].read_bytes()), QUERIES[0]) == of_file
+        assert pipe(io.BytesIO(world[1].read_bytes()), QUERIES[0]) == of_file
+        assert set(of_frames) == set(of_file)
+
+    @pytest.mark.parametrize("kind", ["rows", "streamed", "column", "key", "encoded", "torch"])
+    def test_data_sets_of_videos(self, pipe, world, kind):
+        paths = [str(world[1])] * 3
+        rows = datasets.Dataset.from_dict({"video": paths, "query": [QUERIES[0]] * 3, "qid": [1, 2, 3]})
+        encoded = rows.cast_column("video", datasets.Video(decode=False))
+        videos, query = {
+            "rows": (rows, None),
+            "streamed": (rows.to_iterable_dataset(), None),
+            "column": (rows["video"], QUERIES[0]),
+            "key": (KeyDataset(rows, "video"), QUERIES[0]),
+            "encoded": (encoded, None),
+            "torch": (Films(paths), QUERIES[0]),
+        }[kind]
+        answers = pipe(videos, query)
+        assert isinstance(answers, list) == (kind == "column")
+        assert list(answers) == [pipe(world[1], QUERIES[0])] * 3
+
+    def test_videos_in_columns_hold_a_path_or_bytes(self, pipe, world):
+        """A decoded one carries what it was decoded from."""
+        of_file, content = pipe(world[1], QUERIES[0]), world[1].read_bytes()
+        assert pipe({"path": None, "bytes": content}, QUERIES[0]) == of_file
+        assert pipe({"video": {"path": str(world[1]), "bytes": None}, "query": QUERIES[0]}) == of_file
+        decoder = SimpleNamespace(_hf_encoded={"path": str(world[1]), "bytes": None})
+        assert pipe([decoder, {"path": "elsewhere.mp4", "bytes": content}], QUERIES[0]) == [of_file, of_file]
+        with pytest.raises(ValueError, match=r"keys `video` and `query`, received \['bytes', 'path', 'title'\]"):
+            pipe({"path": str(world[1]), "bytes": None, "title": "a"}, QUERIES[0])
+
+    def test_videos_of_a_batch_share_calls_of_the_model(self, pipe, world, monkeypatch):
+        long, short = pipe.encode_video(world[1]), EncodedVideo(pipe.encode_video(world[1]).features[:5], 5.0)
+        asked = [
+            {"video": long, "query": QUERIES},
+            {"video": short, "query": QUERIES[0]},
+            {"video": long, "query": "a"},
+        ]
+        expected = [pipe(**one) for one in asked]
+        held, taken, forward = [], [], pipe.model.forward
+
+        def counting(video_features, **inputs):
+            held.append(len(video_features))
+            return forward(video_features=video_features, **inputs)
+
+        monkeypatch.setattr(pipe.model, "forward", counting)
+        answers = pipe((taken.append(one) or one for one in asked), batch_size=2)
+        first = next(answers)
+        assert len(taken) == 2, "no more is encoded than the batch holds"
+        received = [first, *answers]
+        assert held == [3, 1]
+        assert [isinstance(answer, list) for answer in received] == [True, False, False]
+        for answer, wanted in zip([*received[0], *received[1:]], [*expected[0], *expected[1:]], strict=True):
+            assert answer["moments"][0]["score"] == pytest.approx(wanted["moments"][0]["score"], abs=1e-5)
+            assert answer["saliency"] == pytest.approx(wanted["saliency"], abs=1e-4)
+        with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1, received 0"):
+            pipe([long, short], "a", batch_size=0)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"device_map": "auto"}, {"device_map": "cpu"}, {"device": "cpu"}, {"dtype": "float32"}, {"dtype": "auto"}],
+    )
+    def test_devices_and_number_types_by_the_arguments_of_transformers(self, pipe, world, options):
+        made = pipeline("temporal-grounding", model=str(world[0]), **options)
+        assert made(world[1], QUERIES) == pipe(world[1], QUERIES)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
+    def test_half_precision_answers_much_the_same(self, pipe, world, dtype):
+        half = pipeline("temporal-grounding", model=str(world[0]), dtype=dtype)
+        assert half.model.dtype in (torch.bfloat16, torch.float16)
+        received, expected = half(world[1], QUERIES[0]), pipe(world[1], QUERIES[0])
+        assert set(received) == set(expected)
+        assert json.loads(json.dumps(received)) == received, "plain numbers, whatever the weights are"
+        assert received["frame_probabilities"] == pytest.approx(expected["frame_probabilities"], abs=0.05)
+
+    def test_several_encoders_and_several_sentences_in_one_pass(self, world, tmp_path, monkeypatch):
+        folder = make_checkpoint(tmp_path / "both", video_encoders=("pixel-grid", "pixel-motion"))
+        both, opened = pipeline("temporal-grounding", model=str(folder)), []
+        original = VideoFile.__init__
+        monkeypatch.setattr(VideoFile, "__init__", lambda self, *a, **k: opened.append(a) or original(self, *a, **k))
+        answers = both([world[1]], QUERIES)[0]
+        assert len(opened) == 1, "one opening of the file for all encoders and sentences"
+        assert [answer["query"] for answer in answers] == QUERIES
+        parts = [build_video_encoder(name).encode_video(world[1], 1.0) for name in ("pixel-grid", "pixel-motion")]
+        joined = np.concatenate([part.features for part in parts], axis=1)
+        np.testing.assert_allclose(both.encode_video(world[1]).features, joined, atol=1e-6)
 
     def test_what_was_searched_is_in_the_answer_and_said_before_decoding(self, pipe, world, package_log, monkeypatch):
         duration_s = probe_video(world[1]).duration_s

@@ -1,4 +1,4 @@
-"""Search that asks the model only about the videos with a clip like the sentence, by the towers of one model."""
+"""Search that asks the model only about the videos with clips like the sentence."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,10 @@ from tiny_pretrained import IMAGE_MODELS, TEXT_MODELS, write_model
 
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.contract_bmdetr import FeatureContract
+from modeling_bmdetr.dual_encoder_bmdetr import video_logits
 from modeling_bmdetr.encoders_bmdetr import build_text_encoder
 from modeling_bmdetr.index import VideoIndex
-from modeling_bmdetr.prefilter import best_similarities, most_similar, shared_columns
+from modeling_bmdetr.prefilter import best_similarities, dual_encoder_logits, most_similar, shared_columns
 
 QUERIES = ["the red ball slides", "a blue square grows and then it slides"]
 
@@ -21,7 +22,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prefilter")
     clip = write_model(folder / "clip", *IMAGE_MODELS["clip"])
     encoders = {"video_encoders": ("pixel-grid", f"clip:{clip}"), "text_encoder": f"hf:{clip}"}
-    make_checkpoint(folder / "model", long_video="window", **encoders)
+    make_checkpoint(folder / "model", long_video="window", dual_encoder=False, **encoders)
     for number in range(6):
         make_video(folder / "films" / f"film {number}.mp4", 3.0 + number % 2, seed=number)
     index = VideoIndex(folder / "index", make_pipeline(folder / "model"))
@@ -55,6 +56,43 @@ def test_the_most_similar_videos_are_asked_and_give_the_moments_they_give_among_
     assert [[hit.video for hit in hits] for hits in all_of_them] == [[hit.video for hit in hits] for hits in everything]
 
 
+@pytest.fixture(scope="module")
+def dual(tmp_path_factory):
+    """An index of six films, one of them longer than its model reads at once, of a model with a dual encoder."""
+    folder = tmp_path_factory.mktemp("dual")
+    make_checkpoint(folder / "model", long_video="window")
+    for number in range(6):
+        make_video(folder / "films" / f"film {number}.mp4", 17.0 if number == 3 else 3.0 + number, seed=number)
+    index = VideoIndex(folder / "index", make_pipeline(folder / "model"))
+    index.update(folder / "films", dtype="float32")
+    return index
+
+
+def test_the_dual_encoder_of_a_model_says_which_videos_are_similar(dual):
+    """Its logits are those that the whole model has of each window."""
+    logits = dual_encoder_logits(dual.pipe, map(dual.video, dual.videos), QUERIES)
+    assert logits.shape == (2, 6)
+    for row, name in zip(logits.T, dual.videos, strict=True):
+        part = dual.pipe.preprocess({"video": dual.video(name), "queries": QUERIES})
+        assert len(part["windows"]) == (2 if name == "film 3.mp4" else 1)
+        wanted = []
+        for window in part["windows"]:
+            inputs = dual.pipe.processor(QUERIES, video_features=window)
+            with torch.no_grad():
+                outputs = dual.pipe.model(**inputs)
+            wanted.append(video_logits(outputs["clip_logits"], inputs["video_mask"]).numpy())
+        np.testing.assert_allclose(row, np.max(wanted, axis=0), atol=1e-4)
+
+
+def test_the_videos_that_the_dual_encoder_finds_similar_are_asked(dual):
+    everything = dual.search(QUERIES, top=100)
+    logits = dual_encoder_logits(dual.pipe, map(dual.video, dual.videos), QUERIES)
+    for row, hits, all_hits in zip(logits, dual.search(QUERIES, prefilter=2), everything, strict=True):
+        kept = {dual.videos[i] for i in np.argsort(-row)[:2]}
+        assert [hit.video for hit in hits] == [hit.video for hit in all_hits if hit.video in kept]
+    assert dual.search(QUERIES, top=100, prefilter=6) == everything
+
+
 def test_the_command_has_it(world, capsys):
     folder, index = world
     command = ["search", str(folder / "index"), QUERIES[0], "--model", str(folder / "model"), "--prefilter", "1"]
@@ -65,7 +103,7 @@ def test_the_command_has_it(world, capsys):
 
 
 def test_encoders_that_share_no_space_are_refused(tmp_path, capsys):
-    checkpoint = make_checkpoint(tmp_path / "model", long_video="window")
+    checkpoint = make_checkpoint(tmp_path / "model", long_video="window", dual_encoder=False)
     make_video(tmp_path / "films" / "film.mp4", 3.0)
     index = VideoIndex(tmp_path / "index", make_pipeline(checkpoint))
     index.update(tmp_path / "films")

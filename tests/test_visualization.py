@@ -11,7 +11,7 @@ import pytest
 from matplotlib.offsetbox import AnnotationBbox
 from test_video import coded_frame, regular, write_video
 
-from modeling_bmdetr.visualization import plot_moments
+from modeling_bmdetr.visualization import LEFT_TO_RIGHT, plot_moments
 
 
 def answer(query: str = "a dog barks", duration: float = 20.0, clips: int = 20, **fields: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_the_strip_has_the_same_scale_for_flat_and_for_peaked_attention() -> Non
     flat = answer(frame_probabilities=[0.5] * 20, frame_attention=[0.05] * 20)
     for one in (flat, answer()):
         mesh = plot_moments(one).axes[1].collections[0]
-        assert mesh.get_clim() == (0.0, pytest.approx(math.e))
+        assert mesh.get_clim() == (1.0, pytest.approx(math.e)), "an even share is the palest"
     values = plot_moments(flat).axes[1].collections[0].get_array()
     np.testing.assert_allclose(values, 1.0)
 
@@ -124,8 +124,57 @@ def test_long_axes_count_in_minutes(duration: float, labels: list[str], unit: st
 )
 def test_sentences_are_drawn_as_they_are(query: str, drawn: str, tmp_path: Path) -> None:
     figure = plot_moments(answer(query), path=tmp_path / "a.png", title=query)
-    assert figure.axes[0].get_title(loc="left") == f"“{drawn}”"
+    assert figure.axes[0].get_title(loc="left").replace(LEFT_TO_RIGHT, "") == f"“{drawn}”"
     assert (tmp_path / "a.png").is_file()
+
+
+def test_presence_stands_right_of_a_sentence_that_is_written_from_right_to_left() -> None:
+    title = plot_moments(answer("السيارة أمام المنزل", presence=0.9)).axes[0].get_title(loc="left")
+    assert title.startswith(f"{LEFT_TO_RIGHT}“")
+    assert title.endswith(f"”{LEFT_TO_RIGHT}   presence 0.90")
+    assert LEFT_TO_RIGHT not in plot_moments(answer()).axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("duration", "label"),
+    [
+        (5.0, "1.  1.00 - 4.00 s  score 0.90"),
+        (60.0, "1.  1.0 - 4.0 s  score 0.90"),
+        (300.0, "1.  0:01.0 - 0:04.0  score 0.90"),
+        (7200.0, "1.  0:01 - 0:04  score 0.90"),
+    ],
+)
+def test_moments_are_told_in_the_units_of_the_axis(duration: float, label: str) -> None:
+    assert tick_labels(plot_moments(answer(duration=duration)).axes[0])[0] == label
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_probabilities_at_the_limits_are_lines_beside_the_frame(level: float) -> None:
+    axis = plot_moments(answer(frame_probabilities=[level] * 20, frame_attention=[0.05] * 20)).axes[1]
+    low, high = axis.get_ylim()
+    assert low < -0.02
+    assert high > 1.02
+
+
+def test_many_moments_and_labels_lie_inside_and_apart() -> None:
+    moments = [{"start": 500.0 * i, "end": 500.0 * i + 60, "score": 1 - i / 14} for i in range(14)]
+    figure = plot_moments(answer(duration=7200.0, moments=moments), ground_truth=[[[1.0, 2.0]] * 3], max_moments=14)
+    figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(labels) == 15
+    for box in labels:
+        assert 0 <= box.x0 < box.x1 <= figure.axes[0].get_window_extent().x0
+    for above, below in itertools.pairwise(labels):
+        assert below.y1 <= above.y0 + 1
+    times = [label.get_window_extent() for label in figure.axes[-1].get_xticklabels()]
+    for left, right in itertools.pairwise(times):
+        assert left.x1 < right.x0
+    assert times[-1].x1 <= figure.bbox.x1
+
+
+def test_more_answers_than_a_picture_holds_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"a picture of 500 answers would be .* pixels high.*draw fewer answers"):
+        plot_moments([answer()] * 500)
 
 
 def test_a_long_sentence_makes_the_picture_higher_and_stays_inside() -> None:

@@ -131,8 +131,14 @@ class OwnSide:
         """Floating-point operations of one update."""
         from torch.utils.flop_counter import FlopCounterMode
 
+        from modeling_bmdetr.cpu_layers_bmdetr import ONEDNN_LINEAR
+
+        def of_onednn(states: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+            return 2 * states.numel() * weight[0]
+
+        own = {} if ONEDNN_LINEAR is None else {ONEDNN_LINEAR: of_onednn}
         self.model.train()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=own) as counter:
             self.model(**self.batch).loss.backward()
         return {"flops": counter.get_total_flops()}
 

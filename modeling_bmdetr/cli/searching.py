@@ -63,6 +63,6 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("index", help="what `bmdetr index` wrote")
     command.add_argument("query", nargs="+", help="sentences, each in quotes")
     command.add_argument("--top", type=count, default=10, help="moments per sentence, one per video at most (10)")
-    text = "ask about the N videos with the clip most similar to the sentence only; for encoders such as CLIP"
+    text = "ask the whole model about the N videos with clips most similar to the sentence only (all)"
     command.add_argument("--prefilter", type=count, metavar="N", help=text)
     add_checkpoint(command, default="the one that the index was made with")
