@@ -216,6 +216,9 @@ def test_video_spec_builds_the_same_encoder(video_encoder, video_file: Path) -> 
         (np.zeros((0, 8, 8, 3), np.uint8), 1.0, "at least one frame"),
         (np.zeros((4, 8, 8, 3), np.uint8), None, "fps must be the frame rate"),
         (np.zeros((4, 8, 8, 3), np.uint8), 0.0, "fps must be the frame rate"),
+        (np.zeros((4, 8, 8, 3), np.uint8), 10**400, "fps must be the frame rate"),
+        (np.zeros((4, 8, 8, 3), np.uint8), True, "fps must be the frame rate"),
+        (np.zeros((4, 8, 8, 3), np.uint8), "25", "fps must be the frame rate"),
     ],
 )
 def test_bad_frames_are_refused(frames: np.ndarray, fps: float | None, message: str) -> None:
