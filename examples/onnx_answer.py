@@ -63,7 +63,7 @@ def answer(
     if contract["normalize_text"]:
         tokens = normalized(tokens)
 
-    session = onnxruntime.InferenceSession(str(exported / about["int8_file" if int8 else "file"]))
+    session = onnxruntime.InferenceSession(str(exported / Path(about["int8_file" if int8 else "file"]).name))
     inputs = (rows[None], np.ones((1, len(rows)), np.float32), tokens[None], np.ones((1, len(tokens)), np.float32))
     values = session.run(about["outputs"], dict(zip(about["inputs"], inputs, strict=True)))
     outputs = {name: value[0] for name, value in zip(about["outputs"], values, strict=True)}
@@ -113,7 +113,7 @@ def encode_video(exported: Path, about: dict[str, Any], video: str) -> tuple[np.
     times_s = (clip_starts_s[:, None] + lengths_s[:, None] * parts).ravel()
     shown = np.searchsorted(starts_s, times_s + 1e-6, side="right") - 1  # the last that starts at or before
     frames = np.stack([pictures[max(i, 0)] for i in shown])
-    session = onnxruntime.InferenceSession(str(exported / encoder["file"]))
+    session = onnxruntime.InferenceSession(str(exported / Path(encoder["file"]).name))
     return session.run(["rows"], {"frames": frames})[0], end_s
 
 

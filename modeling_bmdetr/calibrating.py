@@ -15,6 +15,7 @@ from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
 from .data.rows.absent import add_absent_rows
+from .data.rows.checked import checked_rows
 from .data.rows.schema import CanonicalRow, is_labelled
 from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
@@ -99,10 +100,12 @@ def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 3
     """Answers of a [`BMDetrForMomentRetrieval`] for labelled rows, without calibration.
 
     Raises:
-        ValueError: a row has no labels, or its features are not in the store.
+        TypeError: `rows` are not a sequence of mappings.
+        ValueError: a row has errors or no labels, or its features are not in the store.
     """
     from .processing_bmdetr import BMDetrProcessor
 
+    rows = checked_rows(rows, "rows", model.config.feature_contract)
     if unlabelled := [row["qid"] for row in rows if not is_labelled(row)]:
         raise ValueError(
             f"{len(unlabelled)} of {len(rows)} rows have no `relevant_windows`, such as qid {unlabelled[:3]}: "

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from .calibration_bmdetr import as_calibration, calibration_lines
 from .configuration_bmdetr import BMDetrConfig, FeatureContract
+from .contract_bmdetr import is_number
 from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, WEIGHTLESS_VIDEO_ENCODERS, HashedWordTextEncoder
 from .files_bmdetr import replacing_file
 from .saving_bmdetr import CARD_FILE, TASK
@@ -46,6 +47,8 @@ _STATED_ELSEWHERE = frozenset(FeatureContract.__dataclass_fields__) | {
     *("video_dim", "text_dim", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads"),
     *("intermediate_size", "num_queries", "model_type", "calibration"),
 }
+# Parts of a record that are dicts.
+_SECTIONS = ("metrics", "dataset", "baselines", "data", "training", "versions", "converted")
 
 Record = Mapping[str, Any]
 
@@ -83,7 +86,7 @@ def render_model_card(
         tags: Further tags.
 
     Raises:
-        ValueError: the record is no dict, or its `metrics` are not figures.
+        ValueError: the record is no dict, or a part of it is not what the head of this module says.
     """
     record = read_record(results)
     dataset = {"name": "unnamed data", **(record.get("dataset") or {})}
@@ -130,16 +133,48 @@ def render_model_card(
 
 
 def read_record(results: Record | str | os.PathLike | None) -> dict[str, Any]:
-    """A record of results from a dict or a JSON file; empty for None."""
+    """A record of results from a dict or a JSON file; empty for None.
+
+    Raises:
+        ValueError: see `render_model_card`.
+    """
     if isinstance(results, (str, os.PathLike)):
         results = json.loads(Path(results).read_text(encoding="utf-8"))
     if results is not None and not isinstance(results, Mapping):
         raise ValueError(f"`results` must be a dict with keys such as 'metrics', received {type(results).__name__}")
-    record = dict(results or {})
-    for name, value in (record.get("metrics") or {}).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"`metrics` must be a flat dict of figures, received {value!r} for {name!r}")
+    record = {name: value for name, value in (results or {}).items() if value is not None}
+    _check_record(record)
+    # Scalars of NumPy would become tags of Python in the header.
+    record["metrics"] = {name: float(value) for name, value in record.get("metrics", {}).items()}
+    record["dataset"] = {name: value and str(value) for name, value in record.get("dataset", {}).items()}
     return record
+
+
+def _check_record(record: Record) -> None:
+    """Raises `ValueError` by name where a part of a record is not what the head of this module says."""
+    for section in _SECTIONS:
+        entries = record.get(section, {})
+        if not isinstance(entries, Mapping) or not all(isinstance(key, str) for key in entries):
+            raise ValueError(f"`{section}` must be a dict by name, received {entries!r}")
+    for system, metrics in {**record.get("baselines", {}), "metrics": record.get("metrics", {})}.items():
+        if not isinstance(metrics, Mapping):
+            raise ValueError(f"`{system}` must be a flat dict of figures, received {metrics!r}")
+        for name, value in metrics.items():
+            if not isinstance(name, str) or not (isinstance(value, float) or is_number(value)):
+                raise ValueError(f"`{system}` must be a flat dict of figures, received {value!r} for {name!r}")
+    texts = {f"dataset.{name}": value for name, value in record.get("dataset", {}).items() if value is not None}
+    texts |= {name: record[name] for name in ("repo_id", "license") if name in record}
+    languages = record.get("language", [])
+    texts |= dict(enumerate(languages)) if isinstance(languages, list) else {"language": languages}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            what = f"an entry of `language` ({name})" if isinstance(name, int) else f"`{name}`"
+            raise ValueError(f"{what} must be a text, received {value!r}")
+    examples = record.get("examples", ())
+    if not isinstance(examples, (list, tuple)) or len(examples) not in (0, 2):
+        raise ValueError(f"`examples` must be two sentences, received {examples!r}")
+    if (converted := record.get("converted")) and not converted.keys() >= {"from", "parameters", "dropped"}:
+        raise ValueError(f"`converted` must have `from`, `parameters` and `dropped`, received {sorted(converted)}")
 
 
 def eval_results(metrics: Mapping[str, float], dataset: Mapping[str, str]) -> list[EvalResult]:

@@ -127,8 +127,8 @@ class MomentFinder:
         Raises:
             ValueError: there is none, or there are too many or too long ones.
         """
-        lines = text.splitlines() if isinstance(text, str) else list(text or ())
-        if not all(isinstance(line, str) for line in lines):
+        lines = text.splitlines() if isinstance(text, str) else text or ()
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
             raise ValueError("a sentence is a text: pass a list of texts")
         lines = [line.strip() for line in lines if line.strip()]
         if not lines:
@@ -212,8 +212,9 @@ def build_demo(
 
     def find(video: Any, sentences: list[str], top: int = 5) -> dict[str, Any]:
         """Moments in a video for each of the sentences: the answers of the pipeline, as JSON."""
-        path = video["path"] if isinstance(video, dict) else video.path
+        path = None
         try:
+            path = uploaded(video, demo.GRADIO_CACHE)
             if not isinstance(top, int) or isinstance(top, bool):
                 raise ValueError(f"top is the number of moments of each sentence, received {top!r}")
             return {"answers": finder.find(path, sentences, top=max(1, min(top, 50)))}
@@ -294,6 +295,18 @@ def launch_demo(
         theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),  # nothing is fetched
     )
     return address
+
+
+def uploaded(video: Any, folder: str | os.PathLike) -> str:
+    """The place of a video among the uploads, which lie in `folder`; Gradio checks only what is marked as a file.
+
+    Raises:
+        ValueError: it is another file of the server, there or not.
+    """
+    path = video.get("path") if isinstance(video, dict) else getattr(video, "path", None)
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError("the video is none of those that were uploaded here: upload it first")
+    return path
 
 
 def _no_clip(gr: Any) -> Any:

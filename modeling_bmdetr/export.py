@@ -7,23 +7,28 @@ from the outputs, so that a program without this package can prepare inputs and 
 weightless encoder of frames is exported as well.
 """
 
+import hashlib
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, PixelGridVideoEncoder, build_video_encoder
+from .contract_bmdetr import FeatureContract
+from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, build_video_encoder
 from .files_bmdetr import replacing_folder, write_json
+from .input_checks_bmdetr import check_model_inputs
 from .modeling_bmdetr import BMDetrForMomentRetrieval
 from .packages_bmdetr import needed_module
 from .processing_bmdetr import BMDetrProcessor
+from .weightless_encoders_bmdetr import PixelVideoEncoder
 
 ExportFormat = Literal["onnx", "torch-export"]
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export")
@@ -31,6 +36,7 @@ FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 INT8_FILE, ENCODER_FILE, DESCRIPTION = "model.int8.onnx", "video_encoder.onnx", "export.json"
 INPUTS = ("video_features", "video_mask", "text_features", "text_mask")
 AXES = {"batch": (1, 65536), "video_len": (1, 1_000_000), "text_len": (1, 65536)}
+_WIDTHS = ("video_dim", "text_dim")
 LEFT_OUT = ("last_hidden_state", "encoder_last_hidden_state")
 TOLERANCE = 1e-4
 # (pairs, clips, tokens): single ones, what fills a usual contract, what is longer than it.
@@ -110,6 +116,7 @@ def export_model(
                 "inputs": list(INPUTS),
                 "outputs": outputs,
                 "largest_difference": difference,
+                **{name: getattr(model.config, name) for name in _WIDTHS},
                 "feature_contract": processor.feature_contract,
                 "prediction_format": processor.prediction_format,
                 "nms_threshold": processor.nms_threshold,
@@ -120,6 +127,7 @@ def export_model(
             if int8:
                 description["int8_file"] = INT8_FILE
                 _write_int8(file, folder / INT8_FILE)
+            description["sha256"] = {path.name: _digest(path) for path in sorted(folder.iterdir())}
             write_json(folder / DESCRIPTION, description)
     finally:
         model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
@@ -130,6 +138,10 @@ def export_model(
 def load_exported(folder: str | os.PathLike, *, int8: bool = False, threads: int | None = None) -> Callable[..., Any]:
     """The exported model as a function of the four inputs, tensors or arrays, that returns a dict of tensors.
 
+    The function raises `ValueError` or `TypeError` for inputs that the model itself would refuse. Load only folders
+    that you trust: a program of `torch.export` may run code, and a checksum beside a file keeps nobody from changing
+    both.
+
     Args:
         folder: What `export_model` wrote.
         int8: Runs the 8-bit file.
@@ -137,15 +149,57 @@ def load_exported(folder: str | os.PathLike, *, int8: bool = False, threads: int
 
     Raises:
         FileNotFoundError: there is no export, or no 8-bit file, in the folder.
+        ValueError: the description is not of an export, or the model is not the file that was exported.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"'{folder}' holds no {DESCRIPTION}: it is no folder that `bmdetr export` wrote")
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = _read_description(path)
     name = description.get("int8_file" if int8 else "file")
-    if name is None or not (Path(folder) / name).is_file():
+    if name is None or not (file := Path(folder) / name).is_file():
         raise FileNotFoundError(f"'{folder}' holds no {'8-bit ' * int8}model; export again{' with --int8' * int8}")
-    return _runner(Path(folder) / name, description["outputs"], threads)
+    if _digest(file) != description["sha256"].get(name):
+        raise ValueError(f"'{file}' is damaged, or not the file that {DESCRIPTION} describes: export the model again")
+    contract = FeatureContract.from_dict(description.get("feature_contract"))
+    widths: Any = SimpleNamespace(feature_contract=contract, **{name: description[name] for name in _WIDTHS})
+    run = _runner(file, description["outputs"], threads)
+
+    def answer(video_features: Any, video_mask: Any, text_features: Any, text_mask: Any) -> dict[str, Tensor]:
+        given = (video_features, video_mask, text_features, text_mask)
+        inputs = [value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value)) for value in given]
+        check_model_inputs(widths, *inputs)
+        return run(*(value.float() for value in inputs))
+
+    return answer
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """What `export.json` holds.
+
+    Raises:
+        ValueError: it is not what `export_model` writes. Files elsewhere are never named by it.
+    """
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    fits = (
+        isinstance(description, dict)
+        and description.get("file") in list(FILES.values())
+        and description.get("int8_file", INT8_FILE) == INT8_FILE
+        and isinstance(outputs := description.get("outputs"), list)
+        and all(isinstance(name, str) for name in outputs)
+        and isinstance(description.get("sha256"), dict)
+        and all(type(description.get(name)) is int for name in _WIDTHS)
+    )
+    if not fits:
+        raise ValueError(f"'{path}' is not what `bmdetr export` writes, or is of an earlier version: export again")
+    return description
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def largest_difference(
@@ -212,7 +266,7 @@ def _as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outpu
 
 
 class _ExportableEncoder(nn.Module):
-    def __init__(self, encoder: PixelGridVideoEncoder):
+    def __init__(self, encoder: PixelVideoEncoder):
         super().__init__()
         self.encoder = encoder
 
@@ -228,7 +282,7 @@ def _write_video_encoder(processor: BMDetrProcessor, folder: Path) -> dict[str, 
     specs = processor.contract.video_encoders
     if len(specs) != 1 or specs[0]["name"] not in WEIGHTLESS_VIDEO_ENCODERS:
         return None
-    encoder = cast(PixelGridVideoEncoder, build_video_encoder(specs[0]))
+    encoder = cast(PixelVideoEncoder, build_video_encoder(specs[0]))
     per_clip, side = encoder.frames_per_clip, encoder.grid
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (3 * per_clip, side, side, 3), dtype=torch.uint8, generator=generator)

@@ -1,10 +1,11 @@
 """Pictures from decoded frames: which are wanted, when, and in what size; and frames that were decoded elsewhere."""
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -50,10 +51,10 @@ class FrameArray(AbstractContextManager):
                 f"frames must be a (frames, height, width, 3) uint8 array with at least one frame, received "
                 f"{array.dtype} {array.shape}; scale to 0..255 and put the channels last"
             )
-        if fps is None or not (math.isfinite(fps) and fps > 0):
+        if not is_rate(fps):
             raise ValueError(f"fps must be the frame rate of the frames given, received {fps!r}")
-        self.array, self.fps = array, fps
-        self.duration_s = len(array) / fps
+        self.array, self.fps = array, float(fps)
+        self.duration_s = len(array) / self.fps
 
     def __exit__(self, *error: object) -> None:
         """Nothing is open."""
@@ -66,6 +67,11 @@ class FrameArray(AbstractContextManager):
             if plans[owner].size is not None:
                 picture = converters[owner].resized(picture, picture.shape[1], picture.shape[0])
             yield owner, time_s, picture
+
+
+def is_rate(fps: Any) -> TypeGuard[float]:
+    """Whether a value is a frame rate: a number above 0 that float64 holds, such as 25 or `Fraction(30000, 1001)`."""
+    return isinstance(fps, Real) and not isinstance(fps, bool) and bool(0 < fps <= sys.float_info.max)
 
 
 def merged_times(plans: Sequence[FramePlan]) -> tuple[list[float], list[int]]:

@@ -177,6 +177,7 @@ class VideoIndex:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder '{root}'")
         self._prepare(root, dtype)
+        self._warn_of_no_calibration()
         report = IndexReport()
         with FeatureWriter(self._store, self.contract, dtype=self._manifest["dtype"]) as writer:
             self._remove_other_stores()
@@ -364,20 +365,24 @@ class VideoIndex:
         queries = [query] if isinstance(query, str) else list(query)
         if not queries:
             raise ValueError("`query` is an empty list: pass at least one sentence")
+        self._warn_of_no_calibration()
         hits: list[list[Hit]] = [[] for _ in queries]
         for asked, answers, name in self._asked(queries, prefilter, per_video, batch_size, progress):
-            if not self._warned and not answers[0].get("calibrated"):
-                self._warned = True
-                logger.warning(
-                    f"{self.model_name} is not calibrated: its scores of different videos are not comparable, so that "
-                    "moments are ranked by score times p, the probability of their frames"
-                )
             for i, answer in zip(asked, answers, strict=True):
                 hits[i] += _hits(name, answer)
                 if len(hits[i]) > 50 * top:  # no more than can be in the end
                     hits[i] = _ranked(hits[i], top)
         ranked = [_ranked(some, top) for some in hits]
         return ranked[0] if isinstance(query, str) else ranked
+
+    def _warn_of_no_calibration(self) -> None:
+        if self._warned or self.pipe.is_calibrated:
+            return
+        self._warned = True
+        logger.warning(
+            f"{self.model_name} is not calibrated: its scores of different videos are not comparable, so that moments "
+            "are ranked by score times p, the probability of their frames (`bmdetr calibrate` calibrates it)"
+        )
 
     def _require_searchable(self) -> None:
         if not self._manifest:

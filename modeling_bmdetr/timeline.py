@@ -16,13 +16,14 @@ from .visualization import clock, tick_step_s
 TICKS = 6
 ABSENT_BELOW = 0.5  # presence below which an answer says that the video does not show it
 
+# The margin undoes the padding of Gradio, so that answers end where the rest of the page does.
 CSS = """
-.bm { font-size: 14px; line-height: 1.4; color: var(--body-text-color, #1f2937); }
+.bm { margin: 0 -12px; font-size: 14px; line-height: 1.4; color: var(--body-text-color, #1f2937); }
 .bm-answer { margin: 0 0 14px; padding: 10px 12px; border: 1px solid var(--border-color-primary, #d8dde6);
   border-radius: 10px; background: var(--background-fill-primary, #fff); }
 .bm-head { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: baseline; justify-content: space-between; }
 .bm-query { font-weight: 600; overflow-wrap: anywhere; min-width: 0; }
-.bm-note { font-size: 13px; padding: 1px 8px; border-radius: 9px; background: #e3f3e6; color: #14532d; }
+.bm-note { font-size: 12px; padding: 1px 8px; border-radius: 9px; background: #e3f3e6; color: #14532d; }
 .bm-note.bm-absent { background: #fdeaea; color: #8a1c1c; }
 .bm-track { position: relative; margin: 8px 0 2px; border-radius: 6px; overflow: hidden; cursor: pointer;
   background: var(--background-fill-secondary, #f3f5f9); }
@@ -77,6 +78,8 @@ def error_html(message: str) -> str:
 def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A table with one line per moment, best first, or one for an answer without moments; times in seconds.
 
+    Names and sentences that a spreadsheet would compute have an apostrophe before them.
+
     Args:
         results: For each video `{"video": name, "answers": answers of the pipeline}`.
     """
@@ -90,8 +93,13 @@ def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
                 for rank, moment in enumerate(answer["moments"], start=1)
             ]
             for row in rows or [[""] * 4]:
-                writer.writerow([result["video"], answer["query"], *row, answer.get("presence", "")])
+                writer.writerow([_cell(result["video"]), _cell(answer["query"]), *row, answer.get("presence", "")])
     return buffer.getvalue().rstrip("\n")
+
+
+def _cell(text: Any) -> str:
+    """A text that stays one in a spreadsheet, which takes one that begins like a formula for a formula."""
+    return f"'{text}" if str(text).startswith(("=", "+", "-", "@", "\t", "\r")) else str(text)
 
 
 def is_absent(answer: Mapping[str, Any]) -> bool:

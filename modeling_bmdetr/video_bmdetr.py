@@ -22,6 +22,7 @@ import numpy as np
 
 from .containers_bmdetr import (
     MAX_DURATION_S,
+    MAX_FPS,
     MIN_BYTES_PER_S,
     Container,
     existing_file,
@@ -34,6 +35,7 @@ from .frames_bmdetr import (
     FramePlan,
     checked_times,
     display_size,
+    is_rate,
     merged_times,
 )
 
@@ -360,8 +362,8 @@ def iter_frames(
     if (times_s is None) == (fps is None):
         raise ValueError(f"give either times_s or fps, received times_s={times_s!r} and fps={fps!r}")
     FrameConverter(size, interpolation)
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be a positive number, received {fps!r}")
+    if fps is not None and not (is_rate(fps) and fps <= MAX_FPS):
+        raise ValueError(f"fps must be a positive number of at most {MAX_FPS:g}, received {fps!r}")
     if times_s is not None:
         times_s = checked_times(times_s)
     return _iter_frames(path, times_s, fps, size, interpolation, decode_threads)

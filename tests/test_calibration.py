@@ -148,6 +148,15 @@ class TestFit:
         with pytest.raises(ValueError, match="1 of 2 rows have no `relevant_windows`"):
             fit_calibration(model, [PRESENT[0], {**PRESENT[1], "relevant_windows": None}], STORE)
 
+    @pytest.mark.parametrize(
+        "fields", [{"query": True}, {"duration": "20"}, {"relevant_windows": [[5]]}, {"relevant_windows": [[9.0, 2.0]]}]
+    )
+    def test_rows_with_errors_are_refused(self, model, fields):
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            fit_calibration(model, [PRESENT[0], {**PRESENT[1], **fields}], STORE)
+        with pytest.raises(TypeError, match="must be a mapping"):
+            fit_calibration(model, [PRESENT[0], None], STORE)
+
 
 def model_windows(model, rows):
     from modeling_bmdetr import BMDetrProcessor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from app_world import make_checkpoint, make_pipeline, make_video
 
-from modeling_bmdetr.demo import DemoLimits, MomentFinder, build_demo, launch_demo
+from modeling_bmdetr.demo import DemoLimits, MomentFinder, build_demo, launch_demo, uploaded
 
 ABSENT = "an elephant sings"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,6 +71,8 @@ class TestMomentFinder:
         [
             ({}, " \n ", "write what to look for"),
             ({}, [3], "a sentence is a text"),
+            ({}, 5, "a sentence is a text"),
+            ({}, {"a": 1}, "a sentence is a text"),
             ({"sentences": 2}, "a\nb\nc", "3 sentences are too many: up to 2"),
             ({"letters": 9}, "a" * 10, "a sentence of 10 letters is too long: up to 9"),
             ({"minutes": 0.1}, "a", "lasts 0:08, and up to 0:06 are taken"),
@@ -92,6 +94,23 @@ class TestMomentFinder:
             MomentFinder(pipe).find(None, "a")
         with pytest.raises(ValueError, match=r"broken\.mp4"):
             MomentFinder(pipe).find(tmp_path / "broken.mp4", "a")
+
+
+def test_only_uploads_are_videos_of_the_page(tmp_path):
+    """Links out of the folder of uploads, and what is no name of a file, are refused as well."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (tmp_path / "private.mp4").touch()
+    (uploads / "film.mp4").touch()
+    (uploads / "link.mp4").symlink_to(tmp_path / "private.mp4")
+    assert uploaded({"path": str(uploads / "film.mp4")}, uploads) == str(uploads / "film.mp4")
+    inside, outside = str(uploads / "link.mp4"), str(uploads / ".." / "private.mp4")
+    for video in (inside, outside, str(tmp_path / "private.mp4"), "film.mp4", "\0", ["film.mp4"], None):
+        with pytest.raises(ValueError, match=r"none of those that were uploaded|null byte"):
+            uploaded({"path": video}, uploads)
+    for video in (None, 5, [], "film.mp4", {}):
+        with pytest.raises(ValueError, match="none of those that were uploaded"):
+            uploaded(video, uploads)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +157,13 @@ class TestOverHttp:
         with pytest.raises(AppError, match="top is the number of moments"):
             Client(address, verbose=False).predict(handle_file(str(film)), ["a"], top, api_name="/find")
 
+    @pytest.mark.parametrize("mark", [{"meta": {"_type": "gradio.FileData"}}, {"meta": {}}, {}])
     @pytest.mark.parametrize("kind", ["video", "text", "missing"])
-    def test_no_file_of_the_server_is_opened_or_told_of(self, address, tmp_path, kind):
-        """Whatever lies beside the uploads is refused alike, so that nobody learns what is there."""
+    def test_no_file_of_the_server_is_opened_or_told_of(self, address, tmp_path, kind, mark):
+        """Whatever lies beside the uploads is refused alike, so that nobody learns what is there.
+
+        Gradio itself looks only at files that whoever asks has marked as such.
+        """
         from gradio_client import Client
 
         private = tmp_path / "private.mp4"
@@ -148,7 +171,7 @@ class TestOverHttp:
             make_video(private, 2.0)
         elif kind == "text":
             private.write_text("a password")
-        file = {"path": str(private), "meta": {"_type": "gradio.FileData"}}
+        file = {"path": str(private), **mark}
         request = urllib.request.Request(
             f"{address}gradio_api/call/find",
             json.dumps({"data": [file, ["a"], 2]}).encode(),
@@ -159,6 +182,7 @@ class TestOverHttp:
         assert "event: error" in answer
         assert "moments" not in answer
         assert "cannot read the video" not in answer
+        assert "No such file" not in answer
         assert Client(address, verbose=False).view_api(print_info=False, return_format="dict")["named_endpoints"]
 
     def test_a_clip_does_not_stay_among_the_temporary_files(self, pipe, film, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Exported models: the same answers as the model, for any number of pairs, clips and tokens."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from factories import make_model
@@ -60,6 +62,60 @@ def test_what_cannot_be_exported_or_loaded_is_said_by_name(tmp_path):
         export_model(make_model(), tmp_path, "torch-export", int8=True)
     with pytest.raises(FileNotFoundError, match=r"holds no export\.json"):
         load_exported(tmp_path)
+
+
+def changed(source, folder, **entries):
+    """A copy of an exported folder whose description has other entries."""
+    shutil.copytree(source, folder)
+    description = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**description, **entries}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        *({"file": "../model.pt2"}, {"file": "/etc/passwd"}, {"file": ["model.pt2"]}, {"file": None}),
+        *({"outputs": "logits"}, {"outputs": [1]}, {"sha256": None}, {"video_dim": "6"}, {"int8_file": "../x"}),
+    ],
+)
+def test_a_description_that_is_not_of_an_export_is_refused(exported, entries, tmp_path):
+    shutil.copy(exported[1] / "model.pt2", tmp_path / "model.pt2")
+    with pytest.raises(ValueError, match="not what `bmdetr export` writes"):
+        load_exported(changed(exported[1], tmp_path / "out", **entries))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b"\xff"])
+def test_a_description_that_is_none_is_refused(exported, content, tmp_path):
+    folder = changed(exported[1], tmp_path / "out")
+    (folder / "export.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"export\.json"):
+        load_exported(folder)
+
+
+def test_a_file_that_changed_since_it_was_exported_is_refused(exported, tmp_path):
+    folder = changed(exported[1], tmp_path / "out")
+    content = bytearray((folder / "model.pt2").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.pt2").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pt2' is damaged"):
+        load_exported(folder)
+
+
+def test_an_exported_model_refuses_what_the_model_refuses(exported):
+    run = load_exported(exported[1])
+    video, text = np.ones((2, 3, 6), np.float32), np.ones((2, 4, 5), np.float32)
+    masks = np.ones((2, 3), np.int64), np.ones((2, 4), bool)
+    assert run(video, masks[0], torch.from_numpy(text), masks[1])["pred_spans"].isfinite().all()
+    for wrong, message in (
+        ((video[..., :5], masks[0], text, masks[1]), "must be 6 values wide"),
+        ((video * np.nan, masks[0], text, masks[1]), "NaN or infinite"),
+        ((video, masks[0], text[:1], masks[1][:1]), "has 2 rows and `text_features` 1"),
+        ((video, 2 * masks[0], text, masks[1]), "must hold 1 for real and 0"),
+        ((video.astype(np.complex64), masks[0], text, masks[1]), "real numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*wrong)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 from app_world import make_checkpoint, make_pipeline, make_video
 
+from modeling_bmdetr.calibration_bmdetr import Calibration, weights_fingerprint
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.index import CATALOG, MANIFEST, VideoIndex, read_index
 
@@ -282,8 +283,33 @@ class TestRefusals:
 def test_uncalibrated_scores_are_said_to_be_so_once(pipe, folder, tmp_path, package_log):
     index = VideoIndex(tmp_path / "index", pipe, "model A")
     index.update(folder)
+    assert "model A is not calibrated: its scores of different videos are not comparable" in package_log.text
     index.search("a")
     index.search("b")
+    assert package_log.text.count("model A is not calibrated") == 1
+
+
+def test_a_checkpoint_with_its_calibration_and_without_it(checkpoint, folder, tmp_path, package_log):
+    """With it, moments are ranked by score; without it, by score times the mean p of their clips."""
+    pipe = make_pipeline(checkpoint)
+    pipe.model.config.calibration = Calibration(
+        (1.0, 0.5, -0.2), (2.0, 0.1), weights_fingerprint(pipe.model), rows=60, absent_rows=10
+    ).to_dict()
+    index = VideoIndex(tmp_path / "index", pipe, "model A")
+    index.update(folder)
+    calibrated = index.search(QUERIES[0])
+    assert [hit.rank_score for hit in calibrated] == [hit.score for hit in calibrated]
+    assert "not calibrated" not in package_log.text
+
+    pipe.model.config.calibration = None
+    stripped = VideoIndex(tmp_path / "index", pipe, "model A").search(QUERIES[0])
+    assert len(stripped) == 5
+    assert [hit.rank_score for hit in stripped] == sorted((hit.rank_score for hit in stripped), reverse=True)
+    for hit in stripped:
+        (answer,) = pipe([index.video(hit.video)], QUERIES[0], top_k=1)
+        p = answer["frame_probabilities"]
+        covered = [value for clip, value in enumerate(p) if hit.start <= clip + 0.5 < hit.end]
+        assert hit.rank_score == pytest.approx(hit.score * sum(covered) / len(covered), rel=1e-3)
     assert package_log.text.count("model A is not calibrated") == 1
 
 

@@ -119,3 +119,12 @@ def test_the_axis_has_few_readable_ticks_on_the_page(duration):
     places = [float(place) for place in re.findall(r'<span style="left:([\d.]+)%', page)]
     assert 1 <= len(places) <= 8
     assert max(places) <= 96
+
+
+@pytest.mark.parametrize(
+    "text", ["=cmd|' /C calc'!A0", "+1+1", "-2", "@SUM(A1)", "\t=1", "a = b", "a\n=1", 'say "no", twice']
+)
+def test_no_cell_of_a_table_is_a_formula(text):
+    """File names may come from strangers."""
+    (row,) = csv.DictReader(io.StringIO(as_csv([{"video": text, "answers": [{"query": text, "moments": []}]}])))
+    assert row["video"] == row["query"] == (text if text[0] in "as" else f"'{text}")

@@ -196,6 +196,9 @@ def test_starting_late_seeks_and_gives_the_same_frames(tmp_path: Path) -> None:
 
 def test_regular_rate_runs_to_the_end(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(3.0))
+    for fps in (0, -1, 1e300, 10**400, float("nan"), "4"):  # a huge one would give frames without end
+        with pytest.raises(ValueError, match="fps must be a positive number"):
+            iter_frames(path, fps=fps)
     answers = list(iter_frames(path, fps=4.0))
     assert [time_s for time_s, _ in answers] == [i / 4 for i in range(12)]
     assert [number_of(frame) for _, frame in answers] == [int(i / 4 * 10 + 1e-6) for i in range(12)]

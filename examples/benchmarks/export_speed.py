@@ -4,7 +4,8 @@
     python examples/benchmarks/export_speed.py outputs/quickstart exported --json export.json
 
 Sides: the model in PyTorch (`eager`), the same through `torch.compile`, and the ONNX files in ONNX Runtime, in full
-precision and with 8-bit matrices. Each answers the test queries in batches; seconds are the median over rounds.
+precision and with 8-bit matrices. Each answers the test queries in batches; times are the median over rounds, of the
+processor, which other jobs change less than the clock.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_clock import seconds_of
+from bench_clock import timed
 from torch import Tensor
 
 from modeling_bmdetr import BMDetrForMomentRetrieval, BMDetrProcessor
@@ -87,10 +88,10 @@ def predictions(side: Side, processor: BMDetrProcessor, store: FeatureStore, row
 
 
 def seconds(side: Side, store: FeatureStore, rows: list[Any], rounds: int) -> float:
-    """Median seconds of a batch, after three that warm up."""
+    """Median processor seconds of a batch, after three that warm up."""
     inputs = batch_of(store, rows)
     with torch.inference_mode():
-        return statistics.median(seconds_of(lambda: side(*inputs), rounds + 2)[2:])
+        return statistics.median([timed(lambda: side(*inputs))[1] for _ in range(rounds + 3)][3:])
 
 
 if __name__ == "__main__":

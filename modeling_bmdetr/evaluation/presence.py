@@ -3,6 +3,7 @@
 import numpy as np
 
 from .metrics import BoolArray, FloatArray, greedy_matches, temporal_iou
+from .reliability import checked_pairs
 
 SMALLEST_IOU = np.nextafter(0.0, 1.0)  # any overlap
 
@@ -19,8 +20,9 @@ def rejection_f1(presence: FloatArray, is_present: BoolArray, threshold: float =
         In [0, 1]; 0 if nothing is rejected.
 
     Raises:
-        ValueError: No query is absent, so that there is nothing to reject.
+        ValueError: No query is absent, so that there is nothing to reject; or see `checked_pairs`.
     """
+    presence, is_present = checked_pairs(presence, is_present)
     if is_present.all():
         raise ValueError("all queries are present; rejection needs rows whose relevant_windows are empty.")
     is_rejected = presence <= threshold

@@ -8,6 +8,7 @@ import numpy as np
 from .metrics import BoolArray, FloatArray, IntArray
 
 NUM_BINS = 10
+MOST_BINS = 1_000_000
 
 
 def auroc(scores: FloatArray, is_positive: BoolArray) -> float:
@@ -18,10 +19,11 @@ def auroc(scores: FloatArray, is_positive: BoolArray) -> float:
         is_positive: Shape (n,).
 
     Raises:
-        ValueError: One of the two classes is empty, so that there is nothing to tell apart.
+        ValueError: One of the two classes is empty, so that there is nothing to tell apart; or see `checked_pairs`.
     """
     from scipy.stats import rankdata
 
+    scores, is_positive = checked_pairs(scores, is_positive)
     num_positive = int(is_positive.sum())
     num_negative = len(is_positive) - num_positive
     if not num_positive or not num_negative:
@@ -39,7 +41,7 @@ def brier_score(probabilities: FloatArray, is_true: BoolArray) -> float:
     Raises:
         ValueError: There is nothing to judge, or a probability lies outside [0, 1].
     """
-    _check_probabilities(probabilities)
+    probabilities, is_true = _checked_probabilities(probabilities, is_true)
     return float(((probabilities - is_true) ** 2).mean())
 
 
@@ -73,7 +75,9 @@ def reliability_bins(probabilities: FloatArray, is_true: BoolArray, num_bins: in
     Raises:
         ValueError: There is nothing to judge, or a probability lies outside [0, 1].
     """
-    _check_probabilities(probabilities)
+    probabilities, is_true = _checked_probabilities(probabilities, is_true)
+    if isinstance(num_bins, bool) or not isinstance(num_bins, int) or not 1 <= num_bins <= MOST_BINS:
+        raise ValueError(f"num_bins must be a whole number from 1 to {MOST_BINS}, received {num_bins!r}.")
     index = np.minimum((probabilities * num_bins).astype(np.int64), num_bins - 1)
     counts = np.bincount(index, minlength=num_bins)
     with np.errstate(invalid="ignore"):
@@ -96,8 +100,27 @@ def are_probabilities(values: FloatArray) -> bool:
     return len(values) > 0 and bool(((values >= 0) & (values <= 1)).all())
 
 
-def _check_probabilities(values: FloatArray) -> None:
+def checked_pairs(scores: Any, truths: Any) -> tuple[FloatArray, BoolArray]:
+    """Scores and what came true as two arrays `(n,)`; 0 and 1 are taken for False and True.
+
+    Raises:
+        ValueError: They are not finite numbers and truths, one of each for everything that is judged.
+    """
+    arrays = np.asarray(scores), np.asarray(truths)
+    if any(array.ndim != 1 or array.dtype.kind not in "fiub" for array in arrays) or len(arrays[0]) != len(arrays[1]):
+        received = " and ".join(f"{array.dtype} {array.shape}" for array in arrays)
+        raise ValueError(f"expected numbers (n,) and truths (n,), received {received}.")
+    if not np.isfinite(arrays[0]).all():
+        raise ValueError("expected finite scores, received NaN or an infinity.")
+    if not np.isin(arrays[1], (0, 1)).all():
+        raise ValueError("expected True or False of everything that is judged, received other numbers.")
+    return arrays[0].astype(np.float64), arrays[1].astype(bool)
+
+
+def _checked_probabilities(probabilities: Any, truths: Any) -> tuple[FloatArray, BoolArray]:
+    values, is_true = checked_pairs(probabilities, truths)
     if not len(values):
         raise ValueError("there are no probabilities to judge; expected at least one.")
     if not are_probabilities(values):
         raise ValueError(f"expected probabilities from 0 to 1, received values from {values.min()} to {values.max()}.")
+    return values, is_true

@@ -69,3 +69,10 @@ def test_negatives_are_looked_at_only_where_they_are_read():
 def test_checked_rows_are_not_checked_again():
     rows = check(make_rows())
     assert check(rows) is rows
+
+
+def test_lists_within_lists_without_end_are_refused():
+    windows: list = []
+    windows.append(windows)
+    with pytest.raises(ValueError, match="row 1 of `rows` is nested too deeply"):
+        checked_rows([*make_rows(1)[:1], {**make_rows(1)[0], "relevant_windows": windows}], "rows", CONTRACT)

@@ -125,6 +125,33 @@ def test_errors():
         brier_score(np.zeros(0), np.zeros(0, dtype=bool))
 
 
+@pytest.mark.parametrize("figure", [auroc, brier_score, expected_calibration_error, rejection_f1])
+@pytest.mark.parametrize(
+    ("scores", "truths"),
+    [
+        *(([0.2, 0.4], [True]), ([[0.2, 0.4]], [True, False]), (0.2, True), (None, None), (["a", "b"], [True, False])),
+        *(
+            ([0.2, np.nan], [True, False]),
+            ([0.2, 0.4j], [True, False]),
+            ([0.2, 0.4], [0.5, 2]),
+            ([0.2, 0.4], ["", "x"]),
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(figure, scores, truths):
+    with pytest.raises(ValueError, match="expected"):
+        figure(scores, truths)
+
+
+def test_zeros_and_ones_are_truths():
+    scores, truths = np.array([0.2, 0.4, 0.9]), np.array([0, 0, 1])
+    assert auroc(scores, truths) == auroc(scores, truths.astype(bool)) == 1
+    assert rejection_f1(scores, truths) == rejection_f1(scores, truths.astype(bool)) == 1
+    for bins in (0, 1.5, True, 10**9):
+        with pytest.raises(ValueError, match="num_bins"):
+            reliability_bins(scores, truths, bins)
+
+
 def test_two_empty_sets_are_equal():
     nothing = np.zeros((2, 1, 2)), np.zeros(2, dtype=int), np.zeros((2, 1, 2)), np.array([[False], [False]])
     assert set_iou(*nothing).tolist() == [1.0, 1.0]

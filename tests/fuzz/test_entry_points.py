@@ -12,23 +12,37 @@ from collections import Counter
 
 import pytest
 from entry_points import entry_points
+from films_and_pages import films_and_pages
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
+from models_and_training import models_and_training
+from rows_and_figures import rows_and_figures
 from strangers_files import strangers_files
 
 NAMES = [
     *("validate_rows", "read_rows", "import_annotations", "dataset_and_collator", "mine_negative_queries"),
     *("feature_files", "packed_store", "processor_of_features", "pipeline_options", "select", "configuration"),
     *("contract", "calibration", "evaluate_submission", "released_checkpoint", "pictures", "answers_as_text"),
-    *("index_and_search", "captions", "model_files", "info", "predict"),
+    *("index_and_search", "captions", "model_files", "info", "predict", "film_files", "frames", "cut_clip"),
+    *("answers_html", "model_forward", "fit_calibration", "recipes", "cleaning", "written_rows", "absent_rows"),
+    *("validate_file", "extract", "pack", "statistics", "model_card", "encoders", "command_lines"),
 ]
+# What takes seconds to start, or for each input.
+SLOW = ["page", "trainer", "own_data", "exported_models"]
+PACKAGES = {"page": ["gradio"], "exported_models": ["onnx", "onnxruntime", "onnxscript"]}
 DOCUMENTED = (ValueError, TypeError, OSError, StrictDataclassError)
 LIMIT_S = 10.0  # of processor time
 
 
 @pytest.fixture(scope="module")
 def known():
-    return {**entry_points(), **strangers_files()}
+    return {
+        **entry_points(),
+        **strangers_files(),
+        **films_and_pages(),
+        **models_and_training(),
+        **rows_and_figures(),
+    }
 
 
 def check(entry, number, randomly=False):
@@ -58,7 +72,7 @@ def check(entry, number, randomly=False):
 
 
 def test_every_entry_point_is_tried(known):
-    assert set(known) == set(NAMES)
+    assert set(known) == {*NAMES, *SLOW}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,15 +81,19 @@ def test_an_answer_or_a_documented_error(name, known):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SLOW])
 def test_an_answer_or_a_documented_error_to_many_inputs(name, known):
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
     assert check(known[name], 600)["answered"]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SLOW])
 def test_an_answer_or_a_documented_error_to_very_many_inputs(name, known):
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
     number = int(os.environ.get("BMDETR_INPUTS", "10000"))
     ends = check(known[name], number, randomly=True)
     print(f"\n{name}: {sum(ends.values())} inputs, {ends['answered']} answered, {ends['refused']} refused")

@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories import make_model, make_trainer
 from huggingface_hub import ModelCard
@@ -177,8 +178,24 @@ def test_a_record_must_be_one(tmp_path):
         render_model_card(BMDetrConfig(), [1, 2], parameters=7)
     with pytest.raises(ValueError, match=r"flat dict of figures.*'MR'"):
         render_model_card(BMDetrConfig(), {"metrics": {"MR": {"R1": 1.0}}}, parameters=7)
+    for name, value in (
+        *(("metrics", True), ("metrics", {"MR": 10**400}), ("baselines", {"whole video": [1]}), ("data", [1])),
+        *(("dataset", {"name": 5}), ("dataset", {"id": ["a/b"]}), ("repo_id", {}), ("license", 3), ("versions", "1")),
+        *(("examples", ["one"]), ("examples", "she"), ("converted", {"from": "a"}), ("training", {5: 5})),
+        *(("language", 5), ("language", [5])),
+    ):
+        with pytest.raises(ValueError, match=r"must be|must have"):
+            render_model_card(BMDetrConfig(), {**RECORD, name: value}, parameters=7)
     with pytest.raises(FileNotFoundError):
         render_model_card(BMDetrConfig(), tmp_path / "absent.json", parameters=7)
+
+
+def test_scalars_of_numpy_leave_a_header_that_anybody_reads(tmp_path):
+    """They would become tags of Python, which no reader of YAML takes from a stranger."""
+    record = {**RECORD, "metrics": {"MR-full-mIoU": np.float64(60.01)}, "dataset": {"name": np.str_("Kitchen")}}
+    (tmp_path / "README.md").write_text(str(render_model_card(BMDetrConfig(), record, parameters=7)))
+    (result,) = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert (result.metric_value, result.dataset_name) == (60.01, "Kitchen")
 
 
 def test_a_card_is_written_from_a_file(tmp_path):

@@ -95,6 +95,8 @@ def _read_tensors(path: Path, key: str, extras: Sequence[str]) -> tuple[np.ndarr
     tensors = held if isinstance(held, dict) else {key: held}
     require_key(path, key, [name for name in tensors if isinstance(name, str)])
     for name in (name for name in (key, *extras) if name in tensors):
+        if (dtype := tensors[name].dtype).is_complex or (name == key and dtype == torch.bool):  # as of NumPy's files
+            raise Refused(f"{path} cannot be read as features (it holds values of type {dtype}): expected numbers.")
         stated, there = tensors[name].numel() * tensors[name].element_size(), tensors[name].untyped_storage().nbytes()
         if stated > min(there, MAX_ARRAY_BYTES):  # one value may stand for any number of them
             raise Refused(

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ...contract_bmdetr import FeatureContract
+from ...contract_bmdetr import FeatureContract, is_number
 from ..rows.qids import text_qid
 from ..rows.validation import require_fields
 from .sentences import compare_repeated, same_sentence, spread
@@ -46,9 +46,9 @@ def find_problems(
     store: Store, rows: Iterable[Mapping[str, Any]], *, check_values: bool
 ) -> tuple[list[str], list[str]]:
     """Lines that name what is missing, and lines that name what does not fit. See `FeatureStore.require`."""
-    rows = require_fields(rows, ("qid", "vid"))
-    durations_s = {row["vid"]: row.get("duration") for row in rows}
-    sentences = {text_qid(row): row.get("query") for row in rows}
+    rows = require_fields(rows, ("qid", "vid", "text_qid"))
+    durations_s = {row["vid"]: _duration_or_none(row) for row in rows}
+    sentences = {text_qid(row): query if isinstance(query := row.get("query"), str) else None for row in rows}
     vids = [vid for vid in durations_s if store.has_video(vid)]
     qids = [qid for qid in sentences if store.has_text(qid)]
     missing = [
@@ -64,6 +64,11 @@ def find_problems(
     if not unfit:
         _warn_of_clip_length(store, {vid: durations_s[vid] for vid in spread(vids, SAMPLES)})
     return missing, unfit
+
+
+def _duration_or_none(row: Mapping[str, Any]) -> float | None:
+    duration_s = row.get("duration")
+    return duration_s if is_number(duration_s) and duration_s > 0 else None
 
 
 def _missing(store: Store, kind: str, names: Sequence[str], total: int) -> list[str]:

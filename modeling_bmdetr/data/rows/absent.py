@@ -12,6 +12,7 @@ import numpy as np
 from .jsonl import read_rows
 from .qids import text_qid
 from .schema import CanonicalRow
+from .validation import require_fields
 
 UNRELATED = "unrelated"
 # Words that say little of what happens; what a sentence shares with another beyond them is content.
@@ -117,14 +118,15 @@ def read_absent_rows(path: str | Path, kind: str | None = None) -> list[Canonica
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line is no JSON object.
+        ValueError: a line is no JSON object, or has no qid.
     """
     rows: list[CanonicalRow] = []
     taken: set[str] = set()
-    for read in read_rows(path):
+    read_from = read_rows(path)
+    require_fields(read_from, ("qid",))
+    for read in read_from:
         row: CanonicalRow = {**read}
-        windows = row.get("relevant_windows")
-        if windows is not None and [list(map(float, window)) for window in windows] in ([], [[0.0, 0.0]]):
+        if row.get("relevant_windows") in ([], [[0.0, 0.0]]):
             row["relevant_windows"] = []
             for name in ("relevant_clip_ids", "saliency_scores"):
                 row.pop(name, None)  # type: ignore[misc]

@@ -178,17 +178,20 @@ def write_jsonl(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str])
     Missing folders are made. A bad row leaves an existing file as it was.
 
     Raises:
-        TypeError: A row holds a value that JSON cannot express.
-        ValueError: A row holds NaN or an infinity.
+        TypeError: A row is no mapping, or holds a value that JSON cannot express.
+        ValueError: A row holds NaN or an infinity, or is nested too deeply.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(path) as file:
         for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"rows[{index}] must be a mapping by field, received {type(row).__name__}.")
             try:
                 file.write(_line(row))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 where = f"rows[{index}] (qid {row.get('qid')!r})"
-                raise type(error)(f"{where} cannot be written as JSON: {error}.") from None
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{where} cannot be written as JSON: {error}.") from None
 
 
 def write_rows(
@@ -198,6 +201,9 @@ def write_rows(
 
     `integer_qids` names the qids that are written as integers; by default those which the file that `rows` was read
     from wrote as integers, none for other rows.
+
+    Raises:
+        TypeError, ValueError: as `write_jsonl`; or a `qid` is missing, or neither a string nor a whole number.
     """
     if integer_qids is None:
         integer_qids = rows.integer_qids if isinstance(rows, RowFile) else ()
@@ -205,9 +211,14 @@ def write_rows(
 
 
 def _record(row: Mapping[str, Any], integer_qids: Collection[str]) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        return row  # which is refused by its number
     record = {key: value for key, value in row.items() if value is not None}
+    if "qid" not in record:
+        raise ValueError(f"every row must have a `qid`, received one with {sorted(map(str, record))}")
+    canonical_qid(record["qid"])  # refused if it is none
     record["qid"] = original_qid(record["qid"], integer_qids)
-    if "neg_query_ids" in record:
+    if isinstance(record.get("neg_query_ids"), list):
         record["neg_query_ids"] = [original_qid(qid, integer_qids) for qid in record["neg_query_ids"]]
     return record
 

@@ -24,6 +24,7 @@ def plain_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> list[di
 
     Raises:
         TypeError: not an iterable of mappings.
+        ValueError: lists within lists without end.
     """
     if isinstance(rows, str | bytes | Mapping) or hasattr(rows, "iloc") or not isinstance(rows, Iterable):
         hint = '; of a pandas frame pass frame.to_dict("records")' if hasattr(rows, "iloc") else ""
@@ -32,7 +33,10 @@ def plain_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> list[di
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise TypeError(f"row {number} of `{name}` must be a mapping, received {type(row).__name__}")
-        plain.append(_plain_row(row))
+        try:
+            plain.append(_plain_row(row))
+        except RecursionError as error:
+            raise ValueError(f"row {number} of `{name}` is nested too deeply to be read") from error
     return plain
 
 

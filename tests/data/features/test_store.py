@@ -88,6 +88,22 @@ class TestPublishedFiles:
         (tmp_path / "._v.npy").write_bytes(b"\x00\x05\x16\x07")
         assert FeatureStore.from_files(tmp_path, contract=FeatureContract()).video_ids == ["v"]
 
+    @pytest.mark.parametrize("kind", ["complex", "bool", "sparse", "meta", "quantized", "no tensor"])
+    def test_tensors_that_are_no_plain_numbers_are_refused(self, tmp_path, kind):
+        """The real part of a complex tensor would be another array, without a word."""
+        plain = torch.from_numpy(values(3, 2))
+        tensor = {
+            "complex": lambda: plain.to(torch.complex64),
+            "bool": lambda: plain > 0,
+            "sparse": plain.to_sparse,
+            "meta": lambda: plain.to("meta"),
+            "quantized": lambda: torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+            "no tensor": lambda: [1.0, 2.0],
+        }[kind]()
+        torch.save({"features": tensor}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"a\.pt cannot be read as features"):
+            read_arrays(tmp_path / "a.pt", "features")
+
     def test_tensors_are_read_and_nothing_in_their_files_is_run(self, tmp_path):
         torch.save(torch.from_numpy(values(3, 2)), tmp_path / "a.pt")
         torch.save({"features": torch.from_numpy(values(4, 2)).half(), "other": 1}, tmp_path / "b.pt")

@@ -87,6 +87,15 @@ def test_published_negatives(tmp_path):
     assert validate_rows(rows).ok
 
 
+@pytest.mark.parametrize("fields", [{}, {"qid": None}, {"qid": [1]}, {"qid": True}])
+def test_published_rows_without_a_qid_are_refused_by_line(tmp_path, fields):
+    path = tmp_path / "negatives.jsonl"
+    odd = {"qid": "q1", "relevant_windows": 5}  # which validation names
+    path.write_text("\n".join(json.dumps(row) for row in (make_row(), odd, fields)))
+    with pytest.raises(ValueError, match=r"negatives\.jsonl.*:3|line 3|negatives\.jsonl:3"):
+        read_absent_rows(path)
+
+
 def test_absent_rows_have_the_text_features_of_the_sentence_they_borrow(tmp_path):
     """Published features, one file for each qid, need none for the rows that a rule added; nor do a packed copy and
     extraction, which sees the sentence once."""

@@ -76,7 +76,7 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_rows(path, [row(qid="a")])
     before = path.read_text()
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="every row must have a `qid`"):
         write_rows(path, [row(qid="b"), {"vid": "no qid"}])
     assert path.read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
@@ -114,6 +114,23 @@ def test_a_row_that_cannot_be_written_leaves_the_file_alone(tmp_path, value, err
     with pytest.raises(error, match=r"rows\[1\] \(qid 'b'\) cannot be written as JSON"):
         write_jsonl([{"qid": "a"}, {"qid": "b", "value": value}], path)
     assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("row", [None, "q1", 5, ["q1"], {}, {"qid": True}, {"qid": 1.5}, {"qid": ""}, {"qid": [1]}])
+def test_what_is_no_row_is_not_written(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+    with pytest.raises((TypeError, ValueError), match=r"must be a mapping|`qid`|qid"):
+        write_rows(path, [make_row(), row])
+    assert path.read_text() == "before"
+
+
+def test_a_value_that_is_nested_too_deeply_is_not_written(tmp_path):
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        write_jsonl([{"qid": "a", "value": nested}], tmp_path / "rows.jsonl")
 
 
 def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
