@@ -136,7 +136,12 @@ class OwnSide:
         def of_onednn(states: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
             return 2 * states.numel() * weight[0]
 
-        own = {} if ONEDNN_LINEAR is None else {ONEDNN_LINEAR: of_onednn}
+        def added_in_place(_: torch.Size, first: torch.Size, second: torch.Size, **__: Any) -> int:
+            return 2 * first.numel() * second[1]
+
+        own: dict[Any, Any] = {torch.ops.aten.addmm_: added_in_place}
+        if ONEDNN_LINEAR is not None:
+            own[ONEDNN_LINEAR] = of_onednn
         self.model.train()
         with FlopCounterMode(display=False, custom_mapping=own) as counter:
             self.model(**self.batch).loss.backward()
