@@ -4,7 +4,7 @@
 
 Each video is 20-40 s of H.264 and shows four or five coloured shapes. They are on screen all the time; now and then one
 of them, or two at once, slides, grows, spins, blinks or bounces for 5-15 s (`shapes_scenes.py`). Every such
-event has a sentence (`shapes_sentences.py`), and every video up to four sentences about what it does not show
+event has a sentence (`shapes_sentences.py`), and every video sentences about what it does not show
 (`shapes_absent.py`). Each shape shares its colour or its form with another one of the video,
 and the same few actions recur in it, so one word of a sentence does not find the moment.
 
@@ -31,14 +31,14 @@ from modeling_bmdetr.data import write_rows
 from modeling_bmdetr.files_bmdetr import write_json
 from modeling_bmdetr.processes import end_with_parent
 
-from .shapes_absent import AbsentQuery, absent_queries
+from .shapes_absent import AbsentQuery, absent_queries, other_forms
 from .shapes_rendering import render_scene
 from .shapes_scenes import Scene, sample_scene
 from .shapes_sentences import Description, describe_scene
 
 FPS = 8
 # Raised whenever the same settings would give other videos or rows.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 NUM_VIDEOS = {"train": 400, "val": 60, "test": 70}
 MANIFEST = "manifest.json"
 
@@ -153,7 +153,8 @@ def _drawn(seed: int, split: str, number: int) -> Iterator[DrawnVideo]:
         rng = np.random.default_rng(key)
         scene = sample_scene(rng, FPS)
         told = describe_scene(rng, scene)
-        absent = absent_queries(np.random.default_rng((*key, 2)), scene)
+        rng = np.random.default_rng((*key, 2))
+        absent = absent_queries(rng, scene) + (other_forms(rng, scene) if split == "train" else [])
         yield DrawnVideo(key, f"{split}_{index:04d}", scene, told, absent)
 
 

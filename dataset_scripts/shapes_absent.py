@@ -7,6 +7,9 @@ near:
 - `no_such_object`: an action of the video, by an object that is not there;
 - `other_action`: an object that is there, with an action that nothing in the video does;
 - `exchanged`: an object and an action of the video that do not belong together: another object does it.
+
+Training videos have a fifth kind besides, `another_form`: what happens, with another form. Colour and action alone tell
+most events of a video from its others, so hardly any other sentence teaches forms; searching many videos needs them.
 """
 
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from .shapes_scenes import ACTIONS, COLOURS, SHAPES, Scene
 from .shapes_sentences import say
 
 ABSENT_KINDS = ("unrelated", "no_such_object", "other_action", "exchanged")
+ANOTHER_FORM = "another_form"
 # An object that bounces goes up and down as well, so "moves up" would be no clear absence.
 _ALSO_SEEN_AS = {"bounce": ("slide up", "slide down")}
 
@@ -43,14 +47,37 @@ def absent_queries(rng: np.random.Generator, scene: Scene) -> list[AbsentQuery]:
     return queries
 
 
-def _candidates(scene: Scene, kind: str) -> list[tuple[str, str, str]]:
-    """Everything of a kind that could be said: (colour, shape, action)."""
-    looks = {(obj.colour, obj.shape) for obj in scene.objects}
-    colours, shapes = {colour for colour, _ in looks}, {shape for _, shape in looks}
-    done: dict[tuple[str, str], set[str]] = {look: set() for look in looks}
+def other_forms(rng: np.random.Generator, scene: Scene) -> list[AbsentQuery]:
+    """Every second event with a form that nothing of its colour does the same with, in the order of the events."""
+    done, queries = _done(scene), []
+    for event in scene.events[::2]:
+        colour, action = scene.objects[event.object_index].colour, event.action
+        forms = [s for s in SHAPES if action not in done.get((colour, s), ()) and _can(s, action)]
+        if forms:
+            shape = forms[rng.integers(len(forms))]
+            queries.append(AbsentQuery(say(rng, colour, shape, action), ANOTHER_FORM, colour, shape, action))
+    return queries
+
+
+def _done(scene: Scene) -> dict[tuple[str, str], set[str]]:
+    """What each (colour, shape) of the video does, or seems to do."""
+    done: dict[tuple[str, str], set[str]] = {(obj.colour, obj.shape): set() for obj in scene.objects}
     for event in scene.events:
         obj = scene.objects[event.object_index]
         done[obj.colour, obj.shape] |= {event.action, *_ALSO_SEEN_AS.get(event.action, ())}
+    return done
+
+
+def _can(shape: str, action: str) -> bool:
+    """Whether it would show: a circle that spins looks like one that does not."""
+    return (shape, action) != ("circle", "spin")
+
+
+def _candidates(scene: Scene, kind: str) -> list[tuple[str, str, str]]:
+    """Everything of a kind that could be said: (colour, shape, action)."""
+    done = _done(scene)
+    looks = set(done)
+    colours, shapes = {colour for colour, _ in looks}, {shape for _, shape in looks}
     occurs = {event.action for event in scene.events}
     seen = set().union(*done.values())
     fits_kind = {
@@ -59,5 +86,5 @@ def _candidates(scene: Scene, kind: str) -> list[tuple[str, str, str]]:
         "other_action": lambda c, s, a: (c, s) in looks and a not in seen,
         "exchanged": lambda c, s, a: bool(done.get((c, s))) and a in occurs and a not in done[c, s],
     }[kind]
-    said = [(c, s, a) for c in COLOURS for s in SHAPES for a in ACTIONS if (s, a) != ("circle", "spin")]
+    said = [(c, s, a) for c in COLOURS for s in SHAPES for a in ACTIONS if _can(s, a)]
     return [triple for triple in said if fits_kind(*triple)]

@@ -36,6 +36,11 @@ def keep(values: Tensor, kept: Tensor | None) -> Tensor:
     return values if kept is None else kept.to(values.dtype).mul_(values)
 
 
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """The values times a number, one after the other in memory."""
+    return torch.mul(values, factor, out=values.new_empty(values.shape))
+
+
 def kept_scale(threshold: int) -> float:
     """What dropout multiplies the values with that it keeps."""
     return DRAWS / (DRAWS - threshold)
@@ -144,12 +149,12 @@ class FeedForward(torch.autograd.Function):
         to_rows, to_up, to_down = torch.empty_like(rows), torch.zeros_like(up), torch.zeros_like(down)
         to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
         for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
-            to_down += gradient[block].T @ keep(F.prelu(inner[block], slope), kept)
+            to_down.addmm_(gradient[block].T, keep(F.prelu(inner[block], slope), kept))
             to_inner = keep(product(gradient[block], down.T), kept)
             to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
             to_slope += of_block
             to_bias += to_inner.sum(0)
-            to_up += to_inner.T @ rows[block]
+            to_up.addmm_(to_inner.T, rows[block])
             to_rows[block] = product(to_inner, up.T)
         to_down *= kept_scale(ctx.threshold)
         return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None
@@ -165,8 +170,7 @@ class Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, threshold: int
     ) -> Tensor:
-        query, key = (query * scaling).contiguous(), key.contiguous()
-        value = (value * kept_scale(threshold)).contiguous()
+        query, key, value = scaled(query, scaling), key.contiguous(), scaled(value, kept_scale(threshold))
         weights = query.new_empty(*query.shape[:-1], key.shape[-2])
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         mask = mask if mask is None else mask.expand(len(query), -1, -1, -1)
@@ -179,7 +183,7 @@ class Attention(torch.autograd.Function):
                 scores += mask[block]
             torch.softmax(scores, -1, out=weights[block])
             masks.append(draw_kept(scores.shape, threshold))
-            output[block] = torch.matmul(keep(weights[block], masks[-1]), value[block])
+            torch.matmul(keep(weights[block], masks[-1]), value[block], out=output[block])
         ctx.save_for_backward(query, key, value, weights, *masks)
         ctx.scaling, ctx.threshold = scaling, threshold
         return output
@@ -190,9 +194,9 @@ class Attention(torch.autograd.Function):
         to_query, to_key, to_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for block, kept in zip(blocks(len(query), weights[0].numel()), masks, strict=True):
             gradient = gradients[0][block].contiguous()
-            to_value[block] = torch.matmul(keep(weights[block], kept).mT, gradient)
+            torch.matmul(keep(weights[block], kept).mT, gradient, out=to_value[block])
             to_weights = keep(torch.matmul(gradient, value[block].mT), kept)
             to_scores = torch._softmax_backward_data(to_weights, weights[block], -1, weights.dtype)
-            to_query[block] = torch.matmul(to_scores, key[block])
-            to_key[block] = torch.matmul(to_scores.mT, query[block])
+            torch.matmul(to_scores, key[block], out=to_query[block])
+            torch.matmul(to_scores.mT, query[block], out=to_key[block])
         return to_query.mul_(ctx.scaling), to_key, to_value.mul_(kept_scale(ctx.threshold)), None, None, None

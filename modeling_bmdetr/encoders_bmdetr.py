@@ -2,7 +2,7 @@
 
 | name | encoder |
 |---|---|
-| `pixel-grid`, `pixel-motion`, `hashed-words` | weightless; need no download and no accelerator |
+| `pixel-grid`, `moving-things`, `hashed-words` | weightless; need no download and no accelerator |
 | `hf:NAME_OR_PATH` | any model of transformers that sees images or videos, or reads text, by what it can do |
 | `clip:NAME_OR_PATH` | the same for CLIP-like models and other image models; the name that first checkpoints have |
 | `timm:NAME` | an image backbone of timm |
@@ -34,7 +34,7 @@ from .slowfast_encoder_bmdetr import SlowFastEncoder
 from .text_encoders_bmdetr import MINILM, WORDS_PREFIX, TokenEncoder, WordEncoder, minilm_encoder
 from .timm_encoders_bmdetr import TimmEncoder
 from .video_encoders_bmdetr import FrameSequenceEncoder
-from .weightless_encoders_bmdetr import HashedWordTextEncoder, PixelGridVideoEncoder, PixelMotionVideoEncoder
+from .weightless_encoders_bmdetr import HashedWordTextEncoder, MovingThingsVideoEncoder, PixelGridVideoEncoder
 
 __all__ = [
     "Video",
@@ -43,7 +43,7 @@ __all__ = [
     "VideoEncoder",
     "TextEncoder",
     "PixelGridVideoEncoder",
-    "PixelMotionVideoEncoder",
+    "MovingThingsVideoEncoder",
     "HashedWordTextEncoder",
     "ImageEncoder",
     "FrameSequenceEncoder",
@@ -79,11 +79,11 @@ def pretrained_video_encoder(
     return (FrameSequenceEncoder if sees_videos else ImageEncoder)(model, *options)
 
 
-WEIGHTLESS_VIDEO_ENCODERS = (PixelGridVideoEncoder.name, PixelMotionVideoEncoder.name)
+WEIGHTLESS_VIDEO_ENCODERS = (PixelGridVideoEncoder.name, MovingThingsVideoEncoder.name)
 # A name that ends in a colon is followed by an argument of its own.
 _VIDEO_ENCODERS: dict[str, Callable[..., VideoEncoder]] = {
     PixelGridVideoEncoder.name: PixelGridVideoEncoder,
-    PixelMotionVideoEncoder.name: PixelMotionVideoEncoder,
+    MovingThingsVideoEncoder.name: MovingThingsVideoEncoder,
     CLIP_PREFIX: partial(ImageEncoder, prefix=CLIP_PREFIX),
     PRETRAINED_PREFIX: pretrained_video_encoder,
     "timm:": TimmEncoder,

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from .contract_bmdetr import FeatureContract
-from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, PixelGridVideoEncoder, build_video_encoder
+from .encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, build_video_encoder
 from .files_bmdetr import replacing_folder, write_json
 from .input_checks_bmdetr import check_model_inputs
 from .modeling_bmdetr import BMDetrForMomentRetrieval
 from .packages_bmdetr import needed_module
 from .processing_bmdetr import BMDetrProcessor
+from .weightless_encoders_bmdetr import PixelVideoEncoder
 
 ExportFormat = Literal["onnx", "torch-export"]
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export")
@@ -265,7 +266,7 @@ def _as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outpu
 
 
 class _ExportableEncoder(nn.Module):
-    def __init__(self, encoder: PixelGridVideoEncoder):
+    def __init__(self, encoder: PixelVideoEncoder):
         super().__init__()
         self.encoder = encoder
 
@@ -281,7 +282,7 @@ def _write_video_encoder(processor: BMDetrProcessor, folder: Path) -> dict[str, 
     specs = processor.contract.video_encoders
     if len(specs) != 1 or specs[0]["name"] not in WEIGHTLESS_VIDEO_ENCODERS:
         return None
-    encoder = cast(PixelGridVideoEncoder, build_video_encoder(specs[0]))
+    encoder = cast(PixelVideoEncoder, build_video_encoder(specs[0]))
     per_clip, side = encoder.frames_per_clip, encoder.grid
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (3 * per_clip, side, side, 3), dtype=torch.uint8, generator=generator)

@@ -104,30 +104,3 @@ def box_mean(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
         for x in range(width):
             total += padded[..., y : y + down, x : x + across]
     return total / (height * width)
-
-
-def flow_moments(planes: torch.Tensor) -> torch.Tensor:
-    """How each plane moves from frame to frame: to the right, downwards, outwards, and turning clockwise.
-
-    Sums of the brightness constancy equation (Lucas and Kanade 1981): the change of a pixel against its gradient, and
-    against the gradient's part away from and around the middle of all change of the plane. Positive in the directions
-    named, and the larger the more of the plane moves.
-
-    Args:
-        planes: `(clips, frames, planes, size, size)`.
-
-    Returns:
-        `(clips, frames - 1, planes, 4)`.
-    """
-    smooth = box_mean(planes, 3, 3)
-    change = smooth.diff(dim=1)[..., 1:-1, 1:-1]
-    middle = (smooth[:, 1:] + smooth[:, :-1]) / 2
-    across = (middle[..., 1:-1, 2:] - middle[..., 1:-1, :-2]) / 2
-    down = (middle[..., 2:, 1:-1] - middle[..., :-2, 1:-1]) / 2
-    size = change.shape[-1]
-    along = (torch.arange(size) + 0.5) / size * 2 - 1
-    share = change.abs() / (change.abs().sum(dim=(-2, -1), keepdim=True) + 1e-3)
-    x = along - (share.sum(dim=-2) @ along)[..., None, None]
-    y = along[:, None] - (share.sum(dim=-1) @ along)[..., None, None]
-    against = (across, down, 10 * (x * across + y * down), 10 * (x * down - y * across))
-    return 10 * SCALE * torch.stack([-(change * gradient).mean(dim=(-2, -1)) for gradient in against], dim=-1)

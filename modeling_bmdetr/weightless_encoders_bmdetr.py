@@ -1,4 +1,4 @@
-"""The weightless encoders, `pixel-grid`, `pixel-motion` and `hashed-words`: no download and no accelerator.
+"""The weightless encoders, `pixel-grid`, `moving-things` and `hashed-words`: no download and no accelerator.
 
 For tests, teaching and synthetic videos: they see colours and motion, and know words only as words.
 """
@@ -17,18 +17,55 @@ from .pixel_measures_bmdetr import (
     HARMONICS,
     colour_planes,
     edge_harmonics,
-    flow_moments,
     neighbourhood,
     signed_root,
     spatial_moments,
 )
 
 PLANES = 7  # what colour_planes returns
-THINGS = 2  # described by themselves
+MOST_THINGS = 16  # more hardly ever move at once
 LARGEST_GRID = 512  # pixels per side; more show nothing more and fill the memory
 
 
-class PixelGridVideoEncoder(VideoEncoder):
+class PixelVideoEncoder(VideoEncoder):
+    """Measures of clips whose frames are averaged to `grid x grid` pixels and split into colour planes."""
+
+    interpolation = "area"
+    clips_per_batch = 4  # what more of them need is mapped anew for each batch, which takes half as long again
+
+    def __init__(self, grid: int, frames_per_clip: int) -> None:
+        if not 8 <= grid <= LARGEST_GRID:
+            raise ValueError(f"grid must be from 8 to {LARGEST_GRID}, received {grid}.")
+        require_at_least_one(frames_per_clip=frames_per_clip)
+        if frames_per_clip < 3:
+            raise ValueError(
+                f"frames_per_clip must be at least 3 to show how changes change, received {frames_per_clip}."
+            )
+        self.grid, self.frames_per_clip = grid, frames_per_clip
+        self.frame_size = (grid, grid)
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "dim": self.dim, "grid": self.grid, "frames_per_clip": self.frames_per_clip}
+
+    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
+        return self.measure(torch.from_numpy(np.stack(frames))).numpy()
+
+    def measure(self, frames: torch.Tensor) -> torch.Tensor:
+        """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
+        pixels = frames.permute(0, 3, 1, 2).float() / 255.0
+        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
+        return self._rows(pixels)
+
+    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Rows of frames `(clips x frames, 3, grid, grid)`."""
+        raise NotImplementedError
+
+    def _planes(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The colour planes of frames, by clip: `(clips, frames, 7, grid, grid)`."""
+        return colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))
+
+
+class PixelGridVideoEncoder(PixelVideoEncoder):
     """What can be seen in a clip, and what changes in it, measured on a grid of pixels, without any weights.
 
     Frames are averaged to `grid x grid` pixels and split into seven colour planes: six hues, weighted by saturation,
@@ -51,47 +88,28 @@ class PixelGridVideoEncoder(VideoEncoder):
     """
 
     name = "pixel-grid"
-    interpolation = "area"
-    clips_per_batch = 4  # what more of them need is mapped anew for each batch, which takes half as long again
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
-        if not 8 <= grid <= LARGEST_GRID or not 1 <= raster <= grid:
-            raise ValueError(
-                f"grid must be from 8 to {LARGEST_GRID} and raster from 1 to grid, received {grid} and {raster}."
-            )
-        require_at_least_one(frames_per_clip=frames_per_clip)
-        if frames_per_clip < 3:
-            raise ValueError(
-                f"frames_per_clip must be at least 3 to show how changes change, received {frames_per_clip}."
-            )
-        self.grid, self.raster, self.frames_per_clip = grid, raster, frames_per_clip
-        self.frame_size = (grid, grid)
+        super().__init__(grid, frames_per_clip)
+        if not 1 <= raster <= grid:
+            raise ValueError(f"raster must be from 1 to grid ({grid}), received {raster}.")
+        self.raster = raster
         moments, edges = 6, 1 + len(HARMONICS)
         self.dim = 3 * raster * raster + PLANES * (4 * moments + 1 + 3 * edges)
 
     def spec(self) -> dict[str, Any]:
-        options = {"grid": self.grid, "frames_per_clip": self.frames_per_clip, "raster": self.raster}
-        return {"name": self.name, "dim": self.dim, **options}
+        return super().spec() | {"raster": self.raster}
 
-    def _encode_clips(self, frames: list[np.ndarray]) -> np.ndarray:
-        return self.measure(torch.from_numpy(np.stack(frames))).numpy()
-
-    def measure(self, frames: torch.Tensor) -> torch.Tensor:
-        """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
-        pixels = frames.permute(0, 3, 1, 2).float() / 255.0
-        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
-        planes = colour_planes(pixels).unflatten(0, (-1, self.frames_per_clip))
-        return torch.cat(self._parts(pixels, planes, planes.diff(dim=1).abs()), dim=1)
-
-    def _parts(self, pixels: torch.Tensor, planes: torch.Tensor, change: torch.Tensor) -> list[torch.Tensor]:
-        """The parts of the rows, `(clips, ...)`, of planes `(clips, frames, 7, grid, grid)` and their changes."""
+    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
+        planes = self._planes(pixels)
+        change = planes.diff(dim=1).abs()
         moments = spatial_moments(planes)  # (clips, frames, 7, 6)
         steps = moments.diff(dim=1)
         near_change = neighbourhood(change.amax(dim=(1, 2)).unsqueeze(1))  # (clips, 1, grid, grid)
         edges, moving_edges = edge_harmonics(planes, near_change)  # (clips, frames, 7, 5)
         raster = torch.nn.functional.adaptive_avg_pool2d(pixels, self.raster)
         raster = raster.flatten(1).unflatten(0, (-1, self.frames_per_clip)).mean(dim=1)
-        parts = [
+        parts = (
             0.5 * signed_root(moments.mean(dim=1)),
             2.0 * signed_root(moments[:, -1] - moments[:, 0]),
             2.0 * signed_root(steps.abs().mean(dim=1)),
@@ -100,38 +118,36 @@ class PixelGridVideoEncoder(VideoEncoder):
             0.5 * signed_root(edges.mean(dim=1)),
             signed_root(edges.diff(dim=1).abs().mean(dim=1)),
             signed_root(moving_edges.mean(dim=1)),
-        ]
-        return [0.2 * raster, *(part.flatten(1) for part in parts)]
+        )
+        return torch.cat((0.2 * raster, *(part.flatten(1) for part in parts)), dim=1)
 
 
-class PixelMotionVideoEncoder(PixelGridVideoEncoder):
-    """`pixel-grid` with measures of what moves.
+class MovingThingsVideoEncoder(PixelVideoEncoder):
+    """The things that move most in a clip, each described by itself: its colour, its form and how it moves.
 
-    A row holds what a row of `pixel-grid` holds, and
-
-    - for each plane its flow to the right, downwards, outwards and around, with its sign and without: a slide to the
-      left is no slide to the right, and a turn no slide, however little of the frame they are;
-    - the two things that move most, each followed by itself: its colour, its form and how it moves
-      (`moving_things_bmdetr.py`). A square that moves is no circle that moves, whatever else stands still.
+    A square that moves is no circle that moves, whatever else stands still or moves beside it
+    (`moving_things_bmdetr.py`). What stands still is not described at all: beside measures of the whole frame, which
+    `pixel-grid` has, a model learns each training video by heart instead (docs/features.md).
 
     Args:
-        grid, frames_per_clip, raster: as `pixel-grid` has them.
+        grid, frames_per_clip: as `pixel-grid` has them.
+        things: how many are described, those that change most first.
     """
 
-    name = "pixel-motion"
+    name = "moving-things"
 
-    def __init__(self, grid: int = 48, frames_per_clip: int = 4, raster: int = 8) -> None:
-        super().__init__(grid, frames_per_clip, raster)
-        self.dim += PLANES * 2 * 4 + THINGS * THING_DIM
+    def __init__(self, grid: int = 48, frames_per_clip: int = 4, things: int = 2) -> None:
+        super().__init__(grid, frames_per_clip)
+        if not 1 <= things <= MOST_THINGS:
+            raise ValueError(f"things must be from 1 to {MOST_THINGS}, received {things}.")
+        self.things = things
+        self.dim = things * THING_DIM
 
-    def _parts(self, pixels: torch.Tensor, planes: torch.Tensor, change: torch.Tensor) -> list[torch.Tensor]:
-        flow = flow_moments(planes)
-        parts = (
-            signed_root(flow.mean(dim=1)),
-            signed_root(flow.abs().mean(dim=1)),
-            moving_things(planes, THINGS),
-        )
-        return [*super()._parts(pixels, planes, change), *(part.flatten(1) for part in parts)]
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"things": self.things}
+
+    def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
+        return moving_things(self._planes(pixels), self.things).flatten(1)
 
 
 class HashedWordTextEncoder(TextEncoder):

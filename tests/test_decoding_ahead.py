@@ -65,7 +65,7 @@ def videos() -> list[str]:
 
 
 @pytest.mark.parametrize("video", videos(), ids=lambda path: Path(path).stem)
-@pytest.mark.parametrize("names", [["pixel-grid"], ["pixel-motion", "pixel-grid"]], ids="+".join)
+@pytest.mark.parametrize("names", [["pixel-grid"], ["moving-things", "pixel-grid"]], ids="+".join)
 def test_rows_are_those_of_decoding_and_encoding_in_turn(names, video, video_file, monkeypatch):
     path = video_file if video == "rendered" else video
     encoders = [build_video_encoder(name) for name in names]

@@ -27,10 +27,11 @@ from modeling_bmdetr import encoders_bmdetr
 from modeling_bmdetr.containers_bmdetr import Container
 from modeling_bmdetr.contract_bmdetr import clip_times
 from modeling_bmdetr.encoders_bmdetr import (
+    WEIGHTLESS_VIDEO_ENCODERS,
     HashedWordTextEncoder,
     ImageEncoder,
+    MovingThingsVideoEncoder,
     PixelGridVideoEncoder,
-    PixelMotionVideoEncoder,
     TokenEncoder,
     build_text_encoder,
     build_video_encoder,
@@ -45,18 +46,18 @@ needs_shared = pytest.mark.skipif("BMDETR_SHARED" not in os.environ, reason="BMD
 SENTENCES = ["A red circle slides.", "blue", "the green square grows and then it slides"]
 
 
-def moving_square(num_frames: int, step: int, size: int = 48) -> np.ndarray:
-    """Frames of a white square on grey that moves `step` pixels a frame to the right (to the left if negative)."""
+def moving_square(num_frames: int, step: int, size: int = 48, colour: tuple = (250, 250, 250)) -> np.ndarray:
+    """Frames of a square on grey that moves `step` pixels a frame to the right (to the left if negative)."""
     frames = np.full((num_frames, size, size, 3), 60, np.uint8)
     for index in range(num_frames):
         left = (step * index) % (size - 12)
-        frames[index, 16:28, left : left + 12] = 250
+        frames[index, 16:28, left : left + 12] = colour
     return frames
 
 
 @pytest.fixture
 def video_file(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "square.mp4", moving_square(36, 1), 8, "libx264", crf="10")
+    return write_pictures(tmp_path / "square.mp4", moving_square(36, 1, colour=(250, 220, 60)), 8, "libx264", crf="10")
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -110,9 +111,9 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["pixel-grid", "pixel-motion", "clip", "siglip"])
+@pytest.fixture(params=["pixel-grid", "moving-things", "clip", "siglip"])
 def video_encoder(request: pytest.FixtureRequest):
-    if request.param.startswith("pixel-"):
+    if request.param in WEIGHTLESS_VIDEO_ENCODERS:
         return build_video_encoder(request.param)
     return build_video_encoder(f"clip:{request.getfixturevalue(request.param + '_folder')}", batch_size=5)
 
@@ -284,21 +285,34 @@ def test_other_bad_sentences_are_refused(text_encoder) -> None:
 
 
 PLANES, MOMENTS = 7, 6
+RIGHT = 17  # the column of a thing that says how far it slides to the right
 
 
-def test_pixel_motion_adds_to_pixel_grid_what_moves_where(tmp_path: Path) -> None:
-    """A red square slides, a red disc stands still: its rows tell the direction, and are those of the grid besides."""
+def test_moving_things_are_described_and_what_stands_still_is_not() -> None:
+    """A red square slides, a red disc stands still: the row tells the direction, and is that of the square alone."""
     frames = np.full((16, 64, 64, 3), 20, np.uint8)
     for index, picture in enumerate(frames):
         picture[40:52, 4 + 2 * index : 16 + 2 * index, 0] = 230
-        picture[8:20, 44:56, 0] = 230
-    grid, motion = PixelGridVideoEncoder(), PixelMotionVideoEncoder()
-    there, back = (motion.encode_video(video, 1.0, fps=8.0).features for video in (frames, frames[::-1].copy()))
-    np.testing.assert_allclose(there[:, : grid.dim], grid.encode_video(frames, 1.0, fps=8.0).features, atol=1e-6)
-    to_the_right = grid.dim  # the flow of the first plane, red
-    assert (there[:, to_the_right] > 0.1).all()
-    assert (back[:, to_the_right] < -0.1).all()
-    assert motion.dim == there.shape[1] == grid.dim + 7 * 2 * 4 + 2 * THING_DIM
+    alone = frames.copy()
+    frames[:, 8:20, 44:56, 0] = 230
+    encoder = MovingThingsVideoEncoder(things=1)
+    there, back, without = (
+        encoder.encode_video(video, 1.0, fps=8.0).features for video in (frames, frames[::-1].copy(), alone)
+    )
+    assert encoder.dim == there.shape[1] == THING_DIM
+    assert (there[:, RIGHT] > 0.1).all()
+    assert (back[:, RIGHT] < -0.1).all()
+    np.testing.assert_allclose(there, without, atol=1e-5)
+
+
+def test_as_many_things_are_described_as_asked_for() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
+    first = MovingThingsVideoEncoder().encode_video(frames, 1.0, fps=8.0).features
+    more = MovingThingsVideoEncoder(things=3).encode_video(frames, 1.0, fps=8.0).features
+    assert more.shape == (1, 3 * THING_DIM)
+    np.testing.assert_allclose(more[:, : 2 * THING_DIM], first, atol=1e-6)
+    with pytest.raises(ValueError, match="things must be from 1 to 16, received 0"):
+        MovingThingsVideoEncoder(things=0)
 
 
 def parts_of(row: np.ndarray, encoder: PixelGridVideoEncoder) -> dict[str, np.ndarray]:

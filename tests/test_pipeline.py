@@ -220,14 +220,14 @@ class TestPipeline:
         assert received["frame_probabilities"] == pytest.approx(expected["frame_probabilities"], abs=0.05)
 
     def test_several_encoders_and_several_sentences_in_one_pass(self, world, tmp_path, monkeypatch):
-        folder = make_checkpoint(tmp_path / "both", video_encoders=("pixel-grid", "pixel-motion"))
+        folder = make_checkpoint(tmp_path / "both", video_encoders=("pixel-grid", "moving-things"))
         both, opened = pipeline("temporal-grounding", model=str(folder)), []
         original = VideoFile.__init__
         monkeypatch.setattr(VideoFile, "__init__", lambda self, *a, **k: opened.append(a) or original(self, *a, **k))
         answers = both([world[1]], QUERIES)[0]
         assert len(opened) == 1, "one opening of the file for all encoders and sentences"
         assert [answer["query"] for answer in answers] == QUERIES
-        parts = [build_video_encoder(name).encode_video(world[1], 1.0) for name in ("pixel-grid", "pixel-motion")]
+        parts = [build_video_encoder(name).encode_video(world[1], 1.0) for name in ("pixel-grid", "moving-things")]
         joined = np.concatenate([part.features for part in parts], axis=1)
         np.testing.assert_allclose(both.encode_video(world[1]).features, joined, atol=1e-6)
 

@@ -12,7 +12,6 @@ from modeling_bmdetr.pixel_measures_bmdetr import (
     box_mean,
     colour_planes,
     edge_harmonics,
-    flow_moments,
     neighbourhood,
     signed_root,
     spatial_moments,
@@ -102,43 +101,6 @@ def test_weights_choose_where_edges_count() -> None:
 
 def test_signed_root() -> None:
     torch.testing.assert_close(signed_root(torch.tensor([-4.0, 0.0, 9.0])), torch.tensor([-2.0, 0.0, 3.0]))
-
-
-def blob(x: float = 0.0, y: float = 0.0, width: float = 0.3, height: float = 0.3, turn: float = 0.0) -> torch.Tensor:
-    """A soft ellipse `(64, 64)`; its middle and its sizes as shares of half a frame."""
-    along = (torch.arange(64) + 0.5) / 32 - 1
-    dx, dy = along[None, :] - x, along[:, None] - y
-    cos, sin = math.cos(turn), math.sin(turn)
-    return torch.exp(-(((dx * cos + dy * sin) / width) ** 2) - ((dy * cos - dx * sin) / height) ** 2)
-
-
-@pytest.mark.parametrize(
-    ("after", "kind"),
-    [({"x": 0.04}, 0), ({"y": 0.04}, 1), ({"width": 0.33, "height": 0.33}, 2)],
-    ids=["right", "down", "outwards"],
-)
-@pytest.mark.parametrize("middle", [(0.0, 0.0), (0.3, -0.2)])
-def test_flow_names_the_motion_wherever_it_happens(after: dict, kind: int, middle: tuple[float, float]) -> None:
-    x, y = middle
-    still = {"x": x, "y": y}
-    moved = {**still, **{name: value + still.get(name, 0.0) for name, value in after.items()}}
-    there = torch.stack((blob(**still), blob(**moved)))[None, :, None]
-    flow = flow_moments(there)
-    assert flow.shape == (1, 1, 1, 4)
-    flow = flow.flatten()
-    assert flow[kind] > 0
-    assert int(flow.abs().argmax()) == kind
-    back = flow_moments(there.flip(1)).flatten()
-    torch.testing.assert_close(back, -flow, atol=1e-4, rtol=1e-3)
-
-
-def test_flow_tells_the_sense_of_a_turn() -> None:
-    pictures = [blob(width=0.5, height=0.2, turn=turn) for turn in (0.0, 0.1)]
-    clockwise = flow_moments(torch.stack(pictures)[None, :, None]).flatten()
-    assert int(clockwise.abs().argmax()) == 3
-    assert clockwise[3] > 0  # y runs downwards: a growing angle turns clockwise
-    nothing = flow_moments(torch.stack((pictures[0], pictures[0]))[None, :, None])
-    assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
 def test_neighbourhood_against_brute_force() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dataset_scripts import moving_shapes
 from dataset_scripts.moving_shapes import FPS, MovingShapes, render_moving_shapes
-from dataset_scripts.shapes_absent import ABSENT_KINDS, absent_queries
+from dataset_scripts.shapes_absent import ABSENT_KINDS, ANOTHER_FORM, absent_queries, other_forms
 from dataset_scripts.shapes_scenes import sample_scene
 from dataset_scripts.shapes_sentences import describe_scene, fits
 from modeling_bmdetr.data import validate_rows
@@ -41,7 +41,9 @@ def test_absent_rows_follow_the_present_ones(tmp_path: Path) -> None:
         assert rows[: len(present[split])] == present[split]
         assert [json.loads(line) for line in (tmp_path / f"{split}_absent.jsonl").read_text().splitlines()] == absent
         assert {row["vid"] for row in absent} == {row["vid"] for row in present[split]}
-        assert all(row["relevant_windows"] == [] and row["absent_kind"] in ABSENT_KINDS for row in absent)
+        kinds = {*ABSENT_KINDS, ANOTHER_FORM} if split == "train" else ABSENT_KINDS
+        assert all(row["relevant_windows"] == [] and row["absent_kind"] in kinds for row in absent)
+        assert any(row["absent_kind"] == ANOTHER_FORM for row in absent) == (split == "train")
 
 
 @pytest.mark.usefixtures("no_rendering")
@@ -85,3 +87,16 @@ def test_nothing_in_the_video_fits_and_the_kinds_are_what_they_say() -> None:
         assert queries == absent_queries(np.random.default_rng(index), scene)
         assert not {query.sentence for query in queries} & {told.sentence for told in describe_scene(rng, scene)}
     assert all(counts[kind] > 140 for kind in ABSENT_KINDS)
+
+
+def test_another_form_does_what_happens_and_is_not_there() -> None:
+    found = events = 0
+    for index in range(60):
+        scene = sample_scene(np.random.default_rng((8, index)), FPS)
+        queries = other_forms(np.random.default_rng(index), scene)
+        events += len(scene.events[::2])
+        found += len(queries)
+        for query in queries:
+            assert not any(fits(scene, event, query.colour, query.shape, query.action) for event in scene.events)
+            assert any(fits(scene, event, query.colour, None, query.action) for event in scene.events)
+    assert found > 0.9 * events
