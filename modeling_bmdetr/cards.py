@@ -162,7 +162,8 @@ def _check_record(record: Record) -> None:
         for name, value in metrics.items():
             if not isinstance(name, str) or not (isinstance(value, float) or is_number(value)):
                 raise ValueError(f"`{system}` must be a flat dict of figures, received {value!r} for {name!r}")
-    texts = {f"dataset.{name}": value for name, value in record.get("dataset", {}).items() if value is not None}
+    named = record.get("dataset", {}).items()
+    texts: dict[Any, Any] = {f"dataset.{name}": value for name, value in named if value is not None}
     texts |= {name: record[name] for name in ("repo_id", "license") if name in record}
     languages = record.get("language", [])
     texts |= dict(enumerate(languages)) if isinstance(languages, list) else {"language": languages}

@@ -160,7 +160,7 @@ def load_exported(folder: str | os.PathLike, *, int8: bool = False, threads: int
         raise FileNotFoundError(f"'{folder}' holds no {'8-bit ' * int8}model; export again{' with --int8' * int8}")
     if _digest(file) != description["sha256"].get(name):
         raise ValueError(f"'{file}' is damaged, or not the file that {DESCRIPTION} describes: export the model again")
-    contract = FeatureContract.from_dict(description.get("feature_contract"))
+    contract = FeatureContract.from_dict(description["feature_contract"])
     widths: Any = SimpleNamespace(feature_contract=contract, **{name: description[name] for name in _WIDTHS})
     run = _runner(file, description["outputs"], threads)
 
@@ -189,7 +189,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         and description.get("int8_file", INT8_FILE) == INT8_FILE
         and isinstance(outputs := description.get("outputs"), list)
         and all(isinstance(name, str) for name in outputs)
-        and isinstance(description.get("sha256"), dict)
+        and all(isinstance(description.get(name), dict) for name in ("sha256", "feature_contract"))
         and all(type(description.get(name)) is int for name in _WIDTHS)
     )
     if not fits:

@@ -71,7 +71,8 @@ class FrameArray(AbstractContextManager):
 
 def is_rate(fps: Any) -> TypeGuard[float]:
     """Whether a value is a frame rate: a number above 0 that float64 holds, such as 25 or `Fraction(30000, 1001)`."""
-    return isinstance(fps, Real) and not isinstance(fps, bool) and bool(0 < fps <= sys.float_info.max)
+    rate: Any = fps
+    return isinstance(rate, Real) and not isinstance(rate, bool) and 0 < rate <= sys.float_info.max  # type: ignore[operator]
 
 
 def merged_times(plans: Sequence[FramePlan]) -> tuple[list[float], list[int]]:

@@ -1,5 +1,6 @@
 """Training arguments: transformers' own, with the paper's schedule as defaults and what BM-DETR adds."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -79,6 +80,14 @@ class BMDetrTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if not (
+            self.max_steps > 0 or 0 < self.num_train_epochs < math.inf
+        ):  # a training that makes no update, or no end
+            raise ValueError(f"`num_train_epochs` must be a number above 0, received {self.num_train_epochs}")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"`gradient_accumulation_steps` must be at least 1, received {self.gradient_accumulation_steps}"
+            )
         if self.lr_drop_epochs < 0 or not 0 < self.lr_drop_factor <= 1:
             raise ValueError(
                 "`lr_drop_epochs` must not be negative and `lr_drop_factor` must lie in (0, 1], received "

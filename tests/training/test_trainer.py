@@ -257,6 +257,11 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
     ("arguments", "message"),
     [
         ({"lr_drop_epochs": -1}, "`lr_drop_epochs` must not be negative"),
+        ({"num_train_epochs": 0}, "`num_train_epochs` must be a number above 0"),
+        ({"num_train_epochs": -1.0}, "`num_train_epochs` must be a number above 0"),
+        ({"num_train_epochs": math.nan}, "`num_train_epochs` must be a number above 0"),
+        ({"num_train_epochs": math.inf}, "`num_train_epochs` must be a number above 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1"),
         ({"lr_drop_factor": 0.0}, "`lr_drop_factor` must lie in"),
         ({"lr_drop_epochs": 3, "lr_scheduler_type": "linear"}, "set `lr_drop_epochs` to 0"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be False"),

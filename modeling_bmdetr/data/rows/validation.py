@@ -170,7 +170,8 @@ def _check_windows(row: Mapping[str, Any], require_windows: bool) -> Iterator[Fi
 
 def _check_saliency(row: Mapping[str, Any], clip_length_s: float | None) -> Iterator[Finding]:
     clip_ids, scores = row.get("relevant_clip_ids"), row.get("saliency_scores")
-    if clip_ids and row.get("relevant_windows") == []:
+    windows = row.get("relevant_windows")
+    if clip_ids and isinstance(windows, (list, tuple)) and not windows:
         yield "error", "relevant_clip_ids", "names relevant clips, but relevant_windows is empty: nothing is relevant"
     if clip_ids is not None:
         if not isinstance(clip_ids, (list, tuple)) or not all(is_whole_number(i) and i >= 0 for i in clip_ids):

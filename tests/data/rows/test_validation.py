@@ -42,6 +42,9 @@ ERRORS = {
     "duration zero": ({"duration": 0}, "duration", "above 0"),
     "duration NaN": ({"duration": float("nan")}, "duration", "above 0"),
     "windows missing": ({"relevant_windows": ...}, "relevant_windows", "is missing; expected"),
+    "absent with clips, as a tuple": (
+        {"relevant_windows": (), "relevant_clip_ids": [1]}, "relevant_clip_ids", "nothing is relevant"
+    ),
     "absent with clips": (
         {"relevant_windows": [], "relevant_clip_ids": [1]}, "relevant_clip_ids", "nothing is relevant"
     ),
