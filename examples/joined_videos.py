@@ -48,6 +48,7 @@ PRESENCES: dict[str, Callable[[Tensor, int], float]] = {
     "highest": lambda presence, _: float(presence.max()),
     "of the best span": lambda presence, best: float(presence[best]),
     "mean": lambda presence, _: float(presence.mean()),
+    "root odds": lambda presence, _: float(1 - 1 / (1 + (presence / (1 - presence)).sqrt().mean() ** 2)),
     "mean odds": lambda presence, _: float(1 - 1 / (1 + (presence / (1 - presence)).mean())),
 }
 PAIRS_AT_ONCE = 64

@@ -13,6 +13,7 @@ from torch import Tensor
 from .spans_bmdetr import temporal_nms
 
 WINDOW_NMS_IOU = 0.7  # moments that two windows found both
+ODDS_EXPONENT = 0.8  # of presence over windows; docs/apps.md compares others
 
 
 def window_starts(clips: int, window: int) -> list[int]:
@@ -56,13 +57,13 @@ def merge_windows(
 def presence_over_windows(presence: Tensor) -> Tensor:
     """How likely a video shows what is asked for, from the presence in each of its windows: `(windows,)` to a number.
 
-    The mean over windows of the square root of the odds p / (1 - p), squared. One window keeps its presence. The
-    highest presence rises with the number of windows, also for sentences that no window shows; the mean of the odds
-    is what the rule of Bayes gives where one unknown window holds the moment and presence is exact; the root keeps
-    single windows that are sure without reason from deciding.
+    The power mean over windows of the odds p / (1 - p), with the exponent `ODDS_EXPONENT`. One window keeps its presence.
+    The highest presence rises with the number of windows, also for sentences that no window shows; the mean of the odds
+    (exponent 1) is what the rule of Bayes gives where one unknown window holds the moment and presence is exact; a
+    smaller exponent keeps single windows that are sure without reason from deciding.
     """
     probabilities = presence.double().clamp(1e-6, 1 - 1e-6)
-    odds = (probabilities / (1 - probabilities)).sqrt().mean().square()
+    odds = (probabilities / (1 - probabilities)).pow(ODDS_EXPONENT).mean().pow(1 / ODDS_EXPONENT)
     return odds / (1 + odds)
 
 
