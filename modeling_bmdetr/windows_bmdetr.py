@@ -57,10 +57,10 @@ def merge_windows(
 def presence_over_windows(presence: Tensor) -> Tensor:
     """How likely a video shows what is asked for, from the presence in each of its windows: `(windows,)` to a number.
 
-    The power mean over windows of the odds p / (1 - p), with the exponent `ODDS_EXPONENT`. One window keeps its presence.
-    The highest presence rises with the number of windows, also for sentences that no window shows; the mean of the odds
-    (exponent 1) is what the rule of Bayes gives where one unknown window holds the moment and presence is exact; a
-    smaller exponent keeps single windows that are sure without reason from deciding.
+    The power mean over windows of the odds p / (1 - p), with the exponent `ODDS_EXPONENT`. One window keeps its
+    presence. The highest presence rises with the number of windows, also for sentences that no window shows; the mean
+    of the odds (exponent 1) is what the rule of Bayes gives where one unknown window holds the moment and presence is
+    exact; a smaller exponent keeps single windows that are sure without reason from deciding.
     """
     probabilities = presence.double().clamp(1e-6, 1 - 1e-6)
     odds = (probabilities / (1 - probabilities)).pow(ODDS_EXPONENT).mean().pow(1 / ODDS_EXPONENT)
