@@ -242,5 +242,6 @@ def models_and_training() -> dict[str, EntryPoint]:
         "fit_calibration": EntryPoint(mutated(_labelled()[0]), _calibrate, 4),
         "recipes": EntryPoint(_recipes(), _read_recipe, 2),
         "own_data": EntryPoint(damaged(_table()), _train_on_own, 100),
-        "exported_models": EntryPoint(st.deferred(_exports), _run_exported, 10),
+        # Opening a program of torch.export takes 4 s, and several times that where its many log lines are captured.
+        "exported_models": EntryPoint(st.deferred(_exports), _run_exported, 20, limit_s=60),
     }
