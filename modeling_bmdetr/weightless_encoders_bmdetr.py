@@ -24,6 +24,7 @@ from .pixel_measures_bmdetr import (
 
 PLANES = 7  # what colour_planes returns
 MOST_THINGS = 16  # more hardly ever move at once
+STILL = 1e-10  # added to what moves: a row without a direction has no cosine with another
 LARGEST_GRID = 512  # pixels per side; more show nothing more and fill the memory
 
 
@@ -147,7 +148,7 @@ class MovingThingsVideoEncoder(PixelVideoEncoder):
         return super().spec() | {"things": self.things}
 
     def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
-        return moving_things(self._planes(pixels), self.things).flatten(1)
+        return moving_things(self._planes(pixels), self.things).flatten(1) + STILL
 
 
 class HashedWordTextEncoder(TextEncoder):

@@ -305,6 +305,12 @@ def test_moving_things_are_described_and_what_stands_still_is_not() -> None:
     np.testing.assert_allclose(there, without, atol=1e-5)
 
 
+def test_rows_of_clips_in_which_nothing_moves_have_a_direction() -> None:
+    rows = MovingThingsVideoEncoder().encode_video(np.full((16, 48, 48, 3), 90, np.uint8), 1.0, fps=8.0).features
+    assert np.abs(rows).max() < 1e-9
+    assert (rows[0] @ rows[1]) / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1]) == pytest.approx(1)
+
+
 def test_as_many_things_are_described_as_asked_for() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
     first = MovingThingsVideoEncoder().encode_video(frames, 1.0, fps=8.0).features

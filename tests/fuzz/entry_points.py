@@ -40,7 +40,8 @@ from modeling_bmdetr.visualization import plot_moments
 class EntryPoint:
     """`call` gets a value of `inputs`; what it returns has been checked, with `AssertionError` where it is wrong.
 
-    `cost` is how many times fewer inputs it gets than the quickest ones, `limit_s` the processor time that one may take.
+    `cost` is how many times fewer inputs it gets than the quickest ones, `limit_s` the processor time that one may
+    take.
     """
 
     inputs: st.SearchStrategy
