@@ -127,8 +127,8 @@ class MovingThingsVideoEncoder(PixelVideoEncoder):
     """The things that move most in a clip, each described by itself: its colour, its form and how it moves.
 
     A square that moves is no circle that moves, whatever else stands still or moves beside it
-    (`moving_things_bmdetr.py`). What stands still is not described at all: beside measures of the whole frame, which
-    `pixel-grid` has, a model learns each training video by heart instead (docs/features.md).
+    (`moving_things_bmdetr.py`). What stands still is not described at all, nor is what has no colour: beside measures
+    of the whole frame, such as those of `pixel-grid`, a model learns each training video by heart (docs/ablations.md).
 
     Args:
         grid, frames_per_clip: as `pixel-grid` has them.
