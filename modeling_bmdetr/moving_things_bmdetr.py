@@ -11,10 +11,14 @@ from torch import Tensor
 from .pixel_measures_bmdetr import box_mean, neighbourhood, signed_root
 
 HARMONICS = range(2, 9)  # of the form's outline
-NOISE = 0.06  # changes of a plane below this are compression and light
+NOISE = 0.05  # changes of a plane below this are compression and light
+LITTLE = 5e-4  # a mean change below this fades out
 REACH = 0.1485  # half of the side of the window in which a thing is looked for
 RADIUS = 0.17  # around its middle, of what is described
-SAME_COLOUR, SAME_PLACE = 0.36, 0.1  # how far around a thing no other is looked for: in its colour, in any
+ALIKE = 0.8  # cosine of two mixes of hues below which they are different colours
+SOLID = 0.55  # of the strongest likeness: inside a thing, not at its blurred rim
+GROWTH = 5  # pixels by which a thing may reach past what changes of it
+RIM = 2  # pixels around a thing in which no other is looked for
 THING_DIM = 6 + (len(HARMONICS) + 4) + 9 + 3  # colour, form, motion, place and size
 
 
@@ -28,18 +32,20 @@ def moving_things(planes: Tensor, number: int = 2) -> Tensor:
         `(clips, number, THING_DIM)`; 0 where next to nothing else moves.
     """
     hues = planes[:, :, :6]
+    strength = hues.square().sum(dim=2).sqrt()
     size = hues.shape[-1]
     place = (torch.arange(size) + 0.5) / size
     steps = torch.cat((hues.diff(dim=1), hues[:, -1:] - hues[:, :1]), dim=1)  # slow changes show from end to end
     change = (steps.abs() - NOISE).clamp(min=0).mean(dim=1)  # (clips, 6, size, size)
     things = []
     for _ in range(number):
-        strongest = change.amax(dim=1)
-        amount, middle = _most_changing_place(strongest, place)
-        changed = strongest * _square(middle, REACH, place)
-        colour = _colour(hues, changed)
-        mass, centres = _follow(hues, colour, changed, middle, place)
-        seen = (mass.sum(dim=(-2, -1)) > 0.3 * mass.sum(dim=(-2, -1)).amax(dim=1, keepdim=True) - 1e-6).float()
+        amount, plane, middle = _most_changing_place(change, place)
+        window = _square(middle, REACH, place)
+        changed = neighbourhood((_of_plane(change, plane) * window > 0).to(hues.dtype), 1)[:, None]
+        colour = _colour(hues, strength, plane, changed)
+        mass, centres, covered = _follow(hues, strength, colour, changed * window[:, None], middle, place)
+        total = mass.sum(dim=(-2, -1))
+        seen = (total > 0.3 * total.amax(dim=1, keepdim=True) - 1e-6).float()
         form, spread = _form(mass, centres, place)
         parts = (
             2 * colour,
@@ -48,19 +54,28 @@ def moving_things(planes: Tensor, number: int = 2) -> Tensor:
             0.5 * (_mean_of_seen(centres, seen) - 0.5),
             3 * _mean_of_seen(spread[..., None], seen),
         )
-        things.append(torch.cat(parts, dim=1) * (400 * amount / (400 * amount + 1))[:, None])
-        same = (colour > 0.2).float()[..., None, None] * _square(middle, SAME_COLOUR, place)[:, None]
-        change = change * (1 - same) * (1 - _square(middle, SAME_PLACE, place))[:, None]
+        things.append(torch.cat(parts, dim=1) * (amount / LITTLE).clamp(max=1)[:, None])
+        change = change * (1 - neighbourhood(covered, RIM))  # also what it hides and sets free of other colours
     return torch.stack(things, dim=1)
 
 
-def _most_changing_place(change: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `(clips, size, size)`, the largest mean over a window, `(clips,)`, and its middle (x, y), `(clips, 2)`."""
+def _most_changing_place(change: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `(clips, 6, size, size)`, the largest mean over a window, `(clips,)`, its plane and its middle `(clips, 2)`.
+
+    Planes are looked at one by one: what a thing passes over or by has changes of its own colour, and smaller ones.
+    """
     size = len(place)
     width = int(REACH / 0.675 * size) | 1
     near = box_mean(box_mean(change, width, 1), 1, width)
     amount, index = near.flatten(1).max(dim=1)
-    return amount, torch.stack((place[index % size], place[index // size]), dim=-1)
+    plane, index = index // size**2, index % size**2
+    return amount, plane, torch.stack((place[index % size], place[index // size]), dim=-1)
+
+
+def _of_plane(planes: Tensor, plane: Tensor) -> Tensor:
+    """One plane of each clip, `(clips, ..., 6, size, size)` and `(clips,)` to `(clips, ..., size, size)`."""
+    index = plane.view(-1, *[1] * (planes.dim() - 1)).expand(*planes.shape[:-3], 1, *planes.shape[-2:])
+    return planes.gather(-3, index).squeeze(-3)
 
 
 def _square(middle: Tensor, reach: Tensor | float, place: Tensor) -> Tensor:
@@ -69,32 +84,45 @@ def _square(middle: Tensor, reach: Tensor | float, place: Tensor) -> Tensor:
     return (across[:, None, :] & down[:, :, None]).float()
 
 
-def _colour(hues: Tensor, changed: Tensor) -> Tensor:
-    """The mix of hues, of length one, where things change: `(clips, 6)`."""
-    near = neighbourhood(changed[:, None], 2)
-    colour = (hues * near[:, None]).sum(dim=(1, 3, 4))
-    return colour / (colour.norm(dim=1, keepdim=True) + 1e-4)
+def _colour(hues: Tensor, strength: Tensor, plane: Tensor, changed: Tensor) -> Tensor:
+    """The mix of hues, of length one, of the pixels mostly of that plane where it changes: `(clips, 6)`."""
+    mine = _of_plane(hues, plane)
+    weight = mine * (mine > 0.5 * strength) * changed
+    colour = (hues * weight[:, :, None]).sum(dim=(1, 3, 4))
+    return colour / (colour.square().sum(dim=1, keepdim=True).sqrt() + 1e-4)
 
 
-def _follow(hues: Tensor, colour: Tensor, changed: Tensor, middle: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixels of a colour around a thing that is followed by two mean shifts, and its middle in each frame.
+def _follow(
+    hues: Tensor, strength: Tensor, colour: Tensor, changed: Tensor, middle: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixels of a thing in each frame: those of its colour that hang together with what changes of it.
+
+    Another thing of that colour that touches it is kept out by the distance from its middle, found by mean shifts.
+
+    Args:
+        changed: `(clips, 1, size, size)`, 1 where the thing changes.
 
     Returns:
-        `(clips, frames, size, size)` weights of pixels and `(clips, frames, 2)`.
+        `(clips, frames, size, size)` weights of pixels, `(clips, frames, 2)` middles and `(clips, 1, size, size)`, 1
+        where the thing is in any frame.
     """
-    likeness = torch.einsum("cfpyx,cp->cfyx", hues, colour)
-    likeness = (likeness - 0.25 * likeness.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=0)
-    near = neighbourhood((changed > 0).float()[:, None])[:, 0] * _square(middle, REACH, place)
-    mass = likeness * near[:, None]
-    centres = middle[:, None].expand(-1, hues.shape[1], -1)
-    for _ in range(2):
+    product = torch.einsum("cfpyx,cp->cfyx", hues, colour)
+    likeness = product * ((product / (strength + 1e-3) - ALIKE) / (1 - ALIKE)).clamp(0, 1)
+    peak = likeness.amax(dim=(1, 2, 3), keepdim=True)
+    solid = (likeness > SOLID * peak + 1e-6).to(hues.dtype)
+    thing = solid * changed
+    for _ in range(GROWTH):
+        thing = solid * neighbourhood(thing, 1)
+    whole = (likeness - 0.25 * peak).clamp(min=0) * neighbourhood(thing, 1)
+    centres, mass = middle[:, None].expand(-1, hues.shape[1], -1), whole * _square(middle, REACH, place)[:, None]
+    for _ in range(3):
         total = mass.sum(dim=(-2, -1))
         means = torch.stack((mass.sum(dim=-2) @ place, mass.sum(dim=-1) @ place), dim=-1) / (total[..., None] + 1e-3)
         is_seen = total > 0.15 * total.amax(dim=1, keepdim=True) + 1e-6
         centres = torch.where(is_seen[..., None], means, centres)
         distance = _offsets(centres, place)[2]
-        mass = likeness * torch.exp(-distance / (2 * RADIUS**2)) * (distance < RADIUS**2)
-    return mass, centres
+        mass = whole * torch.exp(-distance / (2 * RADIUS**2)) * (distance < RADIUS**2)
+    return mass, centres, thing.amax(dim=1, keepdim=True)
 
 
 def _offsets(centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:

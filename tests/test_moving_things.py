@@ -86,6 +86,32 @@ def test_a_still_thing_of_the_same_colour_does_not_change_the_form():
     torch.testing.assert_close(alone[0][FORM], beside[0][FORM], atol=1e-3, rtol=0)
 
 
+def test_what_it_passes_over_does_not_lend_its_colour_to_a_thing():
+    below = {"colour": BLUE, "x": 0.5, "y": 0.5, "radius": 0.15}
+    over = described(*([below, one] for one in path(colour=RED, x=[0.4, 0.5], y=0.45, radius=0.1)))
+    alone = described(*([one] for one in path(colour=RED, x=[0.4, 0.5], y=0.45, radius=0.1)))
+    torch.testing.assert_close(over[0][COLOUR], alone[0][COLOUR], atol=0.05, rtol=0)
+    torch.testing.assert_close(over[0][PLACE], alone[0][PLACE], atol=0.01, rtol=0)
+    assert torch.equal(over[1], torch.zeros(THING_DIM)), "what is hidden and set free is no second thing"
+
+
+def test_two_things_of_a_colour_that_move_side_by_side_are_two():
+    left = path(colour=RED, x=0.3, y=[0.4, 0.5], radius=0.1)
+    right = path(colour=RED, x=0.6, y=[0.5, 0.4], radius=0.1, corners=4)
+    things = described(*([a, b] for a, b in zip(left, right, strict=True)))
+    places = sorted(float(one[PLACE][0]) for one in things)
+    assert places == pytest.approx([-0.1, 0.05], abs=0.02)
+    for one, motion in zip(sorted(things, key=lambda one: float(one[PLACE][0])), (1, -1), strict=True):
+        assert motion * one[DOWN] > 0.3
+
+
+@pytest.mark.parametrize("step", [0.01, 0.03, 0.1])
+def test_a_form_is_the_same_however_much_of_it_changes(step):
+    form = described(*([one] for one in path(colour=BLUE, x=[0.4, 0.4 + step], y=0.5, corners=4)))[0][FORM]
+    slow = described(*([one] for one in path(colour=BLUE, x=[0.4, 0.41], y=0.5, corners=4)))[0][FORM]
+    torch.testing.assert_close(form, slow, atol=0.15, rtol=0)
+
+
 @pytest.mark.parametrize(("corners", "harmonic"), [(3, 3), (4, 4)])
 def test_form_names_the_corners_whatever_the_place_the_size_and_the_turn(corners, harmonic):
     for fields in ({"y": 0.3}, {"y": 0.6}, {"y": 0.5, "radius": 0.15}, {"y": 0.5, "turn": 0.4}):
