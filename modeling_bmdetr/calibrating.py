@@ -57,6 +57,7 @@ def calibrate_folder(
         ValueError: as `fit_calibration`, or `out` is a folder without a checkpoint and not empty.
     """
     model.config.calibration = None
+    rows = checked_rows(rows, "rows", model.config.feature_contract)
     calibration = fit_calibration(model, rows, store, seed=seed)
     lines = list(calibration_lines(calibration))
     if calibration.score is None and calibration.presence is None:
@@ -168,6 +169,7 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
         ValueError: rows without labels, or without features.
         ImportError: scikit-learn is not installed.
     """
+    rows = checked_rows(rows, "rows", model.config.feature_contract)
     answers = raw_answers(model, rows, store, batch_size)
     notes: dict[str, str] = {}
     score, reason = fit_score(answers)

@@ -40,6 +40,10 @@ def cut_clip(video: str | os.PathLike, start_s: float, end_s: float, out: str | 
     path, info = existing_file(video), probe_video(video)
     if Path(out).exists() and path.samefile(out):
         raise ValueError(f"the clip would take the place of its video '{out}': write it to another file")
+    try:
+        start_s, end_s = start_s + 0.0, end_s + 0.0
+    except OverflowError as error:
+        raise ValueError("a clip is cut between seconds of its video, received a number beyond any float") from error
     if not 0 <= start_s < end_s:
         raise ValueError(f"a clip must end after it starts, received {start_s} s to {end_s} s")
     if start_s >= info.duration_s:

@@ -10,10 +10,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -35,6 +35,9 @@ CHECKPOINT_FILES = (
 )
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 LOCAL_PLACE = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
+_LARGE = 50_000_000  # weights: 200 MB
+# Whether `from_pretrained` is to load a checkpoint completely, for what transformers calls in between.
+_MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
 _UPLOAD_ARGUMENTS = ("repo_id", "revision", "private", "token", "commit_message", "commit_description", "create_pr")
 
 
@@ -113,9 +116,8 @@ class SharingMixin:
         complete = complete and not wants_info and not kwargs.get("ignore_mismatched_sizes")
         if complete:
             kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+        measured = _MEASURED.set(complete)
         try:
-            if complete:
-                require_about_all(cls, kwargs.get("config"), pretrained_model_name_or_path)
             model, info = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
@@ -134,6 +136,17 @@ class SharingMixin:
                     f"the download of '{pretrained_model_name_or_path}' broke off: {error.__cause__}. Run it again"
                 ) from error
             raise
+        finally:
+            _MEASURED.reset(measured)
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model: nn.Module, state_dict: dict | None, files: list[str] | None, load_config: Any, **kwargs: Any
+    ) -> Any:
+        """Here transformers has the files, from a folder or the Hub, and a model that takes no memory yet."""
+        if state_dict is None:
+            require_about_all(model, files or [], load_config.pretrained_model_name_or_path)
+        return super()._load_pretrained_model(model, state_dict, files, load_config, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs: Any) -> str:
         """Uploads what `save_pretrained` writes, in one commit, and returns the address of the commit.
@@ -156,28 +169,31 @@ class SharingMixin:
             return upload_checkpoint(folder, repo_id, **kwargs)
 
 
-def require_about_all(
-    model_class: Any, config: BMDetrConfig | str | os.PathLike | None, name: str | os.PathLike
-) -> None:
-    """Refuses a folder whose files hold less than half of the weights that its configuration states.
+def require_about_all(model: nn.Module, files: Sequence[str], name: str | os.PathLike) -> None:
+    """Refuses files that hold less than half of the weights of a large model, unless `complete=False`.
 
-    The rest would be made before it is found missing: a configuration of a few bytes could fill the memory.
+    The rest would be made before it is found missing, by name: a configuration of a few bytes could fill the memory.
+
+    Args:
+        model: Of the configuration, on the device `meta`.
+        files: Where its weights are.
+        name: The checkpoint, for the message.
 
     Raises:
-        ValueError: they hold less.
+        ValueError: they hold less, or a file is not one of safetensors.
         SafetensorError: one of them is damaged.
     """
     held = 0
-    for path in Path(name).glob("*.safetensors"):
+    for path in files:
+        if not path.endswith(".safetensors"):
+            raise ValueError(
+                f"the weights of '{name}' are in '{Path(path).name}', and are read from *.safetensors only. Save the "
+                "checkpoint again where it is trusted, with save_pretrained"
+            )
         with safe_open(path, "pt") as file:
             held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
-    if not held:
-        return  # a name on the Hub, or a folder without weights, which is refused
-    if config is None or isinstance(config, str | os.PathLike):
-        config = BMDetrConfig.from_pretrained(name if config is None else config)
-    with torch.device("meta"):
-        stated = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if stated > 2 * held:
+    stated = sum(parameter.numel() for parameter in model.parameters())
+    if stated > max(2 * held, _LARGE) and _MEASURED.get():
         raise ValueError(
             f"the weights of '{name}' are not those of its config.json: it states {stated:,} of them, and the files "
             f"hold {held:,}. Save or download the checkpoint again"

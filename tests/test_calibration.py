@@ -144,6 +144,10 @@ class TestFit:
         alike = fit_calibration(model, PRESENT, STORE)  # all their sentences share a word
         assert "0 pairs with other videos, by rule" in alike.notes["presence"]
 
+    def test_rows_of_parquet_are_those_of_a_file(self, model):
+        arrays = [{**row, "relevant_windows": np.array(row["relevant_windows"], dtype=object)} for row in PRESENT]
+        assert fit_calibration(model, iter(arrays), STORE) == fit_calibration(model, PRESENT, STORE)
+
     def test_rows_without_labels(self, model):
         with pytest.raises(ValueError, match="1 of 2 rows have no `relevant_windows`"):
             fit_calibration(model, [PRESENT[0], {**PRESENT[1], "relevant_windows": None}], STORE)

@@ -99,7 +99,11 @@ def test_odd_sizes_and_rotation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start_s", "end_s", "message"),
-    [(4.0, 3.0, "must end after it starts"), (-1.0, 3.0, "must end after"), (11.0, 12.0, "after .* ends")],
+    [
+        *((4.0, 3.0, "must end after it starts"), (-1.0, 3.0, "must end after"), (11.0, 12.0, "after .* ends")),
+        pytest.param(10**400, np.inf, "beyond any float", id="hundreds of digits"),
+        pytest.param(10**400, np.float64(3), "beyond any float", id="hundreds of digits and NumPy"),
+    ],
 )
 def test_a_span_outside_the_video_is_refused(video, tmp_path: Path, start_s: float, end_s: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -121,6 +121,19 @@ def presence_scores(predictions: RowTable) -> FloatArray | None:
     return np.array(values, dtype=np.float64)
 
 
+def is_absent(ground_truth: RowTable, index: int) -> bool:
+    """Whether a row says that its video does not show what the query says: its list of windows is empty.
+
+    Raises:
+        ValueError: the windows are no list.
+    """
+    windows = ground_truth.rows[index].get("relevant_windows")
+    if windows is not None and not _is_list(windows):
+        place = ground_truth.where(index)
+        raise ValueError(f"{place} has relevant_windows {reprlib.repr(windows)}; expected a list of [start s, end s].")
+    return windows is not None and len(windows) == 0
+
+
 def saliency_arrays(predictions: RowTable, ground_truth: RowTable, clip_length_s: float) -> SaliencyArrays:
     """Saliency of matched rows, all of which have `saliency_scores` in the ground truth.
 
@@ -249,8 +262,10 @@ def _as_numbers(items: list[Any], item_shape: tuple[int, ...]) -> FloatArray | N
         array = np.array(items)
     except ValueError:  # items of different lengths
         return None
-    # Integers and floats only: text would convert silently.
+    # Integers and floats only: text would convert silently, and so would True among numbers.
     if array.dtype.kind not in "iuf" or array.shape[1:] != item_shape or not np.isfinite(array).all():
+        return None
+    if any(isinstance(value, (bool, np.bool_)) for item in items for value in (item if _is_list(item) else (item,))):
         return None
     return array.astype(np.float64)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..tables import markdown_table, plain_table
-from .arrays import MomentArrays, SaliencyArrays, moment_arrays, presence_scores, saliency_arrays
+from .arrays import MomentArrays, SaliencyArrays, is_absent, moment_arrays, presence_scores, saliency_arrays
 from .highlights import highlight_average_precision, highlight_hit
 from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, BoolArray, FloatArray, average_precision, best_iou, moment_recall
 from .presence import rejection_f1, set_iou
@@ -22,7 +22,7 @@ from .reliability import (
     expected_calibration_error,
     reliability_bins,
 )
-from .submission import Row, RowsOrPath, load_rows, match_by_qid
+from .submission import RowsOrPath, load_rows, match_by_qid
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def evaluate_submission(
     rated = [
         index
         for index, row in enumerate(truth_rows.rows)
-        if row.get("saliency_scores") is not None and not _is_absent(row)
+        if row.get("saliency_scores") is not None and not is_absent(truth_rows, index)
     ]
     shares: dict[str, float] = {}
     judged: dict[str, float] = {}
@@ -145,11 +145,6 @@ def evaluate_submission(
     return {name: round(100 * share, 2) for name, share in shares.items()}
 
 
-def _is_absent(row: Row) -> bool:
-    windows = row.get("relevant_windows")
-    return windows is not None and len(windows) == 0
-
-
 def _check_options(
     length_ranges_s: Mapping[str, tuple[float, float]], clip_length_s: float, presence_threshold: float
 ) -> None:
@@ -158,10 +153,10 @@ def _check_options(
     if not clip_length_s > 0:
         raise ValueError(f"clip_length_s must be a positive number of seconds, received {clip_length_s!r}.")
     for name, (above_s, up_to_s) in length_ranges_s.items():
-        if name == "full" or not above_s < up_to_s:
+        if name in ("full", "multi") or not above_s < up_to_s:
             raise ValueError(
                 f"length_ranges_s has {name!r}: ({above_s}, {up_to_s}]; expected increasing bounds and a name other "
-                "than 'full', which stands for all moments."
+                "than 'full', which stands for all moments, and 'multi', for queries with several."
             )
 
 
@@ -252,7 +247,8 @@ def _presence_metrics(
             )
         return {}
     shares = {"PR-AUROC": auroc(presence, is_present)}
-    for kind in sorted({str(kind) for kind, present in zip(kinds, is_present, strict=True) if kind and not present}):
+    named = [kind for kind, present in zip(kinds, is_present, strict=True) if not present and _is_named(kind)]
+    for kind in sorted(set(map(str, named))):
         among = is_present | np.array([str(other) == kind for other in kinds])
         shares[f"PR-{kind}-AUROC"] = auroc(presence[among], is_present[among])
     shares["PR-Rej-F1"] = rejection_f1(presence, is_present, threshold)
@@ -263,6 +259,11 @@ def _presence_metrics(
         of_sets = set_iou(arrays.predicted_se, np.minimum(kept, size), arrays.windows_se, arrays.window_mask)
         shares[f"G-mIoU@{size}"] = float(of_sets.mean())
     return shares
+
+
+def _is_named(kind: Any) -> bool:
+    """Whether there is a kind: no field, an empty text and a table's NaN are none, 0 is one."""
+    return kind is not None and kind != "" and kind == kind
 
 
 def _mean_average_precision(arrays: MomentArrays, window_mask: np.ndarray) -> FloatArray:

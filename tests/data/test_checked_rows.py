@@ -1,9 +1,11 @@
 """What training counts and refuses before it starts."""
 
+import numpy as np
 import pytest
 from factories import CONTRACT, make_rows
 
 from modeling_bmdetr.contract_bmdetr import FeatureContract
+from modeling_bmdetr.data import add_absent_rows, clean_rows, mine_negative_queries
 from modeling_bmdetr.data.rows.checked import checked_rows
 
 
@@ -76,3 +78,18 @@ def test_lists_within_lists_without_end_are_refused():
     windows.append(windows)
     with pytest.raises(ValueError, match="row 1 of `rows` is nested too deeply"):
         checked_rows([*make_rows(1)[:1], {**make_rows(1)[0], "relevant_windows": windows}], "rows", CONTRACT)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        lambda rows: mine_negative_queries(rows, encoder="hashed-words", progress=False)[0],
+        lambda rows: add_absent_rows(rows, share=1.0)[0],
+        lambda rows: clean_rows(rows)[0],
+    ],
+    ids=["mining", "absent rows", "cleaning"],
+)
+def test_tools_take_rows_of_parquet_as_those_of_a_file(tool):
+    rows = make_rows(40)
+    arrays = [{**row, "relevant_windows": np.array(row["relevant_windows"], dtype=object)} for row in rows]
+    assert tool(iter(arrays)) == tool(rows)

@@ -164,7 +164,7 @@ def test_own_length_ranges():
     metrics = evaluate(([[0, 200, 1]], [[0, 200]]), length_ranges_s={"hour": (150, 3600), "blink": (0, 1)})
     assert metrics["MR-hour-mAP"] == 100.0
     assert not {"MR-blink-mAP", "MR-short-mAP", "MR-long-mAP"} & metrics.keys()
-    for ranges in ({"full": (0, 10)}, {"none": (10, 10)}):
+    for ranges in ({"full": (0, 10)}, {"multi": (0, 10)}, {"none": (10, 10)}):
         with pytest.raises(ValueError, match="length_ranges_s has"):
             evaluate(([[0, 200, 1]], [[0, 200]]), length_ranges_s=ranges)
 

@@ -50,6 +50,14 @@ def test_every_figure_by_hand():
     assert metrics["MR-full-R1@0.7"] == 100.0  # over present queries
 
 
+def test_kinds_may_have_any_name_and_tables_leave_them_out():
+    kinds = [0, float("nan"), "", None, 1]
+    absent = [{"qid": 10 + i, "relevant_windows": [], "absent_kind": kind} for i, kind in enumerate(kinds)]
+    predicted = [{"qid": row["qid"], "pred_relevant_windows": [], "pred_exist_score": 0.1} for row in absent]
+    metrics = evaluate_submission(PREDICTED[:1] + predicted, TRUTH[:1] + absent)
+    assert [name for name in metrics if name.endswith("AUROC")] == ["PR-AUROC", "PR-0-AUROC", "PR-1-AUROC"]
+
+
 def test_present_queries_are_judged_as_if_the_absent_ones_were_not_there():
     present = evaluate_submission(PREDICTED[:2], TRUTH[:2])
     everything = evaluate_submission(PREDICTED, TRUTH)

@@ -99,6 +99,7 @@ def test_rows_that_are_no_rows(predictions, ground_truth, error, message):
         [0, 1, float("inf")],
         [0, "1", 0.5],
         [0, None, 0.5],
+        [True, 5, 0.5],
         5.0,
         [[0, 1, 0.5]],
         {"start": 0},
@@ -112,7 +113,9 @@ def test_malformed_predicted_window(window):
         evaluate_submission(changed(PREDICTIONS, 2, pred_relevant_windows=[[0, 1, 0.5], window]), GROUND_TRUTH)
 
 
-@pytest.mark.parametrize("windows", [[0, 10], [[0, 10], [3]], [[0, 10, 0.5]], [["0", "10"]], [[None, 10]]], ids=str)
+@pytest.mark.parametrize(
+    "windows", [[0, 10], [[0, 10], [3]], [[0, 10, 0.5]], [["0", "10"]], [[None, 10]], [[True, 10]]], ids=str
+)
 def test_malformed_true_window(windows):
     with pytest.raises(
         ValueError, match=r"ground_truth\[2\] \(qid 2\) has .* expected \[start s, end s\], finite numbers"
@@ -157,6 +160,11 @@ def test_reversed_true_window():
             r"predictions\[0\] .* pred_exist_score 1.5; expected a probability from 0 to 1",
         ),
         (PREDICTIONS, [{"qid": qid} for qid in range(8)], "a split without labels cannot be evaluated"),
+        (
+            [{"qid": qid, "pred_saliency_scores": [1]} for qid in range(8)],
+            changed(GROUND_TRUTH, 6, **RATED, relevant_windows="[]"),
+            r"ground_truth\[6\] .* has relevant_windows '\[\]'; expected a list",
+        ),
         ([{"qid": qid} for qid in range(8)], GROUND_TRUTH, "nothing to evaluate"),
         ([{"qid": qid, "pred_saliency_scores": [1]} for qid in range(8)], GROUND_TRUTH, "nothing to evaluate"),
     ],
@@ -184,6 +192,7 @@ def test_missing_windows(predictions, ground_truth, message):
         ({"saliency_scores": [[4, 0], [1, 2, 3]]}, r"\[1, 2, 3\] in saliency_scores; expected 2 ratings"),
         ({"saliency_scores": [4, 0]}, r"4 in saliency_scores; expected a list for each clip.*\[\[4\], \[3\], \.\.\.\]"),
         ({"saliency_scores": 4}, "saliency_scores 4; expected a list"),
+        ({"saliency_scores": [[4, True], [1, 2]]}, r"\[4, True\] in saliency_scores"),
     ],
 )
 def test_malformed_ratings(truth, message):

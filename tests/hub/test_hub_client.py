@@ -43,6 +43,7 @@ def pulled(hub: LoopbackHub, folder: Path, pushed: dict, requests_of_push) -> di
         "weights cut off": {"model.safetensors": weights[: len(weights) // 2]},
         "weights overwritten": {"model.safetensors": b"\xff" * len(weights)},
         "weights of another model": {"config.json": json.dumps({**config, "hidden_size": 32}).encode()},
+        "more than it holds": {"config.json": json.dumps({**config, "hidden_size": 1_000_000}).encode()},
         "config cut off": {"config.json": files["config.json"][:100]},
     }
     for name, changed in broken.items():
@@ -229,6 +230,7 @@ def test_the_installed_classes_win_over_the_code_in_the_repository(pushed, pulle
         ("tester/weights-overwritten", "the weights (*.safetensors) of 'tester/weights-overwritten' are damaged"),
         ("tester/weights-absent", "model.safetensors"),
         ("tester/weights-of-another-model", "of another shape (class_head.weight"),
+        ("tester/more-than-it-holds", "of them, and the files hold"),
         ("tester/config-cut-off", "config.json"),
     ],
 )

@@ -211,12 +211,26 @@ def test_what_counts_the_spans_is_made_where_a_checkpoint_lacks_it(tmp_path):
     assert loaded.model.clip_proposals.ranks.tolist() == list(range(loaded.config.num_queries))
 
 
-def test_sizes_that_the_weights_cannot_have_are_refused_before_memory_is_taken(tmp_path):
-    make_model().save_pretrained(tmp_path)
-    config = read(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 1_000_000}))
+@pytest.mark.parametrize("places", [{}, {"subfolder": "inside"}, {"variant": "half"}])
+@pytest.mark.parametrize("shard_size", ["1GB", 20_000])
+def test_sizes_that_the_weights_cannot_have_are_refused_before_memory_is_taken(tmp_path, places, shard_size):
+    folder = tmp_path / places.get("subfolder", "")
+    make_model().save_pretrained(folder, max_shard_size=shard_size, variant=places.get("variant"))
+    config = read(folder / "config.json")
+    assert BMDetrForMomentRetrieval.from_pretrained(tmp_path, **places).config.hidden_size == 16
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 1_000_000}))
     with pytest.raises(ValueError, match=r"it states [\d,]{18,} of them, and the files hold"):
-        BMDetrForMomentRetrieval.from_pretrained(tmp_path)
+        BMDetrForMomentRetrieval.from_pretrained(tmp_path, **places)
+
+
+def test_weights_are_read_from_safetensors_only(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for complete in (True, False):
+        with pytest.raises(ValueError, match=r"'pytorch_model\.bin', and are read from \*\.safetensors only"):
+            BMDetrForMomentRetrieval.from_pretrained(tmp_path, complete=complete)
 
 
 def test_other_depths_than_the_weights_have_are_refused(tmp_path):

@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...spans_bmdetr import temporal_iou
+from ..rows.plain import plain_rows
 from ..rows.qids import canonical_qid
 from ..rows.validation import require_fields
 
@@ -141,7 +142,7 @@ def mine_negative_queries(
     if similarity_threshold is not None and not similarity_threshold > -1:
         raise ValueError(f"`similarity_threshold` must be above -1, received {similarity_threshold}")
     started = time.perf_counter()
-    copies = [dict(row) for row in require_fields(rows, ("qid", "vid", "query"))]
+    copies = plain_rows(require_fields(rows, ("qid", "vid", "query")))
     _require_distinct_qids(copies)
     name = str(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
     report = NegativeMiningReport(iou_threshold, similarity_threshold, name, queries=len(copies))

@@ -5,11 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .jsonl import read_rows
+from .plain import plain_rows
 from .qids import text_qid
 from .schema import CanonicalRow
 from .validation import require_fields
@@ -75,6 +76,7 @@ def add_absent_rows(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"`share` must lie in [0, 1], received {share}: absent rows per row that has a moment")
+    rows = cast(list[CanonicalRow], plain_rows(rows))
     labelled = [row for row in rows if row.get("relevant_windows")]
     rng = np.random.default_rng(seed)
     said: dict[str, set[str]] = defaultdict(set)

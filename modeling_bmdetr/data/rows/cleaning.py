@@ -6,8 +6,9 @@ given twice and stray white space. `clean_rows` finds each kind, applies one rul
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+from .plain import plain_rows
 from .schema import TIME_TOLERANCE_S, CanonicalRow
 
 
@@ -100,7 +101,7 @@ def clean_rows(
     cleaned: list[CanonicalRow] = []
     stored: set[tuple[Any, ...]] = set()
     seen_clean: set[tuple[Any, ...]] = set()
-    for row in rows:
+    for row in cast(list[CanonicalRow], plain_rows(rows)):
         report.rows += 1
         where = f"{row['vid']} (qid {row['qid']})"
         query = " ".join(row["query"].split())

@@ -82,11 +82,12 @@ def _other_encoding(line: bytes) -> str | None:
 
 def _parse(text: str, strict: bool) -> dict[str, Any] | str:
     try:
-        value = json.loads(text, parse_int=json_integer, parse_constant=_refuse_constant if strict else None)
+        constants = _refuse_constant if strict else None
+        value = json.loads(text, parse_int=json_integer, parse_constant=constants, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         hint = " (the file looks like one JSON document; write one object on each line)" if text in ("[", "{") else ""
         return f"is not JSON: {error.msg} at column {error.colno}{hint}"
-    except ValueError as error:  # a constant, or an integer of hundreds of digits
+    except ValueError as error:  # a constant, an integer of hundreds of digits, or a name that stands twice
         return f"is not JSON: {error}"
     except RecursionError:
         return "is nested too deeply: a row holds lists of numbers, no deeper structures"
@@ -105,6 +106,20 @@ def json_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits is too large for a number")
     return int(digits)
+
+
+def json_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name stands twice: most readers would keep one of the two without a word.
+
+    Raises:
+        ValueError: one does.
+    """
+    held = dict(fields)
+    if len(held) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return held
 
 
 def _refuse_constant(constant: str) -> float:

@@ -156,6 +156,7 @@ def test_windows_line_ends_byte_order_mark_and_trailing_blank_lines(tmp_path):
         ('{"qid": 1}'.encode("utf-16"), "rows.jsonl:1 is UTF-16 text: save the file as UTF-8"),
         (b'{"a":' * 100000, "rows.jsonl:1 is nested too deeply"),
         (b'{"qid": ' + b"1" * 5000 + b"}", "rows.jsonl:1 is not JSON"),
+        (b'{"qid": 1}\n{"qid": 2, "vid": "a", "qid": 3}\n', "rows.jsonl:2 is not JSON: an object has 'qid' twice"),
     ],
 )
 def test_malformed_files(tmp_path, content, message):

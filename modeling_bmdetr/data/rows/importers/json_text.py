@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..jsonl import json_integer
+from ..jsonl import json_integer, json_object
 from .moments import AnnotationError, fault
 
 Keys = tuple[str | int, ...]
@@ -23,7 +23,7 @@ def parse_json(path: Path, text: str) -> Any:
         AnnotationError: if it is not JSON, with line and column where they are known.
     """
     try:
-        return json.loads(text, parse_int=json_integer)
+        return json.loads(text, parse_int=json_integer, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         raise fault(path, f"line {error.lineno}, column {error.colno}", f"is not JSON: {error.msg}") from error
     except ValueError as error:

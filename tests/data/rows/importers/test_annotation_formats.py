@@ -188,6 +188,7 @@ def label_studio(tasks: int = 1, **fields) -> str:
         ("a.csv", f"video,start,end,sentence\ndance,1,{DIGITS},x\n", "which is too large"),
         ("a.csv", "video,start,end,sentence\ndance,1,1e999,x\n", "which is too large"),
         ("a.json", "[" * 100_000, "is nested too deeply"),
+        ("a.json", '{"v1": {}, "v2": {}, "v1": {}}', "is not JSON: an object has 'v1' twice"),
         ("a.json", label_studio(fps=-1), "not how many there are in a second"),
         ("a.json", label_studio(fps=True), "not how many there are in a second"),
         ("a.json", label_studio(fps=float("nan")), "not how many there are in a second"),
