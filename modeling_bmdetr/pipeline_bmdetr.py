@@ -191,6 +191,11 @@ class MomentRetrievalPipeline(Pipeline):
         contract = self.processor.contract
         mode = long_video or contract.long_video
         clips, longest = len(video.features), contract.max_clips
+        if clips > 1.5 * clip_count(video.duration_s, contract.clip_length) + 2:
+            logger.warning(
+                f"{video.name} lasts {video.duration_s:g} s and has {clips} clips of {contract.clip_length:g} s: its "
+                "features are of another video or clip length, and times of its answers are wrong"
+            )
         starts = window_starts(clips, longest) if mode == "window" else [0]
         windows = [video.features if mode == "resample" else video.features[i : i + longest] for i in starts]
         lengths = [min(len(window), longest) for window in windows]

@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .contract_bmdetr import (
     FeatureContract,
+    clip_count,
     pad_rows,
     prepare_text_features,
     prepare_video_features,
@@ -300,15 +301,29 @@ class BMDetrProcessor(ProcessorMixin):
 
         Returns:
             One list a row, of dicts `start` (s), `end` (s) and `score` in [0, 1], see `BMDetrConfig.score`.
+
+        Raises:
+            ValueError: the mask is not one of this batch, a duration is no positive number, or see `decode`, `select`.
         """
+        scores, per_clip = outputs["scores"], outputs.get("saliency_scores")
         contract, num_clips = self.contract, video_mask.sum(dim=1)
+        shape = (len(scores), video_mask.shape[1] if per_clip is None else per_clip.shape[1])
+        is_real = torch.arange(shape[1], device=video_mask.device) < num_clips[:, None]
+        if video_mask.shape != shape or not is_real[:, 0].all() or not (video_mask == is_real).all():
+            raise ValueError(
+                f"`video_mask` must be the mask that the model was given, of the shape {shape}, in each row 1 for the "
+                f"clips and 0 for padding behind them; received another one, of the shape {tuple(video_mask.shape)}"
+            )
         if durations_s is None:
             if self.prediction_format == "released":
                 raise ValueError("`durations_s` is missing: the released format scales spans by the video's duration")
             durations_s = [time_axis_s(int(clips), None, contract) for clips in num_clips]
         if len(durations_s) != len(video_mask):
             raise ValueError(f"{len(durations_s)} durations for a batch of {len(video_mask)}; pass one for each row")
-        decoded = self.decode(outputs["scores"], outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
+        durations_s = durations_s.tolist() if isinstance(durations_s, (Tensor, np.ndarray)) else durations_s
+        for seconds in durations_s:
+            clip_count(seconds, contract.clip_length)  # refuses what is no length of a video
+        decoded = self.decode(scores, outputs["pred_spans"], num_clips, torch.tensor(durations_s).float())
         options: dict[str, Any] = {"top_k": top_k, "score_threshold": score_threshold, "nms_threshold": nms_threshold}
         return [named_moments(self.select(moments, **options)) for moments in decoded.cpu()]
 

@@ -175,6 +175,18 @@ class TestPipeline:
         with pytest.raises(ValueError, match=r"keys `video` and `query`, received \['bytes', 'path', 'title'\]"):
             pipe({"path": str(world[1]), "bytes": None, "title": "a"}, QUERIES[0])
 
+    @pytest.mark.parametrize("duration_s", [float("nan"), float("inf"), -1.0, 0.0, 10**400])
+    def test_an_encoded_video_without_a_length_is_refused(self, pipe, world, duration_s):
+        with pytest.raises(ValueError, match="duration_s must be a positive number of seconds"):
+            pipe(EncodedVideo(pipe.encode_video(world[1]).features, duration_s), QUERIES[0])
+
+    def test_features_of_another_clip_length_are_told_of(self, pipe, world, package_log):
+        features = pipe.encode_video(world[1]).features
+        pipe(EncodedVideo(features, float(len(features))), QUERIES[0])
+        assert "another video or clip length" not in package_log.text
+        pipe(EncodedVideo(features, len(features) / 2), QUERIES[0])
+        assert f"has {len(features)} clips of 1 s: its features are of another video" in package_log.text
+
     def test_videos_of_a_batch_share_calls_of_the_model(self, pipe, world, monkeypatch):
         long, short = pipe.encode_video(world[1]), EncodedVideo(pipe.encode_video(world[1]).features[:5], 5.0)
         asked = [

@@ -59,6 +59,27 @@ class TestMoments:
         with pytest.raises(ValueError, match="durations for a batch of 2"):
             BMDetrProcessor().post_process_moments(outputs, torch.ones(2, 3), [3.0])
 
+    @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 0, 10**400])
+    def test_a_duration_that_is_none_is_refused(self, seconds):
+        outputs = {"scores": torch.full((2, 1), 0.5), "pred_spans": torch.full((2, 1, 2), 0.5)}
+        mask, given = torch.ones(2, 3), torch.tensor([3.0, 3.0])
+        with pytest.raises(ValueError, match="duration_s must be a positive number of seconds"):
+            BMDetrProcessor().post_process_moments(outputs, mask, [3.0, seconds])
+        assert BMDetrProcessor().post_process_moments(outputs, mask, given)
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            *(torch.ones(2, 4), torch.ones(3, 3), torch.full((2, 3), 0.5), torch.full((2, 3), torch.nan)),
+            *(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([[1, 0, 1], [1, 1, 1]])),
+        ],
+    )
+    def test_a_mask_that_the_model_was_not_given_is_refused(self, mask):
+        outputs = {"scores": torch.full((2, 1), 0.5), "pred_spans": torch.full((2, 1, 2), 0.5)}
+        outputs["saliency_scores"] = torch.zeros(2, 3)
+        with pytest.raises(ValueError, match="must be the mask that the model was given"):
+            BMDetrProcessor().post_process_moments(outputs, mask)
+
 
 class TestProcessor:
     def test_inputs_from_features(self):

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,13 @@ def check_device(name: str | None) -> None:
         raise ValueError(f"there is no device '{name}' on this machine (found {found} of the kind '{kind}'); try cpu")
 
 
-def check_output(path: str | None, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuses a file that cannot be written, or whose suffix names no format that is known."""
+def check_output(path: str | None, suffixes: tuple[str, ...] = (), read: Iterable[str | None] = ()) -> None:
+    """Refuses a file that cannot be written, whose suffix names no format that is known, or that is `read` as well."""
     if path is None:
         return
     file = Path(path)
+    if is_file(path) and any(source and is_file(source) and file.samefile(source) for source in read):
+        raise ValueError(f"'{path}' is what is read, and would be lost: write to another file")
     if suffixes and file.suffix.lower() not in suffixes:
         raise ValueError(f"'{path}' must end with one of {', '.join(suffixes)}, which says what kind of file it is")
     if file.is_dir():
@@ -169,6 +171,14 @@ def check_output(path: str | None, suffixes: tuple[str, ...] = ()) -> None:
         require_writable(file.parent)
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(f"'{path}' cannot be written; choose another place or change its permissions")
+
+
+def is_file(name: str) -> bool:
+    """Whether a text from the command line is the name of a file that is there."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or a letter that no file name has
+        return False
 
 
 @contextmanager

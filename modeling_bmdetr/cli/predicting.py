@@ -15,6 +15,7 @@ from .common import (
     check_output,
     complain,
     count,
+    is_file,
     load_pipeline,
     printable,
     share,
@@ -30,10 +31,8 @@ def predict(args: argparse.Namespace) -> int:
     check_model(args.model)
     plots = _numbered(args.plot, len(videos), PICTURE_SUFFIXES, ".png")
     clips = _numbered(args.clip, len(videos) * len(queries), CLIP_SUFFIXES, ".mp4")
-    check_output(args.out)
-    for target in (*plots, *clips, *([args.out] if args.out else [])):
-        if any(_is_file(video) and _is_file(target) and Path(video).samefile(target) for video in videos):
-            raise ValueError(f"'{target}' is the video itself, which would be lost: write to another file")
+    for target in (args.out, *plots, *clips):
+        check_output(target, read=(*videos, args.queries))
     if plots:
         import matplotlib  # noqa: F401  (found missing before the video is encoded)
     pipe = load_pipeline(args)
@@ -69,6 +68,8 @@ def predict(args: argparse.Namespace) -> int:
 def videos_and_queries(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Tells videos from sentences: the first is a video, and so are files and names of video files that follow it.
 
+    A video that is named twice is asked once.
+
     Raises:
         FileNotFoundError: a video does not exist.
         ValueError: there is no sentence.
@@ -76,11 +77,11 @@ def videos_and_queries(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     from ..data.rows.schema import VIDEO_SUFFIXES
 
     videos, rest = args.video_or_query[:1], args.video_or_query[1:]
-    while rest and (Path(rest[0]).suffix.lower() in VIDEO_SUFFIXES or _is_file(rest[0])):
+    while rest and (Path(rest[0]).suffix.lower() in VIDEO_SUFFIXES or is_file(rest[0])):
         videos.append(rest.pop(0))
     queries = [*rest, *(read_queries(args.queries) if args.queries else [])]
     for video in videos:
-        if not _is_file(video):
+        if not is_file(video):
             raise FileNotFoundError(f"there is no video file '{video}'")
     if not queries:
         raise ValueError(
@@ -89,7 +90,7 @@ def videos_and_queries(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         )
     if blank := [i for i, query in enumerate(queries, start=1) if not query.strip()]:
         raise ValueError(f"sentence {blank[0]} is empty: say what to look for")
-    return videos, queries
+    return list(dict.fromkeys(videos)), queries
 
 
 def read_queries(name: str) -> list[str]:
@@ -99,13 +100,6 @@ def read_queries(name: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"'{name}' is not UTF-8 text: save it as UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # too long, or a letter that no file name has
-        return False
 
 
 def _numbered(name: str | None, files: int, suffixes: tuple[str, ...], default: str) -> list[str]:

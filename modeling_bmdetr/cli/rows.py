@@ -6,7 +6,7 @@ from .common import Commands, check_device, check_output, checked_rows, count_or
 
 
 def import_rows(args: argparse.Namespace) -> int:
-    check_output(args.out)
+    check_output(args.out, read=args.files)
 
     from ..data.rows.importers.command import run
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,7 @@ MIN_HIGHLIGHT_RATINGS: Mapping[str, int] = MappingProxyType({"Fair": 2, "Good": 
 SET_SIZES = (1, 3, 5)  # predictions that count in mR@k and G-mIoU@k, as in GMR
 CALIBRATION_IOU = 0.5  # a score is right if its window reaches this IoU with a moment
 METRIC_FORMATS = ("table", "json", "markdown")
+_SIGNS = re.compile(r"([\\`*\[\]<>|])")  # of Markdown
 
 
 def evaluate_submission(
@@ -296,11 +298,12 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
     """
     if style == "json":
         return json.dumps(dict(metrics), indent=2)
-    rows = [("Metric", "%"), *((name, f"{value:.2f}") for name, value in metrics.items())]
+    # The kinds in names are what annotations say: they stay text on one line.
+    rows = [("Metric", "%"), *((" ".join(name.split()), f"{value:.2f}") for name, value in metrics.items())]
     if style == "table":
         return plain_table(rows)
     if style == "markdown":
-        return markdown_table(rows[0], rows[1:])
+        return markdown_table(rows[0], [(_SIGNS.sub(r"\\\1", name), value) for name, value in rows[1:]])
     raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, received {style!r}.")
 
 

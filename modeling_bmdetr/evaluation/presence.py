@@ -3,7 +3,7 @@
 import numpy as np
 
 from .metrics import BoolArray, FloatArray, greedy_matches, temporal_iou
-from .reliability import checked_pairs
+from .reliability import are_probabilities, checked_pairs
 
 SMALLEST_IOU = np.nextafter(0.0, 1.0)  # any overlap
 
@@ -14,15 +14,19 @@ def rejection_f1(presence: FloatArray, is_present: BoolArray, threshold: float =
     Args:
         presence: Shape (queries,), probability that the video shows what the query says.
         is_present: Shape (queries,).
-        threshold: In [0, 1].
+        threshold: From 0 to 1.
 
     Returns:
         In [0, 1]; 0 if nothing is rejected.
 
     Raises:
-        ValueError: No query is absent, so that there is nothing to reject; or see `checked_pairs`.
+        ValueError: No query is absent, so that there is nothing to reject; presence or the threshold is no probability;
+            or see `checked_pairs`.
     """
     presence, is_present = checked_pairs(presence, is_present)
+    for name, value in (("presence", presence), ("threshold", np.atleast_1d(threshold))):
+        if len(value) and not are_probabilities(value):
+            raise ValueError(f"expected a {name} from 0 to 1, received values from {value.min()} to {value.max()}.")
     if is_present.all():
         raise ValueError("all queries are present; rejection needs rows whose relevant_windows are empty.")
     is_rejected = presence <= threshold

@@ -59,9 +59,10 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--plot", "FOLDER/p.xyz"], "must end with one of"),
         (["--clip", "FOLDER/p.txt"], "must end with one of"),
         (["--out", "FOLDER"], "is a folder"),
-        (["--out", "VIDEO"], "is the video itself, which would be lost"),
-        (["--clip", "VIDEO"], "is the video itself, which would be lost"),
+        (["--out", "VIDEO"], "is what is read, and would be lost"),
+        (["--clip", "VIDEO"], "is what is read, and would be lost"),
         (["--queries", "FOLDER/none.txt"], "No such file"),
+        (["--queries", "SENTENCES", "--out", "SENTENCES"], "is what is read, and would be lost"),
         (["--model", "FOLDER/no/model"], "there is no model folder"),
         (["--model", "FOLDER"], "holds no config.json"),
         (["--model", "VIDEO"], "is a file"),
@@ -71,7 +72,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_work_is_said_before_anything_slow(
     arguments, words, model, video, tmp_path, capsys, nothing_is_loaded
 ) -> None:
-    places = {"FOLDER": str(tmp_path), "VIDEO": video}
+    places = {"FOLDER": str(tmp_path), "VIDEO": video, "SENTENCES": str(tmp_path / "sentences.txt")}
+    (tmp_path / "sentences.txt").write_text(QUERY)
     filled = [next((a.replace(k, v) for k, v in places.items() if k in a), a) for a in arguments]
     given = [] if "--model" in arguments else ["--model", model]
     assert predict(video, QUERY, *given, *filled) == 2
@@ -187,7 +189,7 @@ def test_queries_from_a_file(model, video, tmp_path, capsys, monkeypatch) -> Non
 
 def test_pictures_and_clips(model, video, tmp_path, capsys) -> None:
     options = ["--model", model, "--score-threshold", "0", "--json"]
-    assert predict(video, QUERY, "a dog", *options, "--plot", tmp_path / "p", "--clip", tmp_path / "c.mp4") == 0
+    assert predict(video, video, QUERY, "a dog", *options, "--plot", tmp_path / "p", "--clip", tmp_path / "c.mp4") == 0
     captured = capsys.readouterr()
     assert f"picture: {tmp_path / 'p.png'}" in captured.err
     best = json.loads(captured.out)["answers"][1]["moments"][0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
-from modeling_bmdetr.evaluation import evaluate_submission
+from modeling_bmdetr.evaluation import evaluate_submission, format_metrics
 from modeling_bmdetr.evaluation.metrics import moment_recall
 from modeling_bmdetr.evaluation.presence import rejection_f1, set_iou
 from modeling_bmdetr.evaluation.reliability import auroc, brier_score, expected_calibration_error, reliability_bins
@@ -56,6 +56,14 @@ def test_kinds_may_have_any_name_and_tables_leave_them_out():
     predicted = [{"qid": row["qid"], "pred_relevant_windows": [], "pred_exist_score": 0.1} for row in absent]
     metrics = evaluate_submission(PREDICTED[:1] + predicted, TRUTH[:1] + absent)
     assert [name for name in metrics if name.endswith("AUROC")] == ["PR-AUROC", "PR-0-AUROC", "PR-1-AUROC"]
+
+
+def test_kinds_break_no_table():
+    truth = [TRUTH[0], {"qid": 3, "relevant_windows": [], "absent_kind": "a|b\n# <c>"}]
+    metrics = evaluate_submission([PREDICTED[0], PREDICTED[2]], truth)
+    assert metrics["PR-a|b\n# <c>-AUROC"] == 100.0
+    assert r"| PR-a\|b # \<c\>-AUROC | 100.00 |" in format_metrics(metrics, "markdown").splitlines()
+    assert len(format_metrics(metrics).splitlines()) == 1 + len(metrics)
 
 
 def test_present_queries_are_judged_as_if_the_absent_ones_were_not_there():
@@ -127,8 +135,12 @@ def test_errors():
         auroc(some, np.array([True, True]))
     with pytest.raises(ValueError, match="all queries are present"):
         rejection_f1(some, np.array([True, True]))
-    with pytest.raises(ValueError, match=r"received values from 0.2 to 1.5"):
-        reliability_bins(np.array([0.2, 1.5]), np.array([True, False]))
+    for figure in (reliability_bins, rejection_f1):
+        with pytest.raises(ValueError, match=r"received values from 0.2 to 1.5"):
+            figure(np.array([0.2, 1.5]), np.array([True, False]))
+    for threshold in (float("nan"), -0.1, 1.1):
+        with pytest.raises(ValueError, match="expected a threshold from 0 to 1"):
+            rejection_f1(some, np.array([True, False]), threshold)
     with pytest.raises(ValueError, match="no probabilities"):
         brier_score(np.zeros(0), np.zeros(0, dtype=bool))
 

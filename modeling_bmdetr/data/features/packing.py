@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ...contract_bmdetr import FeatureContract
@@ -55,13 +56,14 @@ def pack_features(
     with FeatureWriter(out_dir, source.contract, dtype=dtype) as writer:
         for vid in tqdm([vid for vid in vids if vid not in writer.videos], desc="videos", disable=not progress):
             try:
-                writer.add_video(vid, source.video(vid))
+                writer.add_video(vid, _kept(source.video(vid), dtype, f"video '{vid}'"))
             except (ValueError, FileNotFoundError) as error:
                 unreadable.append(str(error))
         for qid in tqdm([qid for qid in qids if qid not in writer.queries], desc="queries", disable=not progress):
             try:
                 # Uncut: the packed store then serves any number of tokens.
-                writer.add_text(qid, source.source("text").read(qid), sentences[qid])
+                text = _kept(source.source("text").read(qid), dtype, f"query '{qid}'")
+                writer.add_text(qid, text, sentences[qid])
             except (ValueError, FileNotFoundError) as error:
                 unreadable.append(str(error))
         if unreadable:
@@ -71,3 +73,16 @@ def pack_features(
             )
         writer.finish()
     return FeatureStore.from_packed(out_dir)
+
+
+def _kept(features: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """The features, if a number type keeps them: float16 makes zeros of what is below 3e-8.
+
+    Raises:
+        ValueError: a hundredth of them, by size, would be lost.
+    """
+    with np.errstate(over="ignore"):  # what is too large is refused where it is written
+        lost = np.abs(features - features.astype(dtype)).sum()
+    if np.isfinite(lost) and lost > 0.01 * np.abs(features).sum():
+        raise ValueError(f"the features of {name} hold values that are too small for {dtype}: pack them as float32")
+    return features

@@ -168,6 +168,15 @@ class TestPacked:
         packed = pack_features(files, folders / "packed", progress=False)
         np.testing.assert_array_equal(packed.video(VIDS[0]), values(6, SLOWFAST))
 
+    def test_features_that_float16_makes_zeros_of_are_refused_by_name(self, folders):
+        for name in VIDS:
+            np.savez(folders / "slowfast" / f"{name}.npz", features=1e-9 * values(6, SLOWFAST))
+        files = FeatureStore.from_files(folders / "slowfast", folders / "text", contract=FeatureContract())
+        with pytest.raises(ValueError, match=rf"video '{VIDS[0]}' hold values that are too small for float16"):
+            pack_features(files, folders / "half", dtype="float16", progress=False)
+        packed = pack_features(files, folders / "packed", progress=False)
+        np.testing.assert_array_equal(packed.video(VIDS[0]), np.float32(1e-9 * values(6, SLOWFAST)))
+
     @settings(deadline=None, derandomize=True, max_examples=30)
     @given(
         lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),

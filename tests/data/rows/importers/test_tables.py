@@ -332,3 +332,11 @@ def test_the_command_leaves_nothing_half_written(videos, tmp_path, table, capsys
     assert out.read_text() == "what was there\n"
     assert main(["import", str(path), "--columns", "query", "--out", str(out)]) == 2
     assert "columns must be ROLE=NAME" in capsys.readouterr().err
+
+
+def test_the_command_does_not_write_over_what_it_reads(videos, table, capsys):
+    path = table("video,start,end,query\ndance,1,2,a\n")
+    before = path.read_text()
+    assert main(["import", str(path), "--videos", str(videos), "--out", str(path)]) == 2
+    assert "is what is read, and would be lost" in capsys.readouterr().err
+    assert path.read_text() == before
