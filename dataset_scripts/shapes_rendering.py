@@ -60,6 +60,8 @@ def draw_frames(rng: np.random.Generator, scene: Scene, fps: int) -> Iterator[An
     outlines = [shape_outline(obj.shape) for obj in scene.objects]
     colours = [COLOURS[obj.colour] for obj in scene.objects]
     speck = shape_outline("circle")
+    moved = np.ones(states.shape[:2], dtype=bool)  # since the frame before
+    moved[:, 1:] = (states[:, 1:, :4] != states[:, :-1, :4]).any(axis=-1)
     masks: dict[int, Any] = {}
     for frame, brightness in enumerate(light):
         image = Image.fromarray((texture * brightness).astype(np.uint8))
@@ -69,7 +71,7 @@ def draw_frames(rng: np.random.Generator, scene: Scene, fps: int) -> Iterator[An
         for index, outline in enumerate(outlines):
             x_px, y_px, radius_px, angle, visible = states[index, frame]
             if visible:
-                if not frame or (states[index, frame, :4] != states[index, frame - 1, :4]).any() or index not in masks:
+                if moved[index, frame] or index not in masks:
                     masks[index] = _mask(outline, x_px, y_px, radius_px, angle)
                 image.paste(colours[index], *masks[index])
         yield image

@@ -106,7 +106,7 @@ def _follow(
         `(clips, frames, size, size)` weights of pixels, `(clips, frames, 2)` middles and `(clips, 1, size, size)`, 1
         where the thing is in any frame.
     """
-    product = torch.einsum("cfpyx,cp->cfyx", hues, colour)
+    product = (colour[:, None, None] @ hues.flatten(-2)).view_as(strength)
     likeness = product * ((product / (strength + 1e-3) - ALIKE) / (1 - ALIKE)).clamp(0, 1)
     peak = likeness.amax(dim=(1, 2, 3), keepdim=True)
     solid = (likeness > SOLID * peak + 1e-6).to(hues.dtype)
@@ -143,14 +143,16 @@ def _form(mass: Tensor, centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor]
     distance = square.sqrt()
     radius = (distance / spread[..., None, None]).clamp(max=3)
     real, imaginary = x / (distance + 1e-4), y / (distance + 1e-4)
-    wave = share * radius**2, torch.zeros_like(share)
+    radius_2 = radius * radius
+    second = share * radius_2
+    wave = second, torch.zeros_like(share)
     angular = []
     for harmonic in range(1, HARMONICS[-1] + 1):
         wave = wave[0] * real - wave[1] * imaginary, wave[0] * imaginary + wave[1] * real
         if harmonic in HARMONICS:
             across, down = (part.sum(dim=(-2, -1)).square() for part in wave)
             angular.append(across + down)
-    first, third, fourth = ((share * radius**power).sum(dim=(-2, -1)) for power in (1, 3, 4))
+    first, third, fourth = (part.sum(dim=(-2, -1)) for part in (share * radius, second * radius, second * radius_2))
     filling = total / len(place) ** 2 / (mass.amax(dim=(-2, -1)) * spread.square() + 1e-5)
     centred = 5 * (first - 0.93), third - 1.15, fourth - 1.35, 0.3 * (filling - 4.5)  # of a disc, about 0
     return torch.stack([*(4 * (value + 1e-8).sqrt() for value in angular), *centred], dim=-1), spread

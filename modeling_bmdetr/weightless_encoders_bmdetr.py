@@ -54,7 +54,8 @@ class PixelVideoEncoder(VideoEncoder):
     def measure(self, frames: torch.Tensor) -> torch.Tensor:
         """Rows `(clips, dim)` of `(clips x frames_per_clip, height, width, 3)` frames."""
         pixels = frames.permute(0, 3, 1, 2).float() / 255.0
-        pixels = torch.nn.functional.interpolate(pixels, size=(self.grid, self.grid), mode="area")
+        if pixels.shape[-2:] != self.frame_size:
+            pixels = torch.nn.functional.interpolate(pixels, size=self.frame_size, mode="area")
         return self._rows(pixels)
 
     def _rows(self, pixels: torch.Tensor) -> torch.Tensor:
