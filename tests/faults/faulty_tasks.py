@@ -205,6 +205,12 @@ def _calibrate(inputs: Path, out: Path) -> None:
     command("calibrate", out / "model", *data, "--quiet", "--json")
 
 
+def _export(inputs: Path, out: Path, *options: str) -> None:
+    """As a user does it, who does not export again what is there."""
+    if not (out / "exported").exists():
+        command("export", inputs / "model", "--out", out / "exported", *options, "--quiet", "--json")
+
+
 def _train(inputs: Path, out: Path) -> None:
     """As a user does it who starts `bmdetr train` again with --resume, wherever it was interrupted."""
     os.chdir(out)  # the recipe names the folder of the features as it was given
@@ -263,5 +269,7 @@ TASKS: dict[str, Task] = {
         lambda inputs, out: _index(inputs / "fewer", inputs, out), _index_more, _in_index, _is_index_finished
     ),
     "calibrate": Task(_calibrate, _copy_uncalibrated),
+    "export_program": Task(lambda inputs, out: _export(inputs, out, "--format", "torch-export")),
+    "export_onnx": Task(lambda inputs, out: _export(inputs, out, "--format", "onnx", "--int8")),
     "train": Task(_train, grows=_while_training, timed=_with_times),
 }
