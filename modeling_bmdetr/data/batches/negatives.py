@@ -187,12 +187,15 @@ def pairwise_max_iou(windows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray
         `(n, n)` float64, symmetric. The IoU of two moments without length is 0.
 
     Raises:
-        ValueError: a number is larger than any float.
+        ValueError: a moment is no pair of finite numbers, or a number is larger than any float.
     """
     try:
-        spans = np.sort(np.array([span for query in windows for span in query], dtype=np.float64), axis=1)
+        spans = np.array([span for query in windows for span in query], dtype=np.float64)
     except OverflowError as error:
         raise ValueError("moments must be [start, end] in seconds, received a number that is too large") from error
+    if spans.ndim != 2 or spans.shape[1] != 2 or not np.isfinite(spans).all():
+        raise ValueError("moments must be [start, end] in seconds, received others: `bmdetr validate` names their rows")
+    spans = np.sort(spans, axis=1)
     firsts = np.cumsum([0, *(len(query) for query in windows[:-1])])
     pairs = torch.from_numpy(spans)
     iou = temporal_iou(pairs[:, None], pairs[None])[0].numpy()

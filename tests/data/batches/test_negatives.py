@@ -451,3 +451,9 @@ class TestSampler:
 def test_moments_beyond_all_floats_are_refused():
     with pytest.raises(ValueError, match="a number that is too large"):
         pairwise_max_iou([[[0.0, 10**400]], [[1.0, 2.0]]])
+
+
+@pytest.mark.parametrize("other", [[[6.0]], [[None]], [[1.0, None]], [[1.0, 2.0, 3.0]], [[1.0, float("inf")]]])
+def test_moments_that_are_no_pairs_of_numbers_are_refused(other):
+    with pytest.raises(ValueError, match="moments must be"):
+        pairwise_max_iou([other, other])
