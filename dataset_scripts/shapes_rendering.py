@@ -83,9 +83,10 @@ def _mask(outline: np.ndarray, x_px: float, y_px: float, radius_px: float, angle
 
     half = math.ceil(radius_px * 1.3) + 1
     left, top = math.floor(x_px) - half, math.floor(y_px) - half
-    cosine, sine = math.cos(angle), math.sin(angle)
-    turned = outline @ np.array([[cosine, -sine], [sine, cosine]])
-    points = (turned * radius_px + (x_px - left, y_px - top)) * SUPERSAMPLING
+    if angle:
+        cosine, sine = math.cos(angle), math.sin(angle)
+        outline = outline @ np.array([[cosine, -sine], [sine, cosine]])
+    points = (outline * radius_px + (x_px - left, y_px - top)) * SUPERSAMPLING
     mask = Image.new("L", (SUPERSAMPLING * (2 * half + 1),) * 2)
     ImageDraw.Draw(mask).polygon(points.ravel().tolist(), fill=255)
     return (left, top), mask.reduce(SUPERSAMPLING)
