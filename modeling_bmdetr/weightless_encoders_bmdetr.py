@@ -137,6 +137,7 @@ class MovingThingsVideoEncoder(PixelVideoEncoder):
     """
 
     name = "moving-things"
+    clips_per_batch = 16  # many small steps, which more clips at once share
 
     def __init__(self, grid: int = 48, frames_per_clip: int = 4, things: int = 2) -> None:
         super().__init__(grid, frames_per_clip)
