@@ -49,6 +49,7 @@ Progress = Callable[[str, int, int], None]  # what is under way, how much of it 
 # Features of removed videos stay in the store until they are more than those in use.
 _MOST_UNUSED = 0.5
 _WINDOWS_AT_ONCE = 256
+_DOUBT = 1e-6  # that a video shows the sentence, at least, so that the odds of presence stay finite
 
 
 @dataclass
@@ -94,8 +95,9 @@ class Hit:
         start, end: Seconds.
         score: As the pipeline gives it.
         presence: Probability that the video shows what the sentence says at all; None where the model has none.
-        rank_score: What hits are ranked by: `score` where it is calibrated, else `score` times the mean p (Eq. 6)
-            inside the span, which tells videos apart better than an uncalibrated score.
+        rank_score: What hits are ranked by: `score` times the odds of presence where they are calibrated, since
+            presence tells videos apart better than the fit of a span; else `score` times the mean p (Eq. 6) inside
+            the span, which tells them apart better than an uncalibrated score.
     """
 
     video: str
@@ -453,14 +455,17 @@ class VideoIndex:
 
 
 def _hits(name: str, answer: dict[str, Any]) -> list[Hit]:
-    moments, p = answer["moments"], answer.get("frame_probabilities")
+    moments, p, presence = answer["moments"], answer.get("frame_probabilities"), answer.get("presence")
     weights = [1.0] * len(moments)
-    if moments and p is not None and not answer.get("calibrated"):
+    if answer.get("calibrated"):
+        if presence is not None:
+            weights = [presence / max(1 - presence, _DOUBT)] * len(moments)
+    elif moments and p is not None:
         times_s = torch.tensor([[moment["start"], moment["end"]] for moment in moments])
         spans_cxw = spans_se_to_cxw(times_s / (len(p) * answer["clip_length"]))
         weights = mean_inside(torch.tensor([p]), spans_cxw[None], torch.ones(1, len(p)))[0].tolist()
     return [
-        Hit(name, **moment, presence=answer.get("presence"), rank_score=moment["score"] * weight)
+        Hit(name, **moment, presence=presence, rank_score=moment["score"] * weight)
         for moment, weight in zip(moments, weights, strict=True)
     ]
 

@@ -290,7 +290,7 @@ def test_uncalibrated_scores_are_said_to_be_so_once(pipe, folder, tmp_path, pack
 
 
 def test_a_checkpoint_with_its_calibration_and_without_it(checkpoint, folder, tmp_path, package_log):
-    """With it, moments are ranked by score; without it, by score times the mean p of their clips."""
+    """With it, moments are ranked by score times the odds of presence; without it, by score times the mean p inside."""
     pipe = make_pipeline(checkpoint)
     pipe.model.config.calibration = Calibration(
         (1.0, 0.5, -0.2), (2.0, 0.1), weights_fingerprint(pipe.model), rows=60, absent_rows=10
@@ -298,7 +298,10 @@ def test_a_checkpoint_with_its_calibration_and_without_it(checkpoint, folder, tm
     index = VideoIndex(tmp_path / "index", pipe, "model A")
     index.update(folder)
     calibrated = index.search(QUERIES[0])
-    assert [hit.rank_score for hit in calibrated] == [hit.score for hit in calibrated]
+    assert [hit.rank_score for hit in calibrated] == sorted((hit.rank_score for hit in calibrated), reverse=True)
+    for hit in calibrated:
+        assert 0 < hit.presence < 1
+        assert hit.rank_score == pytest.approx(hit.score * hit.presence / (1 - hit.presence))
     assert "not calibrated" not in package_log.text
 
     pipe.model.config.calibration = None
