@@ -32,6 +32,7 @@ from .contract_bmdetr import is_number
 from .encoders_bmdetr import CLIP_PREFIX, MINILM, PRETRAINED_PREFIX, WEIGHTLESS_VIDEO_ENCODERS, HashedWordTextEncoder
 from .files_bmdetr import replacing_file
 from .saving_bmdetr import CARD_FILE, TASK
+from .tables import markdown_text
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 TAGS = ["moment-retrieval", TASK, "highlight-detection", "bmdetr", "video"]
@@ -119,7 +120,7 @@ def render_model_card(
         encodes_raw_video=runnable and all(encoder["name"].startswith(RUNNABLE_ENCODERS) for encoder in encoders),
         contract=contract_rows(config),
         is_calibrated=calibration is not None and calibration.score is not None,
-        calibration=[_plain(line) for line in calibration_lines(calibration)],
+        calibration=[markdown_text(line) for line in calibration_lines(calibration)],
         evaluated_on=_evaluated_on(dataset, record.get("data") or {}),
         main_metrics=_main_metrics(metrics),
         systems=systems(metrics, record.get("baselines") or {}),
@@ -202,7 +203,7 @@ def systems(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, f
     columns = [f"MR-full-{name}" for name in _main_metrics(metrics)]
     rows = {THIS_MODEL: metrics, **baselines} if columns else {}
     return [
-        (_plain(name), [f"{values[column]:.2f}" if column in values else "" for column in columns])
+        (markdown_text(name), [f"{values[column]:.2f}" if column in values else "" for column in columns])
         for name, values in rows.items()
     ]
 
@@ -232,8 +233,10 @@ def contract_rows(config: BMDetrConfig) -> list[tuple[str, str]]:
 def training_rows(record: Record) -> list[tuple[str, str]]:
     """Data, arguments, seed and versions of a record, one row each."""
     rows = [(_code(name), _words(value)) for name, value in (record.get("training") or {}).items()]
-    data = "; ".join(f"{_plain(split)}: {_words(counts)}" for split, counts in (record.get("data") or {}).items())
-    versions = ", ".join(_plain(f"{name} {version}") for name, version in (record.get("versions") or {}).items())
+    data = "; ".join(
+        f"{markdown_text(split)}: {_words(counts)}" for split, counts in (record.get("data") or {}).items()
+    )
+    versions = ", ".join(markdown_text(f"{name} {version}") for name, version in (record.get("versions") or {}).items())
     seed = _words(record["seed"]) if "seed" in record else ""
     return [*([("data", data)] if data else []), *rows] + [
         (name, value) for name, value in (("seed", seed), ("versions", versions)) if value
@@ -247,24 +250,21 @@ def _main_metrics(metrics: Mapping[str, float]) -> list[str]:
 def _words(value: Any) -> str:
     """A value of a record for a cell of a table."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{_words(inner)} {_plain(name)}" for name, inner in value.items())
+        return ", ".join(f"{_words(inner)} {markdown_text(name)}" for name, inner in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(_words(inner) for inner in value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else _plain(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else markdown_text(value)
+    )
 
 
 def _encoder(encoder: Mapping[str, Any], unit: str) -> str:
     options = "".join(
-        f", {_plain(f'{name} {value}')}" for name, value in encoder.items() if name not in ("name", "dim")
+        f", {markdown_text(f'{name} {value}')}" for name, value in encoder.items() if name not in ("name", "dim")
     )
     return f"{_code(encoder['name'])} ({encoder['dim']} values per {unit}{options})"
-
-
-def _plain(value: Any) -> str:
-    """Text that Markdown and HTML show as it is, on one line, inside a table too."""
-    return re.sub(r"([\\`*\[\]<>|&$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], " ".join(str(value).split()))
 
 
 def _code(value: Any) -> str:
@@ -277,14 +277,18 @@ def _code(value: Any) -> str:
 def _evaluated_on(dataset: Mapping[str, str], data: Mapping[str, Any]) -> str:
     split = dataset.get("split")
     counts = data.get(split) if split else None
-    part = f", {_plain(split)}" if split else ""
-    return f"{_plain(dataset['name'])}{part}" + (f" ({_words(counts)})" if isinstance(counts, Mapping) else "")
+    part = f", {markdown_text(split)}" if split else ""
+    return f"{markdown_text(dataset['name'])}{part}" + (f" ({_words(counts)})" if isinstance(counts, Mapping) else "")
 
 
 def _title(record: Record, dataset: Mapping[str, str]) -> str:
     if record.get("converted"):
         return "BM-DETR, converted from the authors' release"
-    return f"BM-DETR trained on {_plain(dataset['name'])}" if record.get("dataset") else "BM-DETR for moment retrieval"
+    return (
+        f"BM-DETR trained on {markdown_text(dataset['name'])}"
+        if record.get("dataset")
+        else "BM-DETR for moment retrieval"
+    )
 
 
 def _converted(conversion: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,15 @@
 """Tables in Markdown and in plain text."""
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+_SIGNS = re.compile(r"([\\`*\[\]<>|&$~])|(?<!\w)_|_(?!\w)")  # of Markdown and HTML
+
+
+def markdown_text(value: Any) -> str:
+    """Text that Markdown and HTML show as it is, on one line, inside a table too."""
+    return _SIGNS.sub(lambda found: "\\" + found[0], " ".join(str(value).split()))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---:") -> str:

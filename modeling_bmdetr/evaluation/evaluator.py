@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tables import markdown_table, plain_table
+from ..tables import markdown_table, markdown_text, plain_table
 from .arrays import MomentArrays, SaliencyArrays, is_absent, moment_arrays, presence_scores, saliency_arrays
 from .highlights import highlight_average_precision, highlight_hit
 from .metrics import AVERAGE_PRECISION_IOU_THRESHOLDS, BoolArray, FloatArray, average_precision, best_iou, moment_recall
@@ -38,7 +37,6 @@ MIN_HIGHLIGHT_RATINGS: Mapping[str, int] = MappingProxyType({"Fair": 2, "Good": 
 SET_SIZES = (1, 3, 5)  # predictions that count in mR@k and G-mIoU@k, as in GMR
 CALIBRATION_IOU = 0.5  # a score is right if its window reaches this IoU with a moment
 METRIC_FORMATS = ("table", "json", "markdown")
-_SIGNS = re.compile(r"([\\`*\[\]<>|])")  # of Markdown
 
 
 def evaluate_submission(
@@ -303,7 +301,7 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
     if style == "table":
         return plain_table(rows)
     if style == "markdown":
-        return markdown_table(rows[0], [(_SIGNS.sub(r"\\\1", name), value) for name, value in rows[1:]])
+        return markdown_table(rows[0], [(markdown_text(name), value) for name, value in rows[1:]])
     raise ValueError(f"style must be one of {', '.join(METRIC_FORMATS)}, received {style!r}.")
 
 
