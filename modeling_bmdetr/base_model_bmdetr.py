@@ -26,7 +26,7 @@ from .background_bmdetr import (
 from .configuration_bmdetr import BMDetrConfig
 from .dual_encoder_bmdetr import BMDetrDualEncoder, pair_logits, video_logits
 from .input_checks_bmdetr import check_model_inputs, check_no_stray_tensors
-from .layers_bmdetr import BMDetrProjection, endpoint_features, masked_softmax, video_positions
+from .layers_bmdetr import BMDetrProjection, masked_softmax, split_things, video_positions
 from .outputs_bmdetr import BMDetrModelOutput
 from .ranking_bmdetr import BMDetrClipProposals
 from .transformer_bmdetr import BMDetrDecoder, BMDetrEncoder, BMDetrPreTrainedModel
@@ -38,7 +38,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
     def __init__(self, config: BMDetrConfig):
         super().__init__(config)
         endpoints = 2 if config.endpoint_features else 0
-        self.video_projection = BMDetrProjection(config, config.video_dim + endpoints)
+        self.video_projection = BMDetrProjection(config, config.video_dim // config.things_per_clip + endpoints)
         self.text_projection = BMDetrProjection(config, config.text_dim)
         self.dual_encoder = BMDetrDualEncoder(config) if config.dual_encoder else None
         self.encoder = BMDetrEncoder(config)
@@ -104,7 +104,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
         if shifted_frame_order is not None:
             shifted = video_features.gather(1, shifted_frame_order[..., None].expand_as(video_features))
             frames = torch.stack((video_features, shifted))
-        frames = self.project_clips(frames, video_mask)  # (views, batch, video_len, hidden)
+        things = self.project_clips(frames, video_mask)  # (views, batch, video_len, things, hidden)
+        frames = things.sum(dim=-2)
         texts, texts_mask = stack_queries(text_features, text_mask, negative_text_features, negative_text_mask)
         texts = self.text_projection(texts)  # (1 + negatives, batch, text_len, hidden)
 
@@ -113,7 +114,7 @@ class BMDetrModel(BMDetrPreTrainedModel):
         grid = (queries, views, batch)
         seen, apart = frames.expand(*grid, -1, -1), {}
         if self.dual_encoder is not None:
-            apart = self.dual_encoder(frames, video_mask, texts, texts_mask)
+            apart = self.dual_encoder(things, video_mask, texts, texts_mask)
             seen = seen + self.dual_encoder.evidence(apart["clip_logits"][..., None].to(frames.dtype) / 4)
         embeds = torch.cat((seen, texts[:, None].expand(*grid, -1, -1)), dim=3)
         mask = torch.cat((video_mask.expand(*grid, -1), texts_mask[:, None].expand(*grid, -1)), dim=3)
@@ -191,15 +192,13 @@ class BMDetrModel(BMDetrPreTrainedModel):
         return output
 
     def project_clips(self, frames: Tensor, video_mask: Tensor) -> Tensor:
-        """`(views, batch, video_len, video_dim)` clips to `(views, batch, video_len, hidden)`.
+        """`(views, batch, video_len, video_dim)` clips to `(views, batch, video_len, things, hidden)`.
 
         Args:
             video_mask: `(batch, video_len)`, 1 = real; the places of endpoint features follow from it.
         """
-        if self.config.endpoint_features:
-            endpoints = endpoint_features(video_mask).to(frames.dtype)
-            frames = torch.cat((frames, endpoints.expand(len(frames), -1, -1, -1)), dim=-1)
-        return self.video_projection(frames)
+        cfg = self.config
+        return self.video_projection(split_things(frames, video_mask, cfg.things_per_clip, cfg.endpoint_features))
 
     def match_videos(
         self, video_features: Tensor, video_mask: Tensor, text_features: Tensor, text_mask: Tensor
@@ -222,8 +221,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
             raise ValueError(
                 "this model has no dual encoder (`config.dual_encoder`), which compares videos and queries"
             )
-        frames = self.project_clips(video_features.to(self.dtype)[None], video_mask)[0]
-        clips = self.dual_encoder.embed_clips(frames, video_mask)
+        things = self.project_clips(video_features.to(self.dtype)[None], video_mask)[0]
+        clips = self.dual_encoder.embed_clips(things, video_mask)
         queries = self.dual_encoder.embed_queries(self.text_projection(text_features.to(self.dtype)), text_mask)
         return video_logits(pair_logits(clips, queries), video_mask[:, None])
 

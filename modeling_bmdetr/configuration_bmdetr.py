@@ -44,6 +44,9 @@ class BMDetrConfig(_ContractConfig):
     Sizes:
         video_dim: Values per clip, without the two endpoint columns; the sum over `video_encoders` where given.
         text_dim: Values per token.
+        things_per_clip: Equal parts of a clip's values that describe one thing each, in the same way, as
+            `moving-things` has them. All are projected by the same weights, and each has embeddings of its own in the
+            dual encoder; the clip is their sum. 1: a clip is described as a whole.
         hidden_size: Width d of encoder and decoder.
         encoder_layers, decoder_layers, num_attention_heads, intermediate_size: Transformer sizes.
         num_queries: M, the learnable spans, and so the number of moments predicted.
@@ -107,6 +110,7 @@ class BMDetrConfig(_ContractConfig):
 
     video_dim: int = 2816
     text_dim: int = 512
+    things_per_clip: int = 1
     hidden_size: int = 256
     encoder_layers: int = 3
     decoder_layers: int = 3
@@ -198,11 +202,16 @@ class BMDetrConfig(_ContractConfig):
         """Every size is positive, and the heads divide the width."""
         for name in (
             *("video_dim", "text_dim", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads"),
-            *("intermediate_size", "num_queries", "projection_layers", "alignment_dim"),
+            *("intermediate_size", "num_queries", "projection_layers", "alignment_dim", "things_per_clip"),
         ):
             most = MOST_LAYERS if name.endswith("_layers") else LARGEST_SIZE
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"`{name}` must be at least 1 and at most {most}, received {getattr(self, name)}")
+        if self.video_dim % self.things_per_clip:
+            raise ValueError(
+                f"`things_per_clip` ({self.things_per_clip}) must divide `video_dim` ({self.video_dim}): every thing "
+                "has as many values"
+            )
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
@@ -279,9 +288,10 @@ class BMDetrConfig(_ContractConfig):
 
 
 def contract_fields(contract: FeatureContract) -> dict[str, Any]:
-    """The fields of a configuration that follow from a contract: its entries, and the widths where it has encoders."""
-    widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
-    return {**contract.to_dict(), **{name: width for name, width in widths.items() if width}}
+    """The fields of a configuration that follow from a contract: its entries, and the sizes where it has encoders."""
+    sizes = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    sizes["things_per_clip"] = contract.things_per_clip
+    return {**contract.to_dict(), **{name: size for name, size in sizes.items() if size}}
 
 
 # All fields of the configuration by name, wherever they are declared.

@@ -30,7 +30,8 @@ class FeatureContract:
 
     The contract is part of [`BMDetrConfig`], is stored beside every feature store, and is compared wherever a
     checkpoint, a store and an input meet. An encoder is described by a dict with at least `name` and `dim`
-    (values per row); its other entries are the options that change its output.
+    (values per row); its other entries are the options that change its output. Where its rows are equal parts that
+    describe one thing each, in the same way, `things` says how many.
 
     Attributes:
         video_encoders: Encoders whose rows (one per clip) are concatenated, in this order.
@@ -86,6 +87,15 @@ class FeatureContract:
     def text_dim(self) -> int:
         """Values per token, 0 when no text encoder is named."""
         return self.text_encoder["dim"] if self.text_encoder else 0
+
+    @property
+    def things_per_clip(self) -> int:
+        """Equal parts of a row that describe one thing each, as its only video encoder states by `things`; else 1."""
+        if len(self.video_encoders) != 1:
+            return 1  # what several encoders say of a thing lies apart
+        things = self.video_encoders[0].get("things", 1)
+        is_number = isinstance(things, int) and not isinstance(things, bool) and things >= 1
+        return things if is_number and self.video_dim % things == 0 else 1
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as plain JSON types."""

@@ -15,7 +15,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_bmdetr import BMDetrConfig
 from .layers_bmdetr import BMDetrMLP
 
-FACETS = 4  # embeddings per clip: several things may happen in it at once
+FACETS = 4  # embeddings per clip, if not one per thing: several things may happen in it at once
 START_SCALE, START_BIAS = 10.0, -4.0  # of a cosine: most clips show nothing of most queries
 
 
@@ -26,17 +26,18 @@ class BMDetrDualEncoder(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.neighbours = nn.Conv1d(d, d, 3, padding=1)
-        self.facets = nn.Linear(d, FACETS * d)
+        self.facets_of_a_thing = max(FACETS // config.things_per_clip, 1)
+        self.facets = nn.Linear(d, self.facets_of_a_thing * d)
         self.query = BMDetrMLP(d, d, d)
         self.log_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))  # no scalars: FSDP shards none
         self.bias = nn.Parameter(torch.tensor([START_BIAS]))
         self.evidence = nn.Linear(1, d)
 
-    def forward(self, frames: Tensor, video_mask: Tensor, texts: Tensor, texts_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, things: Tensor, video_mask: Tensor, texts: Tensor, texts_mask: Tensor) -> dict[str, Tensor]:
         """What [`BMDetrModelOutput`] has of it, of several frame orders and queries.
 
         Args:
-            frames: `(views, batch, video_len, hidden)`, projected.
+            things: `(views, batch, video_len, things, hidden)`, projected.
             video_mask: `(batch, video_len)`.
             texts: `(queries, batch, text_len, hidden)`, projected.
             texts_mask: `(queries, batch, text_len)`.
@@ -45,15 +46,20 @@ class BMDetrDualEncoder(nn.Module):
             `clip_embeds (views, batch, video_len, facets, dim)`, `query_embeds (queries, batch, dim)` and
             `clip_logits (queries, views, batch, video_len)`, 0 on padding.
         """
-        clips, queries = self.embed_clips(frames, video_mask), self.embed_queries(texts, texts_mask)
+        clips, queries = self.embed_clips(things, video_mask), self.embed_queries(texts, texts_mask)
         logits = clip_logits(clips, queries) * video_mask
         return {"clip_embeds": clips, "query_embeds": queries, "clip_logits": logits}
 
-    def embed_clips(self, frames: Tensor, video_mask: Tensor) -> Tensor:
-        """`(..., video_len, hidden)` projected clips to `(..., video_len, facets, hidden + 1)`, the last value 1."""
-        real = frames * video_mask[..., None].to(frames.dtype)
-        near = self.neighbours(real.flatten(0, -3).transpose(1, 2)).transpose(1, 2).view_as(frames)
-        facets = self.facets(frames + F.relu(near)).unflatten(-1, (FACETS, -1)).float()
+    def embed_clips(self, things: Tensor, video_mask: Tensor) -> Tensor:
+        """Projected clips, `(..., video_len, things, hidden)`, embedded thing by thing beside what is near the clip.
+
+        Returns:
+            `(..., video_len, facets, hidden + 1)`, the last value 1.
+        """
+        real = things.sum(dim=-2) * video_mask[..., None].to(things.dtype)
+        near = self.neighbours(real.flatten(0, -3).transpose(1, 2)).transpose(1, 2).view_as(real)
+        facets = self.facets(things + F.relu(near)[..., None, :])
+        facets = facets.unflatten(-1, (self.facets_of_a_thing, -1)).flatten(-3, -2).float()
         return F.pad(F.normalize(facets, dim=-1), (0, 1), value=1.0)
 
     def embed_queries(self, texts: Tensor, text_mask: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ def clip_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:
     """
     with maybe_autocast(clip_embeds.device.type, enabled=False):
         logits = clip_embeds.flatten(-3, -2) @ query_embeds.movedim(0, -1)  # (..., video_len x facets, queries)
-        return logits.unflatten(-2, (-1, FACETS)).amax(dim=-2).movedim(-1, 0)
+        return logits.unflatten(-2, (-1, clip_embeds.shape[-2])).amax(dim=-2).movedim(-1, 0)
 
 
 def pair_logits(clip_embeds: Tensor, query_embeds: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Name, width and the options that change the rows, as plain JSON types."""
+        """Name, width and the options that change the rows, as plain JSON types; `things` as the contract has it."""
 
 
 class TextEncoder(ABC):

@@ -52,6 +52,24 @@ def endpoint_features(video_mask: Tensor) -> Tensor:
     return torch.stack((index / num_clips, (index + 1) / num_clips), dim=-1)
 
 
+def split_things(clips: Tensor, video_mask: Tensor, things: int, endpoints: bool) -> Tensor:
+    """Features of clips to what the projection reads: one row per thing (`BMDetrConfig.things_per_clip`).
+
+    Args:
+        clips: `(..., batch, video_len, video_dim)`.
+        video_mask: `(batch, video_len)`, 1 = real.
+        endpoints: Whether each row also has where its clip starts and ends.
+
+    Returns:
+        `(..., batch, video_len, things, video_dim / things)`, two values wider with endpoints.
+    """
+    rows = clips.unflatten(-1, (things, -1))
+    if not endpoints:
+        return rows
+    places = endpoint_features(video_mask).to(rows.dtype)[:, :, None]
+    return torch.cat((rows, places.expand(*rows.shape[:-1], 2)), dim=-1)
+
+
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension in which padding has no share; 0 on padding."""
     mask = mask.bool()

@@ -46,7 +46,7 @@ def test_embeddings_are_cosines_scaled_and_shifted():
     encoder = BMDetrDualEncoder(tiny_config())
     frames, texts = random(2, 6, 16), random(2, 3, 16, seed=1)
     ones = torch.ones(2, 6), torch.ones(2, 3)
-    clips, queries = encoder.embed_clips(frames, ones[0]), encoder.embed_queries(texts, ones[1])
+    clips, queries = encoder.embed_clips(frames[:, :, None], ones[0]), encoder.embed_queries(texts, ones[1])
     assert clips.shape == (2, 6, FACETS, 17)
     cosine = torch.cosine_similarity(clips[..., :-1], queries[:, None, None, :-1], dim=-1).amax(dim=-1)
     torch.testing.assert_close(clip_logits(clips, queries[None])[0], START_SCALE * cosine + START_BIAS)
@@ -57,11 +57,11 @@ def test_padding_changes_nothing():
     encoder = BMDetrDualEncoder(tiny_config())
     frames, texts = random(1, 6, 16), random(1, 3, 16, seed=1)
     whole = clip_logits(
-        encoder.embed_clips(frames[:, :4], torch.ones(1, 4)),
+        encoder.embed_clips(frames[:, :4, None], torch.ones(1, 4)),
         encoder.embed_queries(texts[None, :, :2], torch.ones(1, 2)),
     )
     mask, text_mask = torch.tensor([[1, 1, 1, 1, 0, 0]]), torch.tensor([[1, 1, 0]])
-    padded = clip_logits(encoder.embed_clips(frames, mask), encoder.embed_queries(texts[None], text_mask))
+    padded = clip_logits(encoder.embed_clips(frames[:, :, None], mask), encoder.embed_queries(texts[None], text_mask))
     torch.testing.assert_close(padded[..., :4], whole)
 
 

@@ -31,7 +31,7 @@ def test_one_encoder_pass_no_decoder_on_negatives_and_one_projection_each(
         Calls(model.class_head) as heads,
     ):  # fmt: skip
         model(**batch)
-    assert [call[0].shape[:-2] for call in video.inputs] == [(views, 4)]
+    assert [call[0].shape[:2] for call in video.inputs] == [(views, 4)]
     assert [call[0].shape[:-2] for call in text.inputs] == [(1 + negatives, 4)]
     passes, positives = (1 + negatives) * views * 4, views * 4
     last = [passes - positives, positives] if negatives else [positives]  # of negatives, clips by themselves

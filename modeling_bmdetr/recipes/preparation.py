@@ -240,8 +240,9 @@ def build_model(recipe: Recipe, contract: FeatureContract) -> BMDetrForMomentRet
 def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:
     """The model's configuration. `released: true` in `model` starts from the forms of the released code."""
     options = {name: value for name, value in recipe.model.items() if name != "checkpoint"}
-    make = BMDetrConfig.released if options.pop("released", False) else BMDetrConfig
-    return make(**{**contract_fields(contract), **options})
+    if options.pop("released", False):
+        return BMDetrConfig.released(**{**contract_fields(contract), "things_per_clip": 1, **options})
+    return BMDetrConfig.from_contract(contract, **options)
 
 
 def training_arguments(

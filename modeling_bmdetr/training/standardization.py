@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..base_model_bmdetr import BMDetrModel
-from ..layers_bmdetr import BMDetrProjection, endpoint_features
+from ..layers_bmdetr import BMDetrProjection, split_things
 
 NUM_ROWS = 512
 AT_ONCE = 32
@@ -41,9 +41,10 @@ def standardize_inputs(model: BMDetrModel, batches: Iterable[Mapping[str, Tensor
     for batch in batches:
         for name in projections:
             features, mask = batch[f"{name}_features"].float(), batch[f"{name}_mask"]
-            if name == "video" and model.config.endpoint_features:
-                features = torch.cat((features, endpoint_features(mask)), dim=-1)
-            values = F.layer_norm(features[mask.bool()], features.shape[-1:]).double()
+            if name == "video":
+                features = split_things(features, mask, model.config.things_per_clip, model.config.endpoint_features)
+            rows = features[mask.bool()].flatten(0, -2)  # of things of one clip as of things of different clips
+            values = F.layer_norm(rows, rows.shape[-1:]).double()
             sums[name] = sums[name] + torch.stack((torch.ones_like(values), values, values.square())).sum(dim=1)
     for name, projection in projections.items():
         number, total, squares = sums[name]
