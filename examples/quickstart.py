@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"), help="folder for everything written")
     parser.add_argument("--seed", type=int, default=0, help="seed of rendering and training")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the training queries")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training queries")
     text = "words:minilm, which knows words that no training sentence has, or hashed-words where its"
     parser.add_argument("--text-encoder", default=default_text_encoder(), help=f"{text} package is not installed")
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")

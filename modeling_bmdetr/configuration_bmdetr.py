@@ -45,7 +45,7 @@ class BMDetrConfig(_ContractConfig):
         video_dim: Values per clip, without the two endpoint columns; the sum over `video_encoders` where given.
         text_dim: Values per token.
         things_per_clip: Equal parts of a clip's values that describe one thing each, in the same way, as
-            `moving-things` has them. All are projected by the same weights, and each has embeddings of its own in the
+            `moving-things` has them. All are projected by the same weights, and each has an embedding of its own in the
             dual encoder; the clip is their sum. 1: a clip is described as a whole.
         hidden_size: Width d of encoder and decoder.
         encoder_layers, decoder_layers, num_attention_heads, intermediate_size: Transformer sizes.

@@ -15,7 +15,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_bmdetr import BMDetrConfig
 from .layers_bmdetr import BMDetrMLP
 
-FACETS = 4  # embeddings per clip, if not one per thing: several things may happen in it at once
+FACETS = 4  # embeddings of a clip described as a whole: several things may happen in it at once
 START_SCALE, START_BIAS = 10.0, -4.0  # of a cosine: most clips show nothing of most queries
 
 
@@ -26,7 +26,7 @@ class BMDetrDualEncoder(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.neighbours = nn.Conv1d(d, d, 3, padding=1)
-        self.facets_of_a_thing = max(FACETS // config.things_per_clip, 1)
+        self.facets_of_a_thing = FACETS if config.things_per_clip == 1 else 1
         self.facets = nn.Linear(d, self.facets_of_a_thing * d)
         self.query = BMDetrMLP(d, d, d)
         self.log_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))  # no scalars: FSDP shards none
