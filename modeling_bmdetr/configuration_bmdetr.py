@@ -306,6 +306,7 @@ WITHOUT_RANKING: dict[str, Any] = {
         ),
         False,
     ),
+    "things_per_clip": 1,
     "fit_loss_weight": 0.0,
     "score": "class",
 }
