@@ -78,6 +78,19 @@ class BMDetrPreTrainedModel(PreTrainedModel):
                     linear.xavier_gain, linear.zero_bias = 2**-0.5, True  # type: ignore[assignment]
 
 
+def mask_of_attention(
+    config: BMDetrConfig, states: Tensor, padding_mask: Tensor, memory: Tensor | None = None
+) -> Tensor | None:
+    """The mask of attention to `states`, or to `memory`; None where nothing is padded.
+
+    Whether anything is padded is looked up on the CPU alone: on another device the look would wait for it.
+    """
+    may_skip = states.device.type == "cpu"
+    return create_bidirectional_mask(
+        config, states, padding_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=may_skip
+    )
+
+
 class BMDetrEncoder(BMDetrPreTrainedModel):
     """E of Eq. 2-3: encoder over [video; text] whose positions are scaled, layer by layer, by the content."""
 
@@ -113,7 +126,7 @@ class BMDetrEncoder(BMDetrPreTrainedModel):
         """
         hidden_states, video_len = inputs_embeds, positions.shape[1]
         no_positions = (0, 0, 0, inputs_embeds.shape[1] - video_len)
-        mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        mask = mask_of_attention(self.config, inputs_embeds, attention_mask)
         for i, layer in enumerate(self.layers):
             scaled = positions * self.position_scale(hidden_states[:, :video_len])
             scaled = F.pad(scaled, no_positions)
@@ -180,12 +193,7 @@ class BMDetrDecoder(BMDetrPreTrainedModel):
         memory = encoder_hidden_states
         batch, hidden = memory.shape[0], memory.shape[-1]
         hidden_states = memory.new_zeros(batch, queries.shape[-2], hidden) if contents is None else contents
-        mask = create_bidirectional_mask(
-            self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=memory,
-        )
+        mask = mask_of_attention(self.config, hidden_states, encoder_attention_mask, memory)
         queries = queries.expand(batch, -1, -1)
         query_positions = self.span_position(embed_spans(queries, hidden, memory.dtype)) if self.spans else queries
         states, spans = [], []

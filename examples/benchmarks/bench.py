@@ -17,6 +17,8 @@ has the same options (`--again` measures anew):
   measured in the same process, that is reached;
 - submission: metrics and highlights of a file of predictions in the shape of QVHighlights' validation split;
 - memory: the peak of each of these, a fresh process for each figure;
+- forms: a training update in float32 and bfloat16, as it is and through `torch.compile`, on a GPU where there is one
+  (`--device`), there with CUDA graphs;
 - growth: time and memory of an update and of an answer by clips, batch and queries.
 
 Writes `report.json`, `report.md` and `growth.png`. Every table says how busy the machine was (load average); on a busy
@@ -81,6 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=100, help="queries about one video (%(default)s)")
     parser.add_argument("--films", type=int, default=100, help="video files answered from (%(default)s)")
     parser.add_argument("--submitted", type=int, default=1550, help="queries of the submission (%(default)s)")
+    parser.add_argument("--device", help="of the forms of an update (a GPU where there is one)")
     parser.add_argument("--model", type=Path, help="checkpoint that answers (one as large as the quickstart's)")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -171,6 +171,31 @@ def memory(options: Namespace) -> dict[str, Any]:
         return {"rows": memory_of_sides(folder, options)}
 
 
+def forms(options: Namespace) -> dict[str, Any]:
+    """An update in float32 and bfloat16, as it is and through `torch.compile`, on the device asked for."""
+    from bench_forms import DEVICE, FORMS
+
+    rows: dict[str, Any] = {}
+    asked = {"device": options.device or DEVICE, "repeats": options.repeats, "batch_size": options.batch_size}
+    for form in [form for form in FORMS if not (options.quick and "compiled" in form)]:  # compiling takes minutes
+        figures = fresh("form_of_update", {"form": form, "clips": options.clips, "tokens": options.tokens, **asked})
+        for label, unit, values in (
+            ("time of an update", "ms", figures["ms"]),
+            ("processor time of an update", "ms", figures["processor_ms"]),
+            ("the first update, compiling included", "s", [figures["first_s"]]),
+            ("the first of other lengths", "s", [figures["other_s"]]),
+            ("peak memory", "MiB", [figures["peak_mib"]]),
+        ):
+            rows.setdefault(label, {"unit": unit, "values": {}})["values"][form] = values
+    return {"rows": rows, "notes": [f"Device: {figures['device']}.", ""]}
+
+
+def form_of_update(given: dict[str, Any]) -> dict[str, Any]:
+    from bench_forms import form_of_update as measured
+
+    return measured(given)
+
+
 def growth(options: Namespace) -> dict[str, Any]:
     """Time and memory of an update and of an answer, by what grows; a fresh process for every size."""
     result: dict[str, Any] = {}
@@ -196,31 +221,19 @@ def grown(given: dict[str, Any]) -> dict[str, float]:
     import statistics
 
     import torch
+    from bench_forms import random_pairs
 
     from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval
     from modeling_bmdetr.processes import keep_freed_memory
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
-    clips, pairs, tokens = given["clips"], given["pairs"], 20
+    clips, pairs, is_update = given["clips"], given["pairs"], given["kind"] == "update"
     config = BMDetrConfig.released(video_dim=2816, text_dim=512, max_clips=clips)
-    model = BMDetrForMomentRetrieval(config).train(given["kind"] == "update")
-    inputs = {
-        "video_features": torch.randn(pairs, clips, 2816),
-        "video_mask": torch.ones(pairs, clips),
-        "text_features": torch.randn(pairs, tokens, 512),
-        "text_mask": torch.ones(pairs, tokens),
-    }
-    if given["kind"] == "update":
+    model = BMDetrForMomentRetrieval(config).train(is_update)
+    inputs = random_pairs(pairs, clips, 20, training=is_update)
+    if is_update:
         keep_freed_memory()
-        moments = torch.tensor([0.5, 0.25]).expand(pairs, 1, 2)
-        inputs |= {
-            "negative_text_features": torch.randn(pairs, 1, tokens, 512),
-            "negative_text_mask": torch.ones(pairs, 1, tokens),
-            "shifted_frame_order": torch.arange(clips).roll(clips // 4).expand(pairs, -1),
-            "labels": moments,
-            "shifted_labels": moments,
-        }
 
         def run() -> None:
             model.zero_grad()
@@ -298,9 +311,10 @@ PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
     **{part: partial(beside, part) for part in OPERATIONS},
     "submission": submission,
     "memory": memory,
+    "forms": forms,
     "growth": growth,
 }
-SINGLE = {"first_answer": first_answer, "grown": grown}
+SINGLE = {"first_answer": first_answer, "form_of_update": form_of_update, "grown": grown}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ TITLES = {
     "metrics": "Metrics of what was evaluated",
     "submission": "Metrics of a submission",
     "memory": "Peak memory, a fresh process for each figure",
+    "forms": "A training update in other forms",
     "growth": "Growth",
 }
 REFERENCE = "released code"
