@@ -86,9 +86,10 @@ def mask_of_attention(
     Whether anything is padded is looked up on the CPU alone: on another device the look would wait for it.
     """
     may_skip = states.device.type == "cpu"
-    return create_bidirectional_mask(
+    mask: Any = create_bidirectional_mask(
         config, states, padding_mask, encoder_hidden_states=memory, allow_is_bidirectional_skip=may_skip
     )
+    return mask  # a tensor: of the interfaces only flex attention has another kind
 
 
 class BMDetrEncoder(BMDetrPreTrainedModel):
