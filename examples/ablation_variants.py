@@ -66,7 +66,6 @@ TABLES: dict[str, str] = {
     "sampling": "Sampling of negative queries (Figure 3, left)",
     "limits": "Few usable negative queries: several of them, weights in place of a threshold, other videos",
     "shifting": "Temporal shifting (Figure 3, right)",
-    "schedule": "Learning rate",
 }
 
 REFERENCE = "reference"
@@ -188,13 +187,6 @@ def _variants() -> list[Variant]:
         Variant("shifting_off", "shifting", "off", {}, {"temporal_shifting": False}),
         Variant("shifting_short", "shifting", "videos shorter than 60 s", {}, {"temporal_shifting": True}),
         Variant("shifting_all", "shifting", "videos of any length", {}, everywhere),
-    ]
-    cosine = {"lr_scheduler_type": "cosine", "lr_drop_epochs": 0, "warmup_steps": 0.08}  # as `bmdetr train` has it
-    grid += [
-        Variant("schedule_cosine", "schedule", "cosine after warm-up", {}, cosine),
-        Variant(
-            "schedule_cosine_4e-4", "schedule", "cosine after warm-up, 4e-4", {}, {**cosine, "learning_rate": 4e-4}
-        ),
     ]
     kept_losses = ("lm ls lp", "l", "l lm", "l ls", "l lp", "l lm lp", "l ls lp", "l lm ls", "l lm ls lp")
     return grid + [_only_losses(kept.split()) for kept in kept_losses]

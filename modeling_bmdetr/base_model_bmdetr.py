@@ -4,6 +4,7 @@ Axis legend, used by every shape comment below:
     batch      video-query pairs            video_len  clips, padded       text_len  tokens, padded
     negatives  negative queries per pair    queries    learnable spans M   hidden    model width d
     passes     what one encoder call sees: (1 + negatives) x views x batch
+    things     parts of a clip that its features describe one by one; 1 where they describe it as a whole
     views      1, or 2 with temporal shifting: the video as it is, and with its frames in another order
 
 Masks are 1 = real everywhere; they are turned into attention masks in one place, by transformers' mask functions.
@@ -105,7 +106,8 @@ class BMDetrModel(BMDetrPreTrainedModel):
             shifted = video_features.gather(1, shifted_frame_order[..., None].expand_as(video_features))
             frames = torch.stack((video_features, shifted))
         things = self.project_clips(frames, video_mask)  # (views, batch, video_len, things, hidden)
-        frames = things.sum(dim=-2)
+        # (views, batch, video_len, hidden), of the same type: autocast on a GPU makes sums float32
+        frames = things.sum(dim=-2, dtype=things.dtype)
         texts, texts_mask = stack_queries(text_features, text_mask, negative_text_features, negative_text_mask)
         texts = self.text_projection(texts)  # (1 + negatives, batch, text_len, hidden)
 

@@ -45,8 +45,8 @@ class BMDetrConfig(_ContractConfig):
         video_dim: Values per clip, without the two endpoint columns; the sum over `video_encoders` where given.
         text_dim: Values per token.
         things_per_clip: Equal parts of a clip's values that describe one thing each, in the same way, as
-            `moving-things` has them. All are projected by the same weights, and each has an embedding of its own in the
-            dual encoder; the clip is their sum. 1: a clip is described as a whole.
+            `moving-things` alone has them. All are projected by the same weights, and each has an embedding of its own
+            in the dual encoder; the clip is their sum. 1: a clip is described as a whole.
         hidden_size: Width d of encoder and decoder.
         encoder_layers, decoder_layers, num_attention_heads, intermediate_size: Transformer sizes.
         num_queries: M, the learnable spans, and so the number of moments predicted.
@@ -210,7 +210,12 @@ class BMDetrConfig(_ContractConfig):
         if self.video_dim % self.things_per_clip:
             raise ValueError(
                 f"`things_per_clip` ({self.things_per_clip}) must divide `video_dim` ({self.video_dim}): every thing "
-                "has as many values"
+                "has as many values. Give the number of the encoder, or 1"
+            )
+        if self.things_per_clip == self.video_dim > 1:
+            raise ValueError(
+                f"`things_per_clip` must be less than `video_dim`, received {self.video_dim} for both: one value by "
+                "itself says nothing once it is normalised. Give the number of the encoder, or 1"
             )
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
@@ -253,8 +258,9 @@ class BMDetrConfig(_ContractConfig):
 
     @classmethod
     def from_contract(cls, contract: FeatureContract, **kwargs: Any) -> "BMDetrConfig":
-        """A configuration for features that keep `contract`; `kwargs` are further fields."""
-        return cls(**{**contract_fields(contract), **kwargs})
+        """A configuration for features that keep `contract`, and their things; `kwargs` are further fields."""
+        follows = {**contract_fields(contract), "things_per_clip": contract.things_per_clip}
+        return cls(**{**follows, **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -288,10 +294,9 @@ class BMDetrConfig(_ContractConfig):
 
 
 def contract_fields(contract: FeatureContract) -> dict[str, Any]:
-    """The fields of a configuration that follow from a contract: its entries, and the sizes where it has encoders."""
-    sizes = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
-    sizes["things_per_clip"] = contract.things_per_clip
-    return {**contract.to_dict(), **{name: size for name, size in sizes.items() if size}}
+    """The fields of a configuration that follow from a contract: its entries, and the widths where it has encoders."""
+    widths = {"video_dim": contract.video_dim, "text_dim": contract.text_dim}
+    return {**contract.to_dict(), **{name: width for name, width in widths.items() if width}}
 
 
 # All fields of the configuration by name, wherever they are declared.

@@ -6,6 +6,7 @@ Nothing but NumPy is needed to import it.
 
 import itertools
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # A last clip shorter than this share of a clip is not worth a row of its own: containers round durations up.
 SHORTEST_LAST_CLIP = 0.1
@@ -94,8 +97,15 @@ class FeatureContract:
         if len(self.video_encoders) != 1:
             return 1  # what several encoders say of a thing lies apart
         things = self.video_encoders[0].get("things", 1)
-        is_number = isinstance(things, int) and not isinstance(things, bool) and things >= 1
-        return things if is_number and self.video_dim % things == 0 else 1
+        is_count = isinstance(things, int) and not isinstance(things, bool) and 1 <= things < max(self.video_dim, 2)
+        if is_count and self.video_dim % things == 0:
+            return things
+        logger.warning(
+            "`things` of the video encoder '%s' must divide its %d values into parts of more than one, received %r: "
+            "each clip is read as a whole",
+            *(self.video_encoders[0]["name"], self.video_dim, things),
+        )
+        return 1
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as plain JSON types."""

@@ -56,7 +56,7 @@ class BMDetrDualEncoder(nn.Module):
         Returns:
             `(..., video_len, facets, hidden + 1)`, the last value 1.
         """
-        real = things.sum(dim=-2) * video_mask[..., None].to(things.dtype)
+        real = things.sum(dim=-2, dtype=things.dtype) * video_mask[..., None].to(things.dtype)
         near = self.neighbours(real.flatten(0, -3).transpose(1, 2)).transpose(1, 2).view_as(real)
         facets = self.facets(things + F.relu(near)[..., None, :])
         facets = facets.unflatten(-1, (self.facets_of_a_thing, -1)).flatten(-3, -2).float()

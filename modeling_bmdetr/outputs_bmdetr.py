@@ -32,7 +32,7 @@ class BMDetrModelOutput(ModelOutput):
         negative_probabilities: `(batch, negatives, video_len)`, P(f|Q-) of Eq. 4, 0 for absent negatives. None
             without negatives.
         clip_logits: `(batch, video_len)`, the dual encoder's logits that clips show what the query says; 0 on padding.
-        clip_embeds: `(batch, video_len, facets, dim)`, and
+        clip_embeds: `(batch, video_len, facets, dim)`, four of a clip or one of each thing, and
         query_embeds: `(batch, dim)`, whose inner products they are; None without `dual_encoder`.
         shifted: The same outputs for the temporally shifted view, when a frame order was given.
         negative: The same outputs for the negative queries, `(negatives x batch, ...)`, with

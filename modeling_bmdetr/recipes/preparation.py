@@ -241,7 +241,7 @@ def build_config(recipe: Recipe, contract: FeatureContract) -> BMDetrConfig:
     """The model's configuration. `released: true` in `model` starts from the forms of the released code."""
     options = {name: value for name, value in recipe.model.items() if name != "checkpoint"}
     if options.pop("released", False):
-        return BMDetrConfig.released(**{**contract_fields(contract), "things_per_clip": 1, **options})
+        return BMDetrConfig.released(**{**contract_fields(contract), **options})
     return BMDetrConfig.from_contract(contract, **options)
 
 

@@ -33,6 +33,7 @@ _RELEASED_FORMS = {
     "decoder_memory": "encoder",
     "frame_attention_scale": "literal",
     "alignment_pooling": "gated",
+    "things_per_clip": 1,
     **{name: value for name, value in WITHOUT_RANKING.items() if value is False},
 }
 
