@@ -21,17 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import pipeline, set_seed
+import transformers
 
+import modeling_bmdetr as bmdetr  # as of transformers, classes are imported when used: workers import this file as well
 from dataset_scripts.moving_shapes import NUM_VIDEOS, render_moving_shapes
 from dataset_scripts.shapes_paraphrases import paraphrase_rows
-from modeling_bmdetr import (
-    BMDetrConfig,
-    BMDetrForMomentRetrieval,
-    BMDetrProcessor,
-    BMDetrTrainer,
-    BMDetrTrainingArguments,
-)
 from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
@@ -72,7 +66,7 @@ def main() -> None:
     sizes.default = list(NUM_VIDEOS.values())
     args = parser.parse_args()
     stages, workers = Stages(), min(4, os.cpu_count() or 1)
-    set_seed(args.seed)
+    transformers.set_seed(args.seed)
 
     with stages("render", "rendering videos"):
         num_videos = dict(zip(NUM_VIDEOS, args.videos, strict=True))
@@ -99,7 +93,7 @@ def main() -> None:
         print(mining)
         train_rows += [row for row in with_absent["train"] if not row["relevant_windows"]]  # teach presence
 
-    config = BMDetrConfig.from_contract(
+    config = bmdetr.BMDetrConfig.from_contract(
         store.contract,
         hidden_size=128,
         encoder_layers=2,
@@ -112,8 +106,8 @@ def main() -> None:
         max_clips=max(store.num_clips(vid) for vid in store.video_ids),
         long_video="window",
     )
-    model = BMDetrForMomentRetrieval(config)
-    training = BMDetrTrainingArguments(
+    model = bmdetr.BMDetrForMomentRetrieval(config)
+    training = bmdetr.BMDetrTrainingArguments(
         output_dir=str(args.out / "checkpoints"),
         seed=args.seed,
         num_train_epochs=args.epochs,
@@ -134,13 +128,13 @@ def main() -> None:
         torch.set_num_threads(fastest_threads())
     with stages("train", f"training on {len(train_rows)} queries, {torch.get_num_threads()} threads"):
         shutil.rmtree(args.out / "checkpoints", ignore_errors=True)
-        trainer = BMDetrTrainer(
+        trainer = bmdetr.BMDetrTrainer(
             model,
             training,
             store=store,
             train_rows=train_rows,
             eval_rows=splits["val"],
-            processor=BMDetrProcessor(config.feature_contract),
+            processor=bmdetr.BMDetrProcessor(config.feature_contract),
         )
         trainer.train()
 
@@ -250,7 +244,7 @@ def swap_sentences(rows: Sequence[Row]) -> list[Row]:
 def ask(model_dir: Path, video_dir: Path, rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[Any], Path]:
     """Answers sentences about the first test video, from the saved folder."""
     chosen = [row for row in rows if row["vid"] == rows[0]["vid"]][:QUERIES_SHOWN]
-    pipe: Any = pipeline("temporal-grounding", model=str(model_dir))  # type: ignore[call-overload]
+    pipe: Any = transformers.pipeline("temporal-grounding", model=str(model_dir))  # type: ignore[call-overload]
     video = video_dir / chosen[0]["video"]
     answers = pipe(video, [row["query"] for row in chosen])
     return answers, [row["relevant_windows"] for row in chosen], video

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+import transformers
 
 from .pretrained_models_bmdetr import PretrainedVideoEncoder, decoding_size, load_image_processor
 
@@ -62,6 +62,6 @@ class ImageEncoder(PretrainedVideoEncoder):
         if self.image_processor is not None:
             inputs = self.image_processor(frames, return_tensors="pt", input_data_format="channels_last")
         else:
-            inputs = BatchFeature({"pixel_values": self.preparation(frames)})
+            inputs = transformers.BatchFeature({"pixel_values": self.preparation(frames)})
         inputs = inputs.to(device=self.model.device, dtype=self.model.dtype)
         return self.model.get_image_features(**inputs) if self.is_tower else self.model(**inputs)

@@ -6,15 +6,18 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
+import transformers  # its classes are imported when they are used: a process that only decodes does without
 from huggingface_hub import is_offline_mode
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import cached_file, is_vision_available, logging
 
 from .encoder_interface_bmdetr import VideoEncoder, require_at_least_one
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = logging.get_logger(__name__)
 
@@ -26,20 +29,20 @@ _INTERPOLATIONS = {0: "point", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by 
 _CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
-def ability_of(model: str, revision: str | None = None) -> tuple[Ability, PretrainedConfig]:
+def ability_of(model: str, revision: str | None = None) -> tuple[Ability, "PretrainedConfig"]:
     """What a model can do, told from its class in transformers without loading its weights, and its configuration.
 
     Raises:
         ValueError: if it sees neither images nor videos and reads no text either, or transformers has no class for it.
         OSError: if there is no such model, or no access to it.
     """
-    config = load_or_explain(AutoConfig, model, revision=revision)
-    if type(config) not in MODEL_MAPPING:
+    config = load_or_explain(transformers.AutoConfig, model, revision=revision)
+    if type(config) not in transformers.MODEL_MAPPING:
         raise ValueError(
             f"the model {model!r} is a {config.model_type}, for which transformers has no encoder class of its own; "
             f"wrap it in an encoder and register it."
         )
-    found = MODEL_MAPPING[type(config)]
+    found = transformers.MODEL_MAPPING[type(config)]
     model_class: Any = found[0] if isinstance(found, tuple) else found
     image, video = (hasattr(model_class, f"get_{kind}_features") for kind in ("image", "video"))
     if image and not hasattr(model_class, "get_text_features"):
@@ -59,7 +62,7 @@ def ability_of(model: str, revision: str | None = None) -> tuple[Ability, Pretra
 
 def require_ability(
     model: str, revision: str | None, verb: str, *abilities: Ability
-) -> tuple[Ability, PretrainedConfig]:
+) -> tuple[Ability, "PretrainedConfig"]:
     """What `ability_of` gives, which must be one of `abilities`: the model must `verb`, such as `see images`.
 
     Raises:
@@ -78,7 +81,7 @@ def load_model(model: str, device: Any, dtype: Any, revision: str | None) -> Any
     Raises:
         OSError: if there is no such model, or no access to it.
     """
-    loaded = load_or_explain(AutoModel, model, revision=revision, dtype=dtype)
+    loaded = load_or_explain(transformers.AutoModel, model, revision=revision, dtype=dtype)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -108,7 +111,7 @@ def load_or_explain(auto_class: Any, model: str, **options: Any) -> Any:
         raise OSError(f"cannot load the encoder's model {model!r}: {hint}. ({reason[:300]})") from error
 
 
-def frames_per_clip_of(config: PretrainedConfig) -> int | None:
+def frames_per_clip_of(config: "PretrainedConfig") -> int | None:
     """Frames of a clip that a video model was made for, or None if its configuration does not say."""
     for part in (config, *(getattr(config, name, None) for name in ("vision_config", "video_config"))):
         for name in _FRAME_COUNTS:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+import transformers
 from transformers.utils import logging
 
 from .contract_bmdetr import l2_normalize
@@ -56,7 +56,7 @@ class TokenEncoder(TextEncoder):
         if self.is_tower and hasattr(loaded, "vision_model"):
             loaded.vision_model = None  # the other tower would only take memory
         self.model = loaded.get_encoder() if config.is_encoder_decoder else loaded
-        self.tokenizer = load_or_explain(AutoTokenizer, model, revision=revision)
+        self.tokenizer = load_or_explain(transformers.AutoTokenizer, model, revision=revision)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         stated = getattr(config.get_text_config(), "max_position_embeddings", None)

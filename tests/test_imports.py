@@ -30,6 +30,13 @@ def heavy_after(code: str) -> list[str]:
     )
 
 
+@pytest.mark.parametrize("code", ["from modeling_bmdetr.data import extract_features", "import examples.quickstart"])
+def test_what_processes_that_encode_videos_import_needs_no_model(code: str) -> None:
+    models = ("transformers.modeling_utils", "modeling_bmdetr.modeling_bmdetr")
+    found = run_python(f"{code}\nimport sys, json\nprint(json.dumps([m for m in {models!r} if m in sys.modules]))")
+    assert json.loads(found) == []
+
+
 def cli_code(*arguments: str) -> str:
     """Runs `bmdetr ARGUMENTS` without leaving the interpreter; it must succeed, or find problems in its input."""
     run = f"try: code = main({list(arguments)!r})\nexcept SystemExit as exit: code = exit.code"

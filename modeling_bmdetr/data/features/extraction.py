@@ -364,7 +364,7 @@ def _in_processes(
     waiting = list(reversed(todo))
     while waiting:
         suspects: list[tuple[str, Path]] = []
-        with _pool(encode, workers) as pool:
+        with _pool(encode, min(workers, len(waiting))) as pool:
             running: dict[Future, tuple[str, Path]] = {}
             while (waiting or running) and not suspects:
                 try:
@@ -390,12 +390,13 @@ def _in_processes(
 
 
 def _pool(encode: _VideoEncoding, workers: int) -> ProcessPoolExecutor:
-    """A pool whose first process is known to run."""
+    """A pool whose processes have been started, all at once, and of which the first is known to run."""
     # A fresh interpreter in each: a process forked with threads or an accelerator in use may hang.
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encode, threads))
     try:
-        pool.submit(os.getpid).result()
+        starts = [pool.submit(os.getpid) for _ in range(workers)]
+        starts[0].result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes cannot start (their own message is above): a script must call `extract_features` under "
