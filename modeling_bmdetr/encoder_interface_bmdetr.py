@@ -186,6 +186,7 @@ def encode_video(
     fps: float | None = None,
     progress: Progress | None = None,
     opened: Opened | None = None,
+    decode_threads: int = 0,
 ) -> EncodedVideo:
     """Encodes a whole video with one or several encoders, in one opening of the file and one pass over its frames.
 
@@ -200,6 +201,7 @@ def encode_video(
         progress: called with (clips done, clips in all) after each batch of the slowest encoder.
         opened: called with the video's name and duration before a frame is decoded; may return a number of clips, after
             which the video is left alone.
+        decode_threads: see [`VideoFile`].
 
     Returns:
         The rows, `(clips, sum of dim)` float32, not normalised, and the duration of the video.
@@ -209,7 +211,7 @@ def encode_video(
             superfluous.
     """
     if all(type(encoder).encode_video is VideoEncoder.encode_video for encoder in encoders):
-        return _encode_in_one_pass(video, encoders, clip_length_s, fps, progress, opened)
+        return _encode_in_one_pass(video, encoders, clip_length_s, fps, progress, opened, decode_threads)
     several = [encoder.encode_video(video, clip_length_s, fps=fps, progress=progress) for encoder in encoders]
     return replace(several[0], features=join_rows([one.features for one in several]))
 
@@ -221,8 +223,9 @@ def _encode_in_one_pass(
     fps: float | None,
     progress: Progress | None,
     opened: Opened | None = None,
+    decode_threads: int = 0,
 ) -> EncodedVideo:
-    with open_video(video, fps) as source:
+    with open_video(video, fps, decode_threads) as source:
         most = opened(source.name, source.duration_s) if opened is not None else None
         times_s = [one.clip_times(source.duration_s, clip_length_s, source.fps)[:most] for one in encoders]
         plans = [

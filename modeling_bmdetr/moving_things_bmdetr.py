@@ -43,14 +43,14 @@ def moving_things(planes: Tensor, number: int = 2) -> Tensor:
         window = _square(middle, REACH, place)
         changed = neighbourhood((_of_plane(change, plane) * window > 0).to(hues.dtype), 1)[:, None]
         colour = _colour(hues, strength, plane, changed)
-        mass, centres, covered = _follow(hues, strength, colour, changed * window[:, None], middle, place)
+        mass, centres, offsets, covered = _follow(hues, strength, colour, changed * window[:, None], middle, place)
         total = mass.sum(dim=(-2, -1))
         seen = (total > 0.3 * total.amax(dim=1, keepdim=True) - 1e-6).float()
-        form, spread = _form(mass, centres, place)
+        form, spread = _form(mass, offsets, size**2)
         parts = (
             2 * colour,
             _mean_of_seen(form, seen),
-            _motion(mass, centres, spread, seen, amount),
+            _motion(total / size**2, centres, spread, seen, amount),
             0.5 * (_mean_of_seen(centres, seen) - 0.5),
             3 * _mean_of_seen(spread[..., None], seen),
         )
@@ -94,7 +94,7 @@ def _colour(hues: Tensor, strength: Tensor, plane: Tensor, changed: Tensor) -> T
 
 def _follow(
     hues: Tensor, strength: Tensor, colour: Tensor, changed: Tensor, middle: Tensor, place: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
     """The pixels of a thing in each frame: those of its colour that hang together with what changes of it.
 
     Another thing of that colour that touches it is kept out by the distance from its middle, found by mean shifts.
@@ -103,8 +103,8 @@ def _follow(
         changed: `(clips, 1, size, size)`, 1 where the thing changes.
 
     Returns:
-        `(clips, frames, size, size)` weights of pixels, `(clips, frames, 2)` middles and `(clips, 1, size, size)`, 1
-        where the thing is in any frame.
+        Of the pixels near its middle, `(clips, frames, side, side)` weights, the middles `(clips, frames, 2)`, the
+        offsets from them (see `_near`); and `(clips, 1, size, size)`, 1 where the thing is in any frame.
     """
     product = (colour[:, None, None] @ hues.flatten(-2)).view_as(strength)
     likeness = product * ((product / (strength + 1e-3) - ALIKE) / (1 - ALIKE)).clamp(0, 1)
@@ -114,31 +114,55 @@ def _follow(
     for _ in range(GROWTH):
         thing = solid * neighbourhood(thing, 1)
     whole = (likeness - 0.25 * peak).clamp(min=0) * neighbourhood(thing, 1)
-    centres, mass = middle[:, None].expand(-1, hues.shape[1], -1), whole * _square(middle, REACH, place)[:, None]
+    centres = middle[:, None].expand(-1, hues.shape[1], -1)
+    near, (x, y) = _near(whole, centres, place)
+    mass = near * (x.abs() < REACH) * (y.abs() < REACH)
     for _ in range(3):
-        total = mass.sum(dim=(-2, -1))
-        means = torch.stack((mass.sum(dim=-2) @ place, mass.sum(dim=-1) @ place), dim=-1) / (total[..., None] + 1e-3)
+        total = mass.sum(dim=(-2, -1))[..., None]
+        shifts = torch.stack(((mass * x).sum(dim=(-2, -1)), (mass * y).sum(dim=(-2, -1))), dim=-1)
         is_seen = total > 0.15 * total.amax(dim=1, keepdim=True) + 1e-6
-        centres = torch.where(is_seen[..., None], means, centres)
-        distance = _offsets(centres, place)[2]
-        mass = whole * torch.exp(-distance / (2 * RADIUS**2)) * (distance < RADIUS**2)
-    return mass, centres, thing.amax(dim=1, keepdim=True)
+        centres = torch.where(is_seen, (centres * total + shifts) / (total + 1e-3), centres)
+        near, (x, y) = _near(whole, centres, place)
+        distance = x * x + y * y
+        mass = near * torch.exp(-distance / (2 * RADIUS**2)) * (distance < RADIUS**2)
+    return mass, centres, (x, y), thing.amax(dim=1, keepdim=True)
 
 
-def _offsets(centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x `(..., 1, size)`, y `(..., size, 1)` and the square of the distance `(..., size, size)` from the middles."""
-    x, y = (place - centres[..., 0, None])[..., None, :], (place - centres[..., 1, None])[..., :, None]
-    return x, y, x * x + y * y
+def _near(planes: Tensor, centres: Tensor, place: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The pixels at most `RADIUS` from a middle along either side: most of a frame is never looked at.
+
+    Args:
+        planes: `(clips, frames, size, size)`.
+        centres: `(clips, frames, 2)`, x and y.
+
+    Returns:
+        `(clips, frames, side, side)`, and how far each lies to the right of its middle, `(clips, frames, 1, side)`, and
+        below it, `(clips, frames, side, 1)`.
+    """
+    size = len(place)
+    side = min(size, int(2 * RADIUS * size) + 1)
+    first = (centres * size - 0.5 - RADIUS * size).ceil().clamp(0, size - side).long()
+    columns, rows = (first[..., None] + torch.arange(side)).unbind(dim=-2)
+    index = (rows[..., :, None] * size + columns[..., None, :]).flatten(-2)
+    near = planes.flatten(-2).gather(-1, index).unflatten(-1, (side, side))
+    x, y = place[columns] - centres[..., 0, None], place[rows] - centres[..., 1, None]
+    return near, (x[..., None, :], y[..., :, None])
 
 
-def _form(mass: Tensor, centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+def _form(mass: Tensor, offsets: tuple[Tensor, Tensor], pixels: int) -> tuple[Tensor, Tensor]:
     """A form, whatever its size, place and turn, `(clips, frames, len(HARMONICS) + 4)`, and its spread.
 
     The sizes of its angular moments, which tell corners apart, its radial moments, and how densely it is filled.
+
+    Args:
+        mass: Weights of the pixels near its middle, `(clips, frames, side, side)`.
+        offsets: Of those pixels from the middle, see `_near`.
+        pixels: Of a whole frame.
     """
     total = mass.sum(dim=(-2, -1)) + 1e-3
     share = mass / total[..., None, None]
-    x, y, square = _offsets(centres, place)
+    x, y = offsets
+    square = x * x + y * y
     spread = (share * square).sum(dim=(-2, -1)).clamp(min=1e-4).sqrt()
     distance = square.sqrt()
     radius = (distance / spread[..., None, None]).clamp(max=3)
@@ -153,18 +177,17 @@ def _form(mass: Tensor, centres: Tensor, place: Tensor) -> tuple[Tensor, Tensor]
             across, down = (part.sum(dim=(-2, -1)).square() for part in wave)
             angular.append(across + down)
     first, third, fourth = (part.sum(dim=(-2, -1)) for part in (share * radius, second * radius, second * radius_2))
-    filling = total / len(place) ** 2 / (mass.amax(dim=(-2, -1)) * spread.square() + 1e-5)
+    filling = total / pixels / (mass.amax(dim=(-2, -1)) * spread.square() + 1e-5)
     centred = 5 * (first - 0.93), third - 1.15, fourth - 1.35, 0.3 * (filling - 4.5)  # of a disc, about 0
     return torch.stack([*(4 * (value + 1e-8).sqrt() for value in angular), *centred], dim=-1), spread
 
 
-def _motion(mass: Tensor, centres: Tensor, spread: Tensor, seen: Tensor, amount: Tensor) -> Tensor:
-    """Sliding, growing, vanishing and bouncing: `(clips, 9)`."""
+def _motion(covered: Tensor, centres: Tensor, spread: Tensor, seen: Tensor, amount: Tensor) -> Tensor:
+    """Sliding, growing, vanishing and bouncing: `(clips, 9)`; `covered` is the share of each frame that it covers."""
     both = seen[:, 1:] * seen[:, :-1]
     steps = centres.diff(dim=1) * both[..., None]  # (clips, frames - 1, 2)
     growth = spread.diff(dim=1) * both
-    total = mass.sum(dim=(-2, -1)) / len(mass[0, 0]) ** 2
-    least = (total / (total.amax(dim=1, keepdim=True) + 1e-6)).amin(dim=1)
+    least = (covered / (covered.amax(dim=1, keepdim=True) + 1e-6)).amin(dim=1)
     jolts = steps[..., 1].diff(dim=1).abs().mean(dim=1)
     columns = (
         signed_root(10 * steps.mean(dim=1)),

@@ -283,8 +283,8 @@ def is_one_video(video: Any) -> bool:
     return is_file or getattr(video, "ndim", 0) == 4
 
 
-def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray:
-    """A video as something to take frames from: a file, or decoded frames at `fps`.
+def open_video(video: Video, fps: float | None = None, decode_threads: int = 0) -> VideoFile | FrameArray:
+    """A video as something to take frames from: a file, see [`VideoFile`], or decoded frames at `fps`.
 
     Raises:
         FileNotFoundError, ValueError: see [`VideoFile`] and [`FrameArray`]; or `fps` was given for a file.
@@ -306,7 +306,7 @@ def open_video(video: Video, fps: float | None = None) -> VideoFile | FrameArray
         raise ValueError("fps belongs to decoded frames only; a video file carries its own times")
     if isinstance(video, str) and re.match(r"[a-z][a-z0-9+.-]*://", video, re.IGNORECASE) and not os.path.exists(video):
         raise ValueError(f"{video!r} is an address: download the video first, and pass the path of the file")
-    return VideoFile(video)  # type: ignore[arg-type]
+    return VideoFile(video, decode_threads)  # type: ignore[arg-type]
 
 
 def _of_datasets(video: Any) -> Any:

@@ -265,6 +265,7 @@ class _VideoEncoding:
 
     def __init__(self, specs: Sequence[VideoEncoderSpec], options: Mapping[str, Any], clip_length: float) -> None:
         self.specs, self.options, self.clip_length = list(specs), dict(options), clip_length
+        self.decode_threads = 0  # as many as there are cores
         self._built: list[VideoEncoder] | None = None
 
     def encoders(self) -> list[VideoEncoder]:
@@ -281,7 +282,7 @@ class _VideoEncoding:
         """Rows of a video, or why it has none."""
         encoders = self.encoders()  # an encoder that cannot be built is not the video's fault
         try:
-            return encode_video(path, encoders, self.clip_length).features
+            return encode_video(path, encoders, self.clip_length, decode_threads=self.decode_threads).features
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -347,6 +348,7 @@ def _start_worker(encode: _VideoEncoding, threads: int) -> None:
 
     global _worker_encode
     torch.set_num_threads(threads)
+    encode.decode_threads = threads
     _worker_encode = encode
 
 
