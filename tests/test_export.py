@@ -8,9 +8,17 @@ import pytest
 import torch
 from factories import make_model
 
-from modeling_bmdetr import BMDetrProcessor
+from modeling_bmdetr import BMDetrProcessor, FeatureContract
 from modeling_bmdetr.cli import main
-from modeling_bmdetr.export import TOLERANCE, export_model, largest_difference, load_exported
+from modeling_bmdetr.encoders_bmdetr import WEIGHTLESS_VIDEO_ENCODERS, build_video_encoder
+from modeling_bmdetr.export import (
+    ENCODER_FILE,
+    TOLERANCE,
+    _write_video_encoder,
+    export_model,
+    largest_difference,
+    load_exported,
+)
 
 FEW = ((1, 1, 1), (2, 30, 9), (4, 3, 2))
 MANY = tuple((pairs, clips, tokens) for pairs in (1, 2, 7) for clips in (1, 2, 19, 75, 200) for tokens in (1, 4, 33))
@@ -19,6 +27,7 @@ FORMS = {
     "not background-aware": {"background_aware": False, "decoder_memory": "encoder"},
     "learned queries": {"learnable_spans": False, "alignment_pooling": "gated"},
     "released": {"decoder_memory": "encoder", "alignment_pooling": "gated", "alignment_denominator": "all"},
+    "things": {"things_per_clip": 2},
     "without endpoints": {"endpoint_features": False, "activation": "gelu"},
 }
 
@@ -150,6 +159,25 @@ def test_every_form_of_the_model_answers_the_same_over_many_shapes_and_masks(for
     model = make_model(**FORMS[form]).eval()
     export_model(model, tmp_path, format)
     assert largest_difference(model, load_exported(tmp_path), MANY, seed=2) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WEIGHTLESS_VIDEO_ENCODERS)
+def test_the_encoder_of_frames_beside_a_model_gives_the_rows_of_the_encoder(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    encoder = build_video_encoder(name)
+    contract = FeatureContract(video_encoders=(encoder.spec(),))
+    _write_video_encoder(BMDetrProcessor(contract), tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / ENCODER_FILE))
+    for clips in (1, 5):
+        frames = np.zeros((4 * clips, 48, 48, 3), np.uint8)
+        for index, frame in enumerate(frames):
+            frame[2 * clips : 2 * clips + 12, index : index + 12, 0] = 250  # a red square that moves to the right
+            frame[30:40, 40 - index % 7 : 47, 2] = 200  # and something blue that grows
+        (rows,) = session.run(["rows"], {"frames": frames})
+        expected = encoder.measure(torch.from_numpy(frames)).numpy()
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(rows, expected, atol=2e-3)  # roots of rounding errors are larger than they
 
 
 @pytest.mark.slow
