@@ -170,7 +170,7 @@ def test_what_a_model_has_no_positions_for_is_said_once(name, folder_of, package
 def test_whoever_runs_a_checkpoint_that_names_a_repository_is_told(package_log, monkeypatch):
     module = "modeling_bmdetr.pretrained_models_bmdetr"
     monkeypatch.setattr(f"{module}.is_offline_mode", lambda: False)
-    monkeypatch.setattr(f"{module}.AutoConfig.from_pretrained", lambda *_, **__: BertConfig(vision=1))
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: BertConfig(vision=1))
     logging.warning_once.cache_clear()
     for _ in range(2):
         assert ability_of("stranger/encoder")[0] == "text"
@@ -211,7 +211,7 @@ def test_a_missing_or_gated_repository_is_one_clear_sentence(tmp_path, monkeypat
     def gated(*_, **__):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
 
-    monkeypatch.setattr("modeling_bmdetr.pretrained_models_bmdetr.AutoConfig.from_pretrained", gated)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
     with pytest.raises(OSError, match=r"its owner restricts access: accept the terms.*hf auth login") as caught:
         build_text_encoder("hf:meta/closed")
     assert "\n" not in str(caught.value)
