@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 
-import modeling_bmdetr as bmdetr  # as of transformers, classes are imported when used: workers import this file as well
+import modeling_bmdetr as bmdetr  # like transformers, it imports a class when it is used: workers run these lines too
 from dataset_scripts.moving_shapes import NUM_VIDEOS, render_moving_shapes
 from dataset_scripts.shapes_paraphrases import paraphrase_rows
 from modeling_bmdetr.calibration_bmdetr import calibration_lines

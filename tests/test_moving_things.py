@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_bmdetr.moving_things_bmdetr import HARMONICS, THING_DIM, moving_things
+from modeling_bmdetr.moving_things_bmdetr import HARMONICS, RADIUS, THING_DIM, _near, moving_things
 from modeling_bmdetr.pixel_measures_bmdetr import colour_planes
 
 SIZE = 48
@@ -136,3 +136,17 @@ def test_clips_do_not_see_each_other():
     together = moving_things(planes)
     for index in range(3):
         torch.testing.assert_close(moving_things(planes[index : index + 1])[0], together[index])
+
+
+@pytest.mark.parametrize("size", [8, 47, 48])
+def test_every_pixel_within_reach_of_a_middle_is_looked_at(size):
+    generator = torch.Generator().manual_seed(size)
+    planes = torch.rand(3, 20, size, size, generator=generator)
+    centres = torch.rand(3, 20, 2, generator=generator)
+    centres[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0]])
+    place = (torch.arange(size) + 0.5) / size
+    near, (x, y) = _near(planes, centres, place)
+    right, below = (place - centres[..., axis, None] for axis in (0, 1))
+    distance = right[..., None, :].square() + below[..., :, None].square()
+    expected = (planes * (distance < RADIUS**2)).sum(dim=(-2, -1))
+    torch.testing.assert_close((near * (x * x + y * y < RADIUS**2)).sum(dim=(-2, -1)), expected)
