@@ -3,12 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
+from transformers.utils import CONFIG_NAME
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
 from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
@@ -54,8 +56,9 @@ def calibrate_folder(
         promise before, and keep it after, when fitted on one half and measured on the other.
 
     Raises:
-        ValueError: as `fit_calibration`, or `out` is a folder without a checkpoint and not empty.
+        ValueError: as `fit_calibration`, or `out` holds a checkpoint with other weights.
     """
+    _require_no_other_model(out, model)
     model.config.calibration = None
     rows = checked_rows(rows, "rows", model.config.feature_contract)
     calibration = fit_calibration(model, rows, store, seed=seed)
@@ -70,6 +73,15 @@ def calibrate_folder(
     model.config.calibration = calibration.to_dict()
     model.save_pretrained(out)
     return calibration, [*lines, f"saved in '{out}'"]
+
+
+def _require_no_other_model(folder: str | os.PathLike, model: Any) -> None:
+    if not (Path(folder) / CONFIG_NAME).is_file():
+        return
+    if weights_fingerprint(type(model).from_pretrained(folder)) != weights_fingerprint(model):
+        raise ValueError(
+            f"'{folder}' holds another model than the one to calibrate, which would be lost: write into another folder"
+        )
 
 
 def held_out_errors(answers: RawAnswers, seed: int = 0, repeats: int = 5) -> tuple[float, float] | None:

@@ -295,3 +295,15 @@ def test_nothing_is_written_where_nothing_was_fitted(model, tmp_path):
     assert calibration.score is None
     assert "nothing was fitted" in lines[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_not_replaced(tmp_path):
+    make_model(seed=4).save_pretrained(tmp_path / "one")
+    make_model(seed=5).save_pretrained(tmp_path / "other")
+    before = (tmp_path / "other" / "model.safetensors").read_bytes()
+    one = BMDetrForMomentRetrieval.from_pretrained(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"other' holds another model than the one to calibrate.*another folder"):
+        calibrate_folder(one, ROWS, STORE, tmp_path / "other")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() == before
+    for _ in range(2):  # its own folder, and once more
+        calibrate_folder(one, ROWS, STORE, tmp_path / "one")
