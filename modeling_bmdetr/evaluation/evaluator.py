@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -289,13 +290,13 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
 
     Args:
         metrics: Values in percent by name.
-        style: `table` (aligned plain text), `json` or `markdown`.
+        style: `table` (aligned plain text), `json` (null for what is not finite, which JSON has no word for) or `markdown`.
 
     Raises:
         ValueError: `style` is none of these.
     """
     if style == "json":
-        return json.dumps(dict(metrics), indent=2)
+        return json.dumps({name: x if math.isfinite(x) else None for name, x in metrics.items()}, indent=2)
     # The kinds in names are what annotations say: they stay text on one line.
     rows = [("Metric", "%"), *((" ".join(name.split()), f"{value:.2f}") for name, value in metrics.items())]
     if style == "table":

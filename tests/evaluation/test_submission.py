@@ -239,6 +239,7 @@ def test_markdown():
 
 def test_json():
     assert json.loads(format_metrics(METRICS, "json")) == METRICS
+    assert format_metrics({"a": float("nan"), "b": 1.0}, "json") == '{\n  "a": null,\n  "b": 1.0\n}'
 
 
 def test_unknown_format():
