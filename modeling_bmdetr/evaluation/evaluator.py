@@ -290,7 +290,7 @@ def format_metrics(metrics: Mapping[str, float], style: str = "table") -> str:
 
     Args:
         metrics: Values in percent by name.
-        style: `table` (aligned plain text), `json` (null for what is not finite, which JSON has no word for) or `markdown`.
+        style: `table` (aligned plain text), `json` (null for what is not finite) or `markdown`.
 
     Raises:
         ValueError: `style` is none of these.
