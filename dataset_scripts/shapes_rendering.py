@@ -16,6 +16,8 @@ SUPERSAMPLING = 4
 KEY_FRAME_EVERY_S = 4
 SPECKS = 3
 SPECK_RADIUS_PX = 2.5
+SPECK_GREY = 120
+SPECK_REACH_PX = math.ceil(SPECK_RADIUS_PX + 0.5)  # of its pixels from the one its centre lies in
 
 
 def shape_outline(shape: str) -> np.ndarray:
@@ -54,20 +56,22 @@ def draw_frames(rng: np.random.Generator, scene: Scene, fps: int) -> Iterator[An
 
     times_s = np.arange(round(scene.duration_s * fps)) / fps
     states = trajectories(scene, times_s)
-    texture = _texture(rng)
+    rim = (SPECK_REACH_PX, SPECK_REACH_PX)  # room for specks at the edge
+    texture = np.pad(_texture(rng), (rim, rim, (0, 0)))
     light = 1.0 + 0.06 * np.sin(2 * np.pi * (times_s / rng.uniform(8, 20) + rng.random()))
-    specks = _speck_paths(rng, times_s)
+    corners, coverage = _specks(_speck_paths(rng, times_s))
     outlines = [shape_outline(obj.shape) for obj in scene.objects]
     colours = [COLOURS[obj.colour] for obj in scene.objects]
-    speck = shape_outline("circle")
     moved = np.ones(states.shape[:2], dtype=bool)  # since the frame before
     moved[:, 1:] = (states[:, 1:, :4] != states[:, :-1, :4]).any(axis=-1)
     masks: dict[int, Any] = {}
-    for frame, brightness in enumerate(light):
-        image = Image.fromarray((texture * brightness).astype(np.uint8))
-        for path in specks:
-            x_px, y_px = path[frame]
-            image.paste((120, 120, 120), *_mask(speck, x_px, y_px, SPECK_RADIUS_PX, 0.0))
+    inside = slice(SPECK_REACH_PX, -SPECK_REACH_PX)
+    for frame, brightness in enumerate(light.astype(np.float32)):
+        picture = texture * brightness
+        for (left, top), cover in zip(corners[:, frame], coverage[:, frame], strict=True):
+            pixels = picture[top : top + len(cover), left : left + len(cover)]
+            pixels += cover * (SPECK_GREY - pixels)
+        image = Image.fromarray(picture[inside, inside].astype(np.uint8))
         for index, outline in enumerate(outlines):
             x_px, y_px, radius_px, angle, visible = states[index, frame]
             if visible:
@@ -109,6 +113,20 @@ def _speck_paths(rng: np.random.Generator, times_s: np.ndarray) -> np.ndarray:
     start = rng.uniform(0, CANVAS_PX, size=(SPECKS, 1, 2))
     speed = rng.uniform(-8, 8, size=(SPECKS, 1, 2))
     return (start + speed * times_s[None, :, None]) % CANVAS_PX
+
+
+def _specks(centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Antialiased discs around `(specks, times, 2)` centres, x and y, in a picture with a rim of `SPECK_REACH_PX`.
+
+    Returns:
+        The left and top pixel of each, `(specks, times, 2)`, and the share of each pixel from there on that it covers,
+        `(specks, times, side, side, 1)`.
+    """
+    corners = np.floor(centres).astype(int)  # the rim moves them by as much as they reach
+    offsets = np.arange(-SPECK_REACH_PX, SPECK_REACH_PX + 1) + 0.5
+    x, y = np.moveaxis((corners - centres)[..., None] + offsets, -2, 0)
+    distance = np.hypot(x[..., None, :], y[..., :, None])
+    return corners, np.clip(SPECK_RADIUS_PX + 0.5 - distance, 0, 1).astype(np.float32)[..., None]
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[Any], fps: int) -> None:
