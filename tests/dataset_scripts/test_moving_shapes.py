@@ -13,7 +13,7 @@ import pytest
 
 from dataset_scripts import moving_shapes
 from dataset_scripts.moving_shapes import FPS, NUM_VIDEOS, MovingShapes, draw_videos, render_moving_shapes
-from dataset_scripts.shapes_rendering import draw_frames, shape_outline, write_video
+from dataset_scripts.shapes_rendering import SPECK_RADIUS_PX, _specks, draw_frames, shape_outline, write_video
 from dataset_scripts.shapes_scenes import (
     ACTIONS,
     AT_ONCE,
@@ -398,6 +398,21 @@ def test_outlines_have_about_the_same_size(shape: str) -> None:
     np.testing.assert_allclose([x.mean(), y.mean()], 0.0, atol=1e-6)
 
 
+def test_specks_are_discs_of_their_radius_wherever_they_are() -> None:
+    centres = np.random.default_rng(0).uniform(0, CANVAS_PX, size=(2, 50, 2))
+    centres[0, 0], centres[0, 1] = 0, np.nextafter(CANVAS_PX, 0)
+    corners, coverage = _specks(centres)
+    side = coverage.shape[2]
+    assert corners.min() >= 0
+    assert corners.max() + side <= CANVAS_PX + side - 1  # inside the picture with its rim
+    areas = coverage.sum(axis=(2, 3, 4))
+    np.testing.assert_allclose(areas, np.pi * SPECK_RADIUS_PX**2, rtol=0.05)
+    places = np.arange(side) + 0.5 - side // 2
+    x = corners[..., 0] + (coverage[..., 0].sum(axis=2) * places).sum(axis=2) / areas
+    y = corners[..., 1] + (coverage[..., 0].sum(axis=3) * places).sum(axis=2) / areas
+    np.testing.assert_allclose(np.stack((x, y), axis=2), centres, atol=0.05)
+
+
 def test_unknown_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="shape must be circle, square"):
         shape_outline("hexagon")
@@ -409,8 +424,9 @@ def test_the_video_shows_the_scene(tmp_path: Path) -> None:
     events = [Event(0, "slide right", 1.0, 5.0, 50.0), Event(1, "blink", 2.0, 6.0, 1.0)]
     scene = Scene(8.0, objects, events)
     write_video(tmp_path / "a.mp4", draw_frames(np.random.default_rng(0), scene, FPS), FPS)
-    times_s = np.arange(64) / FPS + 0.5 / FPS
-    states = trajectories(scene, np.arange(64) / FPS)
+    starts_s = np.arange(8 * FPS) / FPS
+    times_s = starts_s + 0.5 / FPS
+    states = trajectories(scene, starts_s)
     for (_, frame), state in zip(iter_frames(tmp_path / "a.mp4", times_s), states.swapaxes(0, 1), strict=True):
         for (x, y, _, _, visible), obj in zip(state, objects, strict=True):
             shown = frame[round(y) - 3 : round(y) + 3, round(x) - 3 : round(x) + 3].mean(axis=(0, 1))
