@@ -6,7 +6,7 @@
 
 A video file needs PyAV and a model of the weightless encoders, which are exported with it. For other encoders give
 features: `.npy` or `.npz` files of raw rows, one per clip and one per token. Longer videos than the model reads at once
-are cut; the package searches them by windows.
+are cut; the package searches them by windows. Settings of the processor, such as `nms_threshold`, are not exported.
 """
 
 import argparse
@@ -53,6 +53,9 @@ def answer(
         rows, duration_s = encode_video(exported, about, video)
     tokens = load(text_features) if text_features else hashed_words(sentence, contract["text_encoder"])
     if len(rows) > contract["max_clips"]:
+        if contract["long_video"] == "resample":
+            most = contract["max_clips"]
+            raise ValueError(f"the video has {len(rows)} clips; more than {most} are resampled by the package only")
         print(f"only the first {contract['max_clips']} of {len(rows)} clips are searched", file=sys.stderr)
     rows = rows[: contract["max_clips"]].astype(np.float32)
     tokens = tokens[: contract["max_tokens"]].astype(np.float32)

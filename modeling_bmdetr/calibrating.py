@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
+from .contract_bmdetr import FeatureContract
 from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
 from .data.features.store import FeatureStore
@@ -23,6 +24,8 @@ from .evaluation.evaluator import CALIBRATION_IOU
 from .evaluation.metrics import temporal_iou
 from .evaluation.reliability import expected_calibration_error
 from .packages_bmdetr import needed_module
+
+logger = logging.get_logger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 # Spans of a row that the score is fitted on: those an answer shows. docs/metrics.md compares other numbers and methods.
@@ -44,12 +47,17 @@ class RawAnswers:
 
 
 def calibrate_folder(
-    model: Any, rows: Rows, store: FeatureStore, out: str | os.PathLike, *, seed: int = 0
+    model: Any, rows: Rows, store: FeatureStore, out: str | os.PathLike, *, seed: int = 0, processor: Any = None
 ) -> tuple[Calibration, list[str]]:
     """Fits a calibration, puts it into the model's configuration and saves the checkpoint into `out`.
 
     A model card and a processor in the folder stay as they are. A checkpoint of which nothing can be calibrated is left
     as it was.
+
+    Args:
+        model, rows, store, seed: As in `fit_calibration`.
+        out: The checkpoint's own folder, or a new one.
+        processor: Saved as well, where `out` is a new folder; None for one with the default settings.
 
     Returns:
         The calibration, and what to tell the user: what was fitted, and how well the scores of these rows kept their
@@ -65,12 +73,15 @@ def calibrate_folder(
     lines = list(calibration_lines(calibration))
     if calibration.score is None and calibration.presence is None:
         return calibration, [*lines, f"nothing was fitted: '{out}' is left as it was"]
-    error = held_out_errors(raw_answers(model, rows, store), seed) if calibration.score is not None else None
+    found = rows_read(rows, model.config.feature_contract, store)
+    error = held_out_errors(raw_answers(model, found, store), seed) if calibration.score is not None else None
     if error is not None:
         lines.append(
             f"calibration error of the best span's score: {error[0]:.3f} before, {error[1]:.3f} on held-out halves"
         )
     model.config.calibration = calibration.to_dict()
+    if processor is not None and not (Path(out) / CONFIG_NAME).is_file():
+        processor.save_pretrained(out)
     model.save_pretrained(out)
     return calibration, [*lines, f"saved in '{out}'"]
 
@@ -107,6 +118,22 @@ def held_out_errors(answers: RawAnswers, seed: int = 0, repeats: int = 5) -> tup
             before.append(expected_calibration_error(rest.scores[:, 0], is_right))
             after.append(expected_calibration_error(1 / (1 + np.exp(-logits)), is_right))
     return float(np.mean(before)), float(np.mean(after))
+
+
+def rows_read(rows: Rows, contract: FeatureContract, store: FeatureStore) -> list[Mapping[str, Any]]:
+    """The rows without those whose moments all begin beyond what the model reads of a video at once.
+
+    Of a video of more than `max_clips` clips that is its beginning. What is described there is in the video, but not in
+    what the model is asked about.
+    """
+    read_s = contract.max_clips * contract.clip_length
+
+    def is_read(row: Mapping[str, Any]) -> bool:
+        windows = row.get("relevant_windows") or []
+        is_cut = contract.long_video != "resample" and store.num_clips(row["vid"]) > contract.max_clips
+        return not (windows and is_cut) or any(start < read_s for start, _ in windows)
+
+    return [row for row in rows if is_read(row)]
 
 
 def raw_answers(model: Any, rows: Rows, store: FeatureStore, batch_size: int = 32) -> RawAnswers:
@@ -181,7 +208,18 @@ def fit_calibration(model: Any, rows: Rows, store: FeatureStore, *, batch_size: 
         ValueError: rows without labels, or without features.
         ImportError: scikit-learn is not installed.
     """
-    rows = checked_rows(rows, "rows", model.config.feature_contract)
+    contract = model.config.feature_contract
+    given = checked_rows(rows, "rows", contract)
+    store.require(given)
+    rows = rows_read(given, contract, store)
+    if len(rows) < len(given):
+        left_out = (
+            f"{len(given) - len(rows)} of {len(given)} rows are left out of the calibration: what they describe lies "
+            f"beyond the {contract.max_clips * contract.clip_length:g} s of a video that the model reads at once"
+        )
+        if not rows:
+            raise ValueError(f"{left_out}. Calibrate on rows about the beginning of their videos, or on shorter videos")
+        logger.warning(left_out)
     answers = raw_answers(model, rows, store, batch_size)
     notes: dict[str, str] = {}
     score, reason = fit_score(answers)

@@ -20,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +65,27 @@ def write_model_card(
     with replacing_file(path) as file:
         file.write(str(card))
     return path
+
+
+def renew_calibration(folder: str | os.PathLike, before: BMDetrConfig, model: PreTrainedModel) -> None:
+    """Has the card in a folder, if there is one, say of the calibration what is true of `model`.
+
+    What else the card says, and what is not in the words of this package, stays.
+
+    Args:
+        before: The configuration of which the card was written.
+    """
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        return
+    text, parameters = path.read_text(encoding="utf-8"), model.num_parameters()
+    configs = (before, cast(BMDetrConfig, model.config))
+    old, new = (str(render_model_card(config, parameters=parameters)).splitlines(keepends=True) for config in configs)
+    for _, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if a < b:
+            text = text.replace("".join(old[a:b]), "".join(new[c:d]))
+    with replacing_file(path) as file:
+        file.write(text)
 
 
 def render_model_card(

@@ -134,6 +134,9 @@ class MomentRetrievalPipeline(Pipeline):
         steps = (("fps", "long_video"), ("query_batch_size",), _SELECTION)
         if unknown := sorted(set(kwargs).difference(*steps)):
             raise TypeError(f"unknown arguments {unknown}; expected some of {sorted(sum(steps, ()))}")
+        kwargs = {
+            name: x for name, x in kwargs.items() if x is not None or name not in ("score_threshold", "min_presence")
+        }
         selection = {name: kwargs[name] for name in steps[2] if kwargs.get(name) is not None}
         if not 0 <= (least := selection.pop("min_presence", 0.0)) <= 1:
             raise ValueError(f"`min_presence` must lie in [0, 1], received {least!r}")
@@ -327,9 +330,11 @@ def _inputs(video: Any, query: Any, text_features: Sequence[Any] | None) -> tupl
         video, query = video["video"], video.get("query", query)
     if query is None:
         raise ValueError("`query` is missing: pass a sentence, or a list of sentences")
-    queries = [query] if isinstance(query, str) else list(query)
+    queries = [query] if isinstance(query, str) else list(query) if isinstance(query, Iterable) else [query]
     if not queries:
         raise ValueError("`query` is an empty list: pass at least one sentence")
+    if wrong := [one for one in queries if not isinstance(one, str)]:
+        raise TypeError(f"`query` must be a sentence or a list of them, received {wrong[0]!r}")
     if text_features is not None and len(text_features) != len(queries):
         raise ValueError(
             f"`text_features` must hold rows for each query, received {len(text_features)} for {len(queries)}"

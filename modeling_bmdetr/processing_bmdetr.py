@@ -135,12 +135,18 @@ class BMDetrProcessor(ProcessorMixin):
             OSError: there is no `processor_config.json`, or it is damaged.
         """
         try:
-            return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+            values, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         except UnicodeDecodeError as error:
             raise OSError(
                 f"the {PROCESSOR_FILE} of '{pretrained_model_name_or_path}' is damaged ({error}): download or save it "
                 "again"
             ) from error
+        if "feature_contract" not in values:  # transformers reads a file that is not there as one without settings
+            raise OSError(
+                f"'{pretrained_model_name_or_path}' has no {PROCESSOR_FILE} with a feature contract: build the "
+                "processor with BMDetrProcessor(model.config)"
+            )
+        return values, rest
 
     @cached_property
     def video_encoders(self) -> list[VideoEncoder]:

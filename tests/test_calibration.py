@@ -1,14 +1,22 @@
 """Calibration: what is fitted, when it is refused, and that it goes with the weights it was fitted for."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from factories import CONTRACT, PAPER, make_model, make_rows, make_store, make_trainer
 
-from modeling_bmdetr import BMDetrForMomentRetrieval
+from modeling_bmdetr import (
+    BMDetrForMomentRetrieval,
+    BMDetrProcessor,
+    BMDetrTrainer,
+    BMDetrTrainingArguments,
+    calibrating,
+)
 from modeling_bmdetr.calibrating import (
     RawAnswers,
     calibrate_folder,
@@ -17,9 +25,11 @@ from modeling_bmdetr.calibrating import (
     fit_score,
     held_out_errors,
     raw_answers,
+    rows_read,
     score_logits,
 )
 from modeling_bmdetr.calibration_bmdetr import Calibration, calibration_lines, weights_fingerprint
+from modeling_bmdetr.cards import renew_calibration
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.data import FeatureWriter, write_rows
 from modeling_bmdetr.evaluation import evaluate_submission, expected_calibration_error
@@ -307,3 +317,64 @@ def test_another_model_is_not_replaced(tmp_path):
     assert (tmp_path / "other" / "model.safetensors").read_bytes() == before
     for _ in range(2):  # its own folder, and once more
         calibrate_folder(one, ROWS, STORE, tmp_path / "one")
+
+
+class TestVideosLongerThanTheModelReads:
+    CONTRACT = replace(CONTRACT, max_clips=4, long_video="window")
+
+    def rows(self):
+        """Rows of 20 s of which every second one describes what lies beyond the first 4 clips."""
+        rows = [{**row, "vid": f"v{i}", "duration": 20.0} for i, row in enumerate(PRESENT[:60])]
+        end_s = 4 * self.CONTRACT.clip_length
+        for i, row in enumerate(rows):
+            row["relevant_windows"] = [[end_s, end_s + 3.0]] if i % 2 else [[0.0, 3.0]]
+        return [*rows, {**ABSENT[0], "vid": "v0", "duration": 20.0}]
+
+    def test_what_it_does_not_read_is_no_part_of_the_calibration(self, package_log):
+        rows = self.rows()
+        store, model = make_store(rows, contract=self.CONTRACT), make_model(contract=self.CONTRACT).eval()
+        read = [row for row in rows if not row["relevant_windows"] or row["relevant_windows"][0][0] == 0]
+        assert rows_read(rows, self.CONTRACT, store) == read
+        calibration = fit_calibration(model, rows, store)
+        assert calibration.rows == len(read)
+        assert "30 of 61 rows are left out of the calibration" in package_log.text
+        with pytest.raises(ValueError, match=r"1 of 1 rows are left out.*rows about the beginning"):
+            fit_calibration(model, rows[1:2], store)
+
+    def test_resampled_videos_and_short_ones_are_read_to_their_end(self):
+        rows = self.rows()
+        for contract in (replace(self.CONTRACT, long_video="resample"), replace(self.CONTRACT, max_clips=40)):
+            assert rows_read(rows, contract, make_store(rows, contract=contract)) == rows
+
+    def test_evaluation_says_what_it_does_not_look_at(self, tmp_path, package_log):
+        rows = self.rows()
+        store = make_store(rows, contract=self.CONTRACT)
+        arguments = BMDetrTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True)
+        trainer = BMDetrTrainer(make_model(contract=self.CONTRACT), arguments, store=store, eval_rows=rows)
+        trainer.evaluate()
+        assert "30 of 61 rows describe what lies beyond the first 4 clips" in package_log.text
+
+
+def test_a_new_folder_keeps_the_settings_of_the_processor(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "fit_calibration", lambda *_, **__: some_calibration(model))
+    processor = BMDetrProcessor(model.config, nms_threshold=0.5)
+    calibrate_folder(model, ROWS, STORE, tmp_path / "out", processor=processor)
+    assert BMDetrProcessor.from_pretrained(tmp_path / "out").nms_threshold == 0.5
+
+
+def test_the_card_says_what_is_true_of_the_calibration(tmp_path):
+    model = make_model(seed=4)
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text() + "\nmy own line\n")
+    plain = card.read_text()
+    before = copy.deepcopy(model.config)
+    model.config.calibration = some_calibration(model).to_dict()
+    renew_calibration(tmp_path, before, model)
+    assert "- score: calibrated on 60 rows, 20 of them absent" in card.read_text()
+    assert "It is not calibrated" not in card.read_text()
+    assert card.read_text().endswith("my own line\n")
+    calibrated = copy.deepcopy(model.config)
+    model.config.calibration = None
+    renew_calibration(tmp_path, calibrated, model)
+    assert card.read_text() == plain

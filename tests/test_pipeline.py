@@ -295,6 +295,10 @@ class TestPipeline:
         assert len(short(world[1], QUERIES[0])["moments"]) == 2
         assert len(short(world[1], QUERIES[0], top_k=4)["moments"]) == 4
 
+    def test_none_is_what_is_left_out(self, pipe, world):
+        plain = pipe(world[1], QUERIES[0])
+        assert pipe(world[1], QUERIES[0], score_threshold=None, min_presence=None, nms_threshold=None) == plain
+
     def test_a_cut_video_is_said_with_both_lengths(self, pipe, world, package_log):
         pipe(world[1], QUERIES[0])
         assert "only the first 12.0 s are searched" in package_log.text
@@ -306,6 +310,8 @@ class TestPipeline:
             ({"query": None}, ValueError, "`query` is missing"),
             ({"query": []}, ValueError, "empty list"),
             ({"query": " "}, ValueError, "empty"),
+            ({"query": 5}, TypeError, "`query` must be a sentence or a list of them, received 5"),
+            ({"query": ["a", None]}, TypeError, "`query` must be a sentence or a list of them, received None"),
             ({"query": "a", "topk": 3}, TypeError, "topk"),
             ({"query": "a", "long_video": "skip"}, ValueError, "'window', 'truncate' or 'resample'"),
             ({"query": "a", "top_k": -1}, ValueError, "`top_k`"),

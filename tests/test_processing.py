@@ -138,6 +138,11 @@ class TestProcessor:
         assert (loaded.prediction_format, loaded.nms_threshold) == ("released", 0.7)
         assert json.loads((tmp_path / "processor_config.json").read_text())["processor_class"] == "BMDetrProcessor"
 
+    def test_a_folder_without_one_is_refused(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(OSError, match=r"has no processor_config.json.*BMDetrProcessor\(model.config\)"):
+            BMDetrProcessor.from_pretrained(tmp_path)
+
     def test_an_unknown_format_is_refused(self):
         with pytest.raises(ValueError, match="'seconds' or 'released'"):
             BMDetrProcessor(prediction_format="frames")

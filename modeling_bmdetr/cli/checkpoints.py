@@ -1,6 +1,8 @@
 """Checkpoints: `convert`, `calibrate`, `info` and `export`."""
 
 import argparse
+import contextlib
+import copy
 from typing import Any
 
 from ..files_bmdetr import require_writable
@@ -37,13 +39,22 @@ def convert(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     require_writable(args.out or args.checkpoint)
 
-    from .. import BMDetrForMomentRetrieval
+    check_model(args.checkpoint)
+
+    from .. import BMDetrForMomentRetrieval, BMDetrProcessor
     from ..calibrating import calibrate_folder
+    from ..cards import renew_calibration
     from ..data import FeatureStore, read_rows
 
-    model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    with model_errors(args.checkpoint):
+        model = BMDetrForMomentRetrieval.from_pretrained(args.checkpoint, revision=args.revision)
+    processor = None
+    with contextlib.suppress(OSError):  # one made anew, then
+        processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
     rows, store = read_rows(args.rows), FeatureStore.from_packed(args.features)
-    calibration, lines = calibrate_folder(model, rows, store, args.out or args.checkpoint, seed=args.seed)
+    out, before = args.out or args.checkpoint, copy.deepcopy(model.config)
+    calibration, lines = calibrate_folder(model, rows, store, out, seed=args.seed, processor=processor)
+    renew_calibration(out, before, model)
     show(args, calibration.to_dict(), "\n".join(lines))
     return 0 if calibration.score is not None else 1
 

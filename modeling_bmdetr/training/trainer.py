@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from ..calibrating import fit_calibration
+from ..calibrating import fit_calibration, rows_read
 from ..calibration_bmdetr import Calibration, calibration_lines
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
@@ -33,7 +33,7 @@ from ..processing_bmdetr import BMDetrProcessor
 from ..spans_bmdetr import IGNORE, foreground_clips
 from ..targets_bmdetr import MomentTargets
 from .arguments import BMDetrTrainingArguments
-from .distributed import gather_texts, mean_counts
+from .distributed import gather_texts, mean_counts, num_processes
 from .evaluation_loss import EvaluationLoss
 from .finite import FiniteGuard
 from .publishing import PublishingTrainer
@@ -345,7 +345,15 @@ class BMDetrTrainer(PublishingTrainer):
     # Evaluation
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
-        self._rows_under_evaluation = dataloader.dataset.rows  # type: ignore[attr-defined]
+        rows = self._rows_under_evaluation = dataloader.dataset.rows  # type: ignore[attr-defined]
+        if self.contract.long_video == "window":
+            labelled = [row for row in rows if is_labelled(row)]
+            if missed := len(labelled) - len(rows_read(labelled, self.contract, self.store)):
+                logger.warning_once(
+                    f"{missed} of {len(rows)} rows describe what lies beyond the first {self.contract.max_clips} clips "
+                    "of a video, which the model reads at once: it counts as missed here, where the pipeline searches "
+                    "by windows"
+                )
         criterion = self.criterion_in_use
         self._evaluation_loss = EvaluationLoss(criterion) if isinstance(criterion, BMDetrLoss) else None
         output = super().evaluation_loop(dataloader, *args, **kwargs)
@@ -368,7 +376,7 @@ class BMDetrTrainer(PublishingTrainer):
             if "labels" in inputs:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 if self._evaluation_loss is not None:
-                    self._evaluation_loss.add(outputs["loss_dict"], inputs, self.config.num_queries)
+                    self._add_to_evaluation_loss(model, inputs, outputs["loss_dict"])
             else:
                 loss, outputs = None, self.forward(model, inputs)
         if prediction_loss_only:
@@ -380,6 +388,19 @@ class BMDetrTrainer(PublishingTrainer):
         presence = outputs.get("presence")
         presence = torch.full_like(durations_s, IGNORE) if presence is None else presence.float()
         return loss, (moments, saliency, sharpness, presence), inputs["row_index"]
+
+    def _add_to_evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], terms: Mapping[str, Tensor]) -> None:
+        """Adds the terms of a batch, without those of rows that were repeated to give every process as many."""
+        assert self._evaluation_loss is not None
+        state, size = self.accelerator.gradient_state, len(inputs["row_index"])
+        if num_processes() > 1 and state.end_of_dataloader and state.remainder > 0:  # as gather_for_metrics has it
+            number = min(size, max(0, state.remainder - self.args.process_index * size))
+            # All processes ask the model once more, since it may be divided among them.
+            inputs = {name: value[: number or size] for name, value in inputs.items()}
+            terms = self.compute_loss(model, inputs, return_outputs=True)[1]["loss_dict"]
+            if not number:
+                return
+        self._evaluation_loss.add(terms, inputs, self.config.num_queries)
 
     def moment_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of [`evaluate_submission`], the mean of p inside and outside the moments (Table 9), and others."""

@@ -126,7 +126,11 @@ def evaluate(out: Path) -> dict[int, Any]:
     rows = make_rows(8, seed=5)
     for size in EVAL_SIZES:
         trainer = make_trainer(out / "evaluation", rows, rows[:size], per_device_eval_batch_size=4 // world_size())
-        metrics = {name: value for name, value in trainer.evaluate().items() if "MR-" in name or "p_" in name}
+        metrics = {
+            name: value
+            for name, value in trainer.evaluate().items()
+            if "MR-" in name or "p_" in name or name == "eval_loss"
+        }
         predictions = trainer.predict_rows(rows[:size])
         results[size] = {"metrics": metrics, "predictions": predictions}
     return results
