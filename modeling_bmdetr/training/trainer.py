@@ -102,6 +102,11 @@ class BMDetrTrainer(PublishingTrainer):
             eval_rows = {name: checked_rows(rows, f"eval_rows['{name}']", contract) for name, rows in eval_rows.items()}
         elif eval_rows is not None:
             eval_rows = checked_rows(eval_rows, "eval_rows", contract)
+        if eval_rows is None and args.eval_strategy != "no":
+            raise ValueError(
+                f"`eval_strategy` is '{args.eval_strategy.value}', which needs `eval_rows`: pass them, or "
+                "BMDetrTrainingArguments(eval_strategy='no', load_best_model_at_end=False)"
+            )
         for rows in eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows]:
             if rows is not None:
                 store.require(rows)

@@ -184,3 +184,11 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tmp_path, negativ
     terms = {name: term for name, term in terms.items() if not name.startswith("negative_")}
     terms |= {name: torch.zeros(()) for name, term in LOSS_TERMS.items() if term.per == "batch"}
     assert losses[1] == pytest.approx(model.criterion.weighted_sum(terms).item(), rel=1e-5)
+
+
+def test_evaluation_without_rows_names_what_is_missing(tmp_path):
+    rows = make_rows(3)
+    with pytest.raises(ValueError, match=r"'epoch', which needs `eval_rows`: pass them, or .*eval_strategy='no'"):
+        BMDetrTrainer(
+            make_model(), BMDetrTrainingArguments(str(tmp_path), use_cpu=True), store=make_store(rows), train_rows=rows
+        )

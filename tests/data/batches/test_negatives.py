@@ -272,6 +272,14 @@ class TestRealEncoder:
         }
         assert report.encoder == str(model_path)
         assert report.pairs_similar == 2
+        for name in ("minilm", "sentence-transformers/all-MiniLM-L6-v2"):  # of the package, and offline
+            assert mine_negative_queries(rows, encoder=name, progress=False)[0] == mined
+
+    def test_a_model_that_is_not_there_is_named_with_what_to_do(self, tmp_path):
+        pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+        rows = [row("0", "opens door", (0, 5)), row("1", "eats", (20, 25))]
+        with pytest.raises(OSError, match=r"(?s)nowhere/at-all' cannot be loaded .*take 'hashed-words'"):
+            mine(rows, encoder="nowhere/at-all")
 
 
 def sampler_rows():

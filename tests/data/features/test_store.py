@@ -239,8 +239,12 @@ class TestEndOfText:
         store = self.store(tmp_path, last_hidden_state=values(77, TEXT), pooler_output=values(TEXT, seed=3))
         with pytest.raises(ValueError, match=r"77 rows, and nothing tells tokens from padding.*count_tokens"):
             store.text("7")
-        with pytest.raises(ValueError, match="nothing tells tokens from padding"):
-            store.require([{"qid": "7", "vid": "v", "query": "x", "duration": 3.0}])
+        for qid in ("8", "9"):
+            np.savez(tmp_path / "text" / f"qid{qid}.npz", last_hidden_state=values(77, TEXT))
+        store = self.store(tmp_path, last_hidden_state=values(77, TEXT))  # folders are listed once
+        rows = [{"qid": qid, "vid": "v", "query": f"x {qid}", "duration": 3.0} for qid in "789"]
+        with pytest.raises(ValueError, match=r"nothing tells tokens from padding.*\(3 of 3 looked at: 7, 8, 9\)"):
+            store.require(rows)
 
     def test_all_rows_keeps_padding_up_to_the_maximum(self, tmp_path):
         store = self.store(tmp_path, text_rows="all", last_hidden_state=values(77, TEXT))
