@@ -93,6 +93,8 @@ def info(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
+    if args.int8 and args.format != "onnx":
+        raise ValueError("--int8 belongs to --format onnx: leave one of them out")
     require_writable(args.out)
     model, processor = load_checkpoint(args.checkpoint, args.revision)
 

@@ -4,17 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..packages_bmdetr import needed_module
 from .common import Commands, add_checkpoint, check_folder, count, load_pipeline, port
 
 
 def demo(args: argparse.Namespace) -> int:
     if args.videos:
         check_folder(args.videos)
-    import gradio  # noqa: F401  (found missing before the model is loaded)
 
-    from ..demo import DemoLimits, build_demo, launch_demo
+    from ..demo import NO_GRADIO, DemoLimits, build_demo, launch_demo
     from ..index_files import video_files
 
+    needed_module("gradio", NO_GRADIO)  # before the model is loaded
     limits = DemoLimits(upload_mb=args.upload_mb, minutes=args.minutes)
     videos = list(video_files(Path(args.videos))) if args.videos else []
     page = build_demo(load_pipeline(args), model_name=Path(args.model).name, examples=videos, limits=limits)

@@ -174,3 +174,14 @@ def test_python_m(capsys, monkeypatch) -> None:
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("modeling_bmdetr.cli", run_name="__main__")
     assert stop.value.code == 0
+
+
+def test_a_missing_gradio_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", "--model", "nowhere"]) == 2
+    assert capsys.readouterr().err == "bmdetr demo: the page needs Gradio: pip install gradio\n"
+
+
+def test_options_that_exclude_each_other_are_refused_before_anything_is_loaded(tmp_path: Path, capsys):
+    assert main(["export", "nowhere", "--out", str(tmp_path / "x"), "--format", "torch-export", "--int8"]) == 2
+    assert capsys.readouterr().err == "bmdetr export: --int8 belongs to --format onnx: leave one of them out\n"

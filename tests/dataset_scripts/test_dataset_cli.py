@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -317,3 +319,14 @@ def test_the_real_files_export_at_full_size(run, tmp_path, name, splits):
     assert {split: part.num_rows for split, part in data.items()} == splits
     for split in splits:
         assert data[split].to_list() == jsonl[split].to_list()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    unread, written = os.pipe()
+    os.close(unread)
+    try:
+        command = [sys.executable, "-m", "dataset_scripts", "list"]
+        run = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    finally:
+        os.close(written)
+    assert (run.returncode, run.stderr) == (0, "")
