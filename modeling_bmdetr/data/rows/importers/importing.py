@@ -159,7 +159,7 @@ def import_annotations(
         text = f"the row of {name!r}: {first.field} {first.message}" + (f" ({more} more errors)" if more else "")
         raise AnnotationError(f"'{check.source}': {text}")
     report.rows, report.moments = len(made), sum(len(row.get("relevant_windows") or []) for row in made)
-    report.videos, report.durations_measured = len({row["vid"] for row in made}), len(videos.probed)
+    report.videos, report.durations_measured = len({row["vid"] for row in made}), len(videos.measured)
     return made, report
 
 
@@ -200,13 +200,15 @@ def _add_moment(
 ) -> None:
     """Adds a moment to the row of its video and sentence, which is made if there is none."""
     vid = videos.identifier(moment.video)
-    duration_s = moment.duration_s
-    if duration_s is None:
-        duration_s = videos.probe(moment.video, "duration").duration_s
-    start, end = moment.start, moment.end
-    if moment.unit == "frames":
-        fps = moment.fps or options.fps or videos.probe(moment.video, "frame rate").fps
-        start, end = start / fps, end / fps
+
+    def in_seconds(time: float, unit: str) -> float:
+        if unit == "seconds":
+            return time
+        return time / (moment.fps or options.fps or videos.probe(moment.video, "frame rate").fps)
+
+    start, end = (in_seconds(time, moment.unit) for time in (moment.start, moment.end))
+    stated_s = None if moment.duration is None else in_seconds(moment.duration, moment.duration_unit)
+    duration_s = videos.duration_s(moment.video, stated_s)
     window = _checked_window(start, end, duration_s, options, report)
     key = (vid, moment.qid, moment.query)
     row = rows.get(key)
@@ -223,7 +225,7 @@ def _complete_row(row: dict[str, Any], videos: VideoFolder, options: ImportOptio
     name = row.get("video") or row["vid"]
     row["vid"] = videos.identifier(row["vid"])
     if row.get("duration") is None:
-        row["duration"] = round(videos.probe(name, "duration").duration_s, 3)
+        row["duration"] = round(videos.duration_s(name), 3)
     if videos.folder is not None and videos.path(name) is not None:
         row["video"] = videos.relative(name, row["vid"])
     if row.get("relevant_windows") is not None:

@@ -26,7 +26,8 @@ class Moment:
         place: where in the file it stands, such as `line 3`.
         unit: seconds, or frames counted from 0.
         fps: frames per second that frames are counted at, where the file says so.
-        duration_s: length of the video in seconds, where the file says so.
+        duration: length of the video in `duration_unit`, where the file says so.
+        duration_unit: seconds, or frames.
         qid: identifier of the query, where the file has one.
     """
 
@@ -37,7 +38,8 @@ class Moment:
     place: str
     unit: Literal["seconds", "frames"] = "seconds"
     fps: float | None = None
-    duration_s: float | None = None
+    duration: float | None = None
+    duration_unit: Literal["seconds", "frames"] = "seconds"
     qid: str | None = None
 
 

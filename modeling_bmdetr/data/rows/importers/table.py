@@ -42,15 +42,17 @@ _FILLERS = ("time", "timestamp", "timecode", "at")
 
 @dataclass(frozen=True)
 class Columns:
-    """Number (from 1) and name of the column of each role, and the unit of start and end."""
+    """Number (from 1) and name of the column of each role, the unit of start and end, and that of the duration."""
 
     numbers: dict[str, int]
     names: dict[str, str]
     unit: TimeUnit
+    duration_unit: TimeUnit = "seconds"
 
     def __str__(self) -> str:
         shown = [f"{role} = {self.names.get(role) or f'column {n}'}" for role, n in self.numbers.items()]
-        return f"{', '.join(shown)}; times in {self.unit}"
+        own = f", duration in {self.duration_unit}" if "duration" in self.numbers else ""
+        return f"{', '.join(shown)}; times in {self.unit}{own}"
 
 
 def read_moments(
@@ -108,26 +110,26 @@ def _moment(table: Table, line: int, cells: Sequence[str], columns: Columns, dec
         column = columns.numbers.get(role)
         if column is None or (not texts[role] and role not in REQUIRED):
             return None
-        clock = role == "duration" or (role in ("start", "end") and columns.unit == "seconds")
+        unit = {"start": columns.unit, "end": columns.unit, "duration": columns.duration_unit}.get(role)
         try:
-            return parse_time(texts[role], decimal) if clock else parse_number(texts[role], decimal)
+            value = (parse_time if unit == "seconds" else parse_number)(texts[role], decimal)
         except ValueError as error:
             raise _CellError(column, f"{columns.names.get(role) or role}: {error}") from error
+        return value * 0.001 if unit == "milliseconds" else value
 
     for role in REQUIRED:
         if not texts[role]:
             raise _CellError(columns.numbers[role], f"{columns.names.get(role) or role} is empty")
-    start, end = number("start"), number("end")
-    scale = 0.001 if columns.unit == "milliseconds" else 1.0
     return Moment(
         video=texts["video"],
         query=" ".join(texts["query"].split()),
-        start=(start or 0.0) * scale,
-        end=(end or 0.0) * scale,
+        start=number("start") or 0.0,
+        end=number("end") or 0.0,
         place=table.place(line, None),
         unit="frames" if columns.unit == "frames" else "seconds",
         fps=number("fps"),
-        duration_s=number("duration"),
+        duration=number("duration"),
+        duration_unit="frames" if columns.duration_unit == "frames" else "seconds",
         qid=texts.get("qid") or None,
     )
 
@@ -178,9 +180,9 @@ def _find_columns(
     if times is None and len(units) > 1:
         message = f"start is in {meanings[numbers['start']][1]}, end in {meanings[numbers['end']][1]}; give --times"
         raise fault(path, table.place(line, None), message)
-    return Columns(
-        numbers, {role: names.get(n, "") for role, n in numbers.items()}, times or (units or {"seconds"}).pop()
-    )
+    own = meanings[numbers["duration"]][1] if numbers.get("duration") in meanings else None
+    found = {role: names.get(n, "") for role, n in numbers.items()}
+    return Columns(numbers, found, times or (units or {"seconds"}).pop(), own or "seconds")
 
 
 def _wanted_column(

@@ -1,9 +1,10 @@
 """The videos of a folder, by the many names that annotations have for them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from ....video_bmdetr import VideoInfo, probe_video
+from ....video_bmdetr import END_TOLERANCE_S, END_TOLERANCE_SHARE, VideoInfo, probe_video
 from ..schema import VIDEO_SUFFIXES, folded_name
 
 
@@ -13,6 +14,7 @@ class VideoFolder:
     def __init__(self, folder: str | os.PathLike | None) -> None:
         self.folder = Path(folder) if folder is not None else None
         self.probed: dict[Path, VideoInfo] = {}
+        self.measured: set[Path | None] = set()
         self.names: dict[str, str] = {}
         self.by_name: dict[str, list[Path]] = {}
         if self.folder is None:
@@ -79,6 +81,30 @@ class VideoFolder:
         if path not in self.probed:
             self.probed[path] = probe_video(path)
         return self.probed[path]
+
+    def duration_s(self, name: str, stated_s: float | None = None) -> float:
+        """The length of a video, as stated or else as its file says.
+
+        Raises:
+            ValueError: if neither says it, or the file says another one: by more than 1 s and 2 %, as much as the
+                frames of a file may end early.
+        """
+        path = self.path(name)
+        if stated_s is None:
+            stated_s = self.probe(name, "duration").duration_s
+            self.measured.add(path)
+        if path is None:
+            return stated_s
+        found_s = stated_s
+        with suppress(ValueError, OSError):  # a file that cannot be read says nothing against what is stated
+            found_s = self.probe(name, "duration").duration_s
+        if abs(found_s - stated_s) > max(END_TOLERANCE_S, END_TOLERANCE_SHARE * found_s):
+            raise ValueError(
+                f"the duration is {stated_s:.2f} s, but '{path}' is {found_s:.2f} s long; is it in another unit, or "
+                "the length of the moment? Choose another column (--columns duration=NAME), or rename this one, so "
+                "that durations are taken from the videos"
+            )
+        return stated_s
 
     def relative(self, name: str, vid: str) -> str | None:
         """The path of a video in the folder, where it does not follow from `vid`."""

@@ -185,6 +185,39 @@ def test_durations_come_from_the_file_or_the_videos(read, table):
         read(table("video,start,end,query\nopera,1,2,a\n"))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("duration_ms", "42000"), ("Duration (ms)", "41990.5"), ("duration_frames", "84"), ("video_length_s", "0:42")],
+)
+def test_a_duration_has_the_unit_of_its_own_column(table, videos, column, value):
+    path = table(f"video,start_ms,end_ms,query,{column},fps\ndance,1000,2000,a,{value},2\n")
+    for folder in (None, videos):
+        rows, report = import_annotations(path, folder)
+        assert rows[0]["duration"] == pytest.approx(42.0, abs=0.01)
+        assert rows[0]["relevant_windows"] == [[1.0, 2.0]]
+        assert report.durations_measured == 0
+    unit = {"duration_ms": "milliseconds", "Duration (ms)": "milliseconds", "duration_frames": "frames"}
+    assert report.taken_for[0].endswith(f"times in milliseconds, duration in {unit.get(column, 'seconds')}")
+
+
+def test_a_duration_in_frames_needs_a_rate(table, videos):
+    path = table("video,start,end,query,duration_frames\ndance,1,2,a,84\n")
+    assert import_annotations(path, videos)[0][0]["duration"] == 42.0
+    with pytest.raises(AnnotationError, match="line 2: the frame rate of video 'dance' is not in the file"):
+        import_annotations(path)
+
+
+def test_a_duration_that_is_not_that_of_the_video_is_refused(table, videos, tmp_path):
+    path = table("video,start,end,query,duration\ndance,1,2,a,42.9\ndance,30,41,b,11\ndance,1,2,c,42000\n")
+    said = r"line 3: the duration is 11.00 s, but '\S*dance.mp4' is 42.00 s long; .*--columns duration=NAME.*line 4"
+    with pytest.raises(AnnotationError, match=said):
+        import_annotations(path, videos)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "dance.mp4").write_bytes(b"no video")
+    stated = table("video,start,end,query,duration\ndance,1,2,a,42\n")
+    assert import_annotations(stated, tmp_path / "broken")[0][0]["duration"] == 42.0
+
+
 def test_videos_are_found_by_path_address_and_stem(table, videos, tmp_path):
     folder = tmp_path / "all"
     (folder / "part").mkdir(parents=True)
