@@ -209,6 +209,7 @@ def _add_moment(
     start, end = (in_seconds(time, moment.unit) for time in (moment.start, moment.end))
     stated_s = None if moment.duration is None else in_seconds(moment.duration, moment.duration_unit)
     duration_s = videos.duration_s(moment.video, stated_s)
+    videos.require_one_duration(moment.video, vid, duration_s)
     window = _checked_window(start, end, duration_s, options, report)
     key = (vid, moment.qid, moment.query)
     row = rows.get(key)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ....video_bmdetr import END_TOLERANCE_S, END_TOLERANCE_SHARE, VideoInfo, probe_video
-from ..schema import VIDEO_SUFFIXES, folded_name
+from ..schema import TIME_TOLERANCE_S, VIDEO_SUFFIXES, folded_name
 
 
 class VideoFolder:
@@ -16,6 +16,7 @@ class VideoFolder:
         self.probed: dict[Path, VideoInfo] = {}
         self.measured: set[Path | None] = set()
         self.names: dict[str, str] = {}
+        self.first_s: dict[str, float] = {}
         self.by_name: dict[str, list[Path]] = {}
         if self.folder is None:
             return
@@ -34,14 +35,14 @@ class VideoFolder:
         Raises:
             ValueError: if two different videos would get the same one.
         """
-        base = name.replace("\\", "/").rstrip("/").split("?d=")[-1].split("?")[0].rsplit("/", 1)[-1]
-        stem, dot, suffix = base.rpartition(".")
-        vid = stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else base
+        vid = _without_suffix(name).rsplit("/", 1)[-1]
         if not vid:
             raise ValueError(f"expected the name of a video, received {name!r}")
         first = self.names.setdefault(vid, name)
-        if first != name and self.path(first) != self.path(name):
-            raise ValueError(f"{name!r} and {first!r} are different videos with one name; rename one of the files")
+        if first != name and self._which(first) != self._which(name):
+            hint = ", or give the folder of videos if they are one (--videos)" if self.folder is None else ""
+            message = f"{name!r} and {first!r} are different videos with one name; rename one of the files"
+            raise ValueError(message + hint)
         return vid
 
     def path(self, name: str) -> Path | None:
@@ -50,8 +51,7 @@ class VideoFolder:
         Raises:
             ValueError: if several files of the folder could be meant.
         """
-        posix = name.replace("\\", "/").split("?d=")[-1].split("?")[0].removeprefix("./")
-        parts = posix.split("/")
+        parts = _posix(name).split("/")
         for candidate in ["/".join(parts[at:]) for at in range(len(parts))]:
             found = self._named(candidate)
             if len(found) > 1:
@@ -63,6 +63,10 @@ class VideoFolder:
             return None  # a part of the name, as in cam.2
         found = self._named(stem)
         return found[0] if len(found) == 1 else None
+
+    def _which(self, name: str) -> Path | str:
+        """What tells a video from others: its file, or where there is none its name as written, without the suffix."""
+        return self.path(name) or _without_suffix(name)
 
     def _named(self, name: str) -> list[Path]:
         return self.by_name.get(name) or self.by_name.get(folded_name(name) + "/", [])
@@ -81,6 +85,15 @@ class VideoFolder:
         if path not in self.probed:
             self.probed[path] = probe_video(path)
         return self.probed[path]
+
+    def require_one_duration(self, name: str, vid: str, duration_s: float) -> None:
+        """Refuses a video that had another length before."""
+        first_s = self.first_s.setdefault(vid, duration_s)
+        if abs(duration_s - first_s) > TIME_TOLERANCE_S:
+            raise ValueError(
+                f"the video {name!r} is {duration_s:.3f} s long here, but {first_s:.3f} s before; write one "
+                "duration in all its lines"
+            )
 
     def duration_s(self, name: str, stated_s: float | None = None) -> float:
         """The length of a video, as stated or else as its file says.
@@ -113,3 +126,15 @@ class VideoFolder:
             return None
         shown = path.relative_to(self.folder).as_posix()
         return None if shown in {vid + suffix for suffix in VIDEO_SUFFIXES} else shown
+
+
+def _posix(name: str) -> str:
+    """The path in what a file calls its video."""
+    return name.replace("\\", "/").split("?d=")[-1].split("?")[0].removeprefix("./")
+
+
+def _without_suffix(name: str) -> str:
+    """The same without the suffix of a video file."""
+    path = _posix(name).rstrip("/")
+    stem, dot, suffix = path.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else path

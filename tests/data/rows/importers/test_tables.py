@@ -231,6 +231,31 @@ def test_videos_are_found_by_path_address_and_stem(table, videos, tmp_path):
         import_annotations(table("video,start,end,query\ndance,1,2,c"), folder)
 
 
+@pytest.mark.parametrize("sentence", ["a", "b"])
+def test_two_durations_of_one_video_are_refused(table, sentence):
+    path = table(f"video,start,end,query,duration\ndance,1,2,a,42\ndance.mp4,5,7,{sentence},52\n")
+    with pytest.raises(
+        AnnotationError, match=r"line 3: the video 'dance.mp4' is 52.000 s long here, but 42.000 s before"
+    ):
+        import_annotations(path)
+
+
+def test_videos_of_one_name_in_two_folders_are_not_one(table, videos, tmp_path):
+    path = table("video,start,end,query,duration\nday1/cam.mp4,1,2,a,42\nday2/cam.mp4,1,2,a,42\n")
+    said = "line 3: 'day2/cam.mp4' and 'day1/cam.mp4' are different videos with one name; rename one of the files"
+    with pytest.raises(AnnotationError, match=f"{said}, or give the folder of videos if they are one"):
+        import_annotations(path)
+    with pytest.raises(AnnotationError, match=f"{said}$"):
+        import_annotations(path, videos)  # which has neither
+    for day in ("day1", "day2"):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "cam.mp4").write_bytes((videos / "dance.mp4").read_bytes())
+    with pytest.raises(AnnotationError, match=f"{said}$"):
+        import_annotations(path, tmp_path)
+    same = table("video,start,end,query,duration\n./day1/cam.mp4,1,2,a,42\nday1\\cam.MP4,5,7,a,42\nday1/cam,8,9,a,42\n")
+    assert import_annotations(same)[0][0]["relevant_windows"] == [[1, 2], [5, 7], [8, 9]]
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
