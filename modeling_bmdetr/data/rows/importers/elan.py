@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..jsonl import MAX_DIGITS
+from ..schema import VIDEO_SUFFIXES
 from .moments import AnnotationError, Faults, Moment, fault
 
 # Tiers refer to tiers: nobody nests them deeper.
@@ -25,10 +26,19 @@ class _Annotation:
 
 
 @dataclass
+class _Media:
+    """A media file that the document names, and by how much it is shifted against the annotations."""
+
+    name: str
+    origin: str
+    place: str
+
+
+@dataclass
 class _Document:
     """What the parser has met so far."""
 
-    media: str | None = None
+    media: list[_Media] = field(default_factory=list)
     slots: dict[str, str | None] = field(default_factory=dict)
     tiers: list[str] = field(default_factory=list)
     annotations: dict[str, _Annotation] = field(default_factory=dict)
@@ -39,12 +49,13 @@ def read_elan(path: Path, *, video: str | None = None, tiers: list[str] | None =
 
     Args:
         path: an `.eaf` file.
-        video: the video that it is about; by default the first media file that the document names, else the file name.
+        video: the video that it is about; by default the first one that the document names, or where it names no media
+            file the name of the document.
         tiers: the tiers whose annotations are sentences. By default the document must have one tier only.
 
     Raises:
-        AnnotationError: if the file is not XML or not ELAN's, if it has several tiers and none is chosen, or if an
-            annotation has no times, with line and column.
+        AnnotationError: if the file is not XML or not ELAN's, if it has several tiers and none is chosen, if its media
+            files are no videos, or if an annotation has no times, with line and column.
     """
     document = _parse(path)
     filled = [tier for tier in document.tiers if any(a.tier == tier for a in document.annotations.values())]
@@ -54,7 +65,8 @@ def read_elan(path: Path, *, video: str | None = None, tiers: list[str] | None =
     if unknown:
         raise fault(path, "", f"has no tier '{unknown[0]}'; its tiers are {', '.join(document.tiers)}")
     chosen = set(tiers or filled)
-    name = video or document.media or path.stem
+    media = _media(path, document, video)
+    name = video or (media.name if media else path.stem)
     moments, faults = [], Faults(path)
     for annotation in document.annotations.values():
         sentence = " ".join(annotation.text.split())
@@ -70,6 +82,21 @@ def read_elan(path: Path, *, video: str | None = None, tiers: list[str] | None =
     if not moments:
         raise fault(path, "", "holds no annotation with a text")
     return moments
+
+
+def _media(path: Path, document: _Document, video: str | None) -> _Media | None:
+    """The first video among the media files; sound often stands before it."""
+    videos = [media for media in document.media if Path(media.name).suffix.lower() in VIDEO_SUFFIXES]
+    if document.media and not videos and video is None:
+        first = document.media[0]
+        raise fault(
+            path, first.place, f"'{first.name}' is no video; say which one the annotations are of (--video NAME)"
+        )
+    chosen = next(iter(videos or document.media), None)
+    if chosen is not None and chosen.origin not in ("0", ""):
+        message = f"the video is shifted against the annotations (TIME_ORIGIN {chosen.origin})"
+        raise fault(path, chosen.place, f"{message}; cut or synchronise it so that both begin at 0")
+    return chosen
 
 
 def _times_s(annotation: _Annotation, document: _Document) -> tuple[float, float]:
@@ -111,12 +138,10 @@ def _parse(path: Path) -> _Document:
         started = True
         if tag == "HEADER" and attributes.get("TIME_UNITS", "milliseconds") != "milliseconds":
             raise fault(path, place(), f"times must be in milliseconds, received {attributes['TIME_UNITS']!r}")
-        if tag == "MEDIA_DESCRIPTOR" and document.media is None:
+        if tag == "MEDIA_DESCRIPTOR":
             address = attributes.get("RELATIVE_MEDIA_URL") or attributes.get("MEDIA_URL") or ""
-            document.media = unquote(address.removeprefix("file:")) or None
-            if attributes.get("TIME_ORIGIN", "0") not in ("0", ""):
-                message = f"the video is shifted against the annotations (TIME_ORIGIN {attributes['TIME_ORIGIN']})"
-                raise fault(path, place(), f"{message}; cut or synchronise it so that both begin at 0")
+            if name := unquote(address.removeprefix("file:")):
+                document.media.append(_Media(name, attributes.get("TIME_ORIGIN", "0"), place()))
         elif tag == "TIME_SLOT":
             document.slots[attributes.get("TIME_SLOT_ID", "")] = attributes.get("TIME_VALUE")
         elif tag == "TIER":

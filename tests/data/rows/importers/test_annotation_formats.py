@@ -93,6 +93,17 @@ def test_elan_with_a_shifted_video_is_refused(read, tmp_path):
         read(tmp_path / "a.eaf", tiers=["sentences"])
 
 
+def test_elan_is_about_the_first_video_it_names_not_the_sound_beside_it(read, tmp_path):
+    text = (SAMPLES / "elan.eaf").read_text()
+    sound = '<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/own/kitchen.wav" TIME_ORIGIN="40" MIME_TYPE="audio/x-wav"/>'
+    (tmp_path / "a.eaf").write_text(text.replace("<MEDIA_DESCRIPTOR", f"{sound}<MEDIA_DESCRIPTOR", 1))
+    assert set(read(tmp_path / "a.eaf", tiers=["translation"])) == {("kitchen", "Er wäscht ein Messer.")}
+    (tmp_path / "b.eaf").write_text(text.replace("kitchen.mp4", "kitchen.wav"))
+    with pytest.raises(AnnotationError, match=r"line 4, column 9: './kitchen.wav' is no video; .*--video NAME"):
+        read(tmp_path / "b.eaf", tiers=["translation"])
+    assert read(tmp_path / "b.eaf", tiers=["translation"], video="kitchen")
+
+
 @pytest.mark.parametrize(
     ("file", "first"), [("kitchen.vtt", "He washes a knife & dries it."), ("kitchen.srt", "He washes a knife.")]
 )
