@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import copy
+from pathlib import Path
 from typing import Any
 
 from ..files_bmdetr import require_writable
 from .common import (
     Commands,
     check_model,
+    check_not_read,
     check_output,
     load_checkpoint,
     model_errors,
@@ -19,9 +21,11 @@ from .common import (
 def convert(args: argparse.Namespace) -> int:
     if args.to_released:
         check_model(args.checkpoint)
-        check_output(args.out)
+        check_output(args.out, read=map(str, Path(args.checkpoint).glob("*")))
     else:
         require_writable(args.out)
+        for weights in Path(args.out).glob("model*.safetensors"):  # are replaced or deleted
+            check_not_read(weights, (args.checkpoint,))
 
     from ..released import convert_to_folder, export_released
 

@@ -159,8 +159,7 @@ def check_output(path: str | None, suffixes: tuple[str, ...] = (), read: Iterabl
     if path is None:
         return
     file = Path(path)
-    if is_file(path) and any(source and is_file(source) and file.samefile(source) for source in read):
-        raise ValueError(f"'{path}' is what is read, and would be lost: write to another file")
+    check_not_read(file, read)
     if suffixes and file.suffix.lower() not in suffixes:
         raise ValueError(f"'{path}' must end with one of {', '.join(suffixes)}, which says what kind of file it is")
     if file.is_dir():
@@ -171,6 +170,12 @@ def check_output(path: str | None, suffixes: tuple[str, ...] = (), read: Iterabl
         require_writable(file.parent)
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(f"'{path}' cannot be written; choose another place or change its permissions")
+
+
+def check_not_read(file: Path, read: Iterable[str | None]) -> None:
+    """Refuses to replace a file that is `read`."""
+    if is_file(str(file)) and any(source and is_file(source) and file.samefile(source) for source in read):
+        raise ValueError(f"'{file}' is what is read, and would be lost: write to another file")
 
 
 def is_file(name: str) -> bool:

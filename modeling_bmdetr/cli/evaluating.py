@@ -7,7 +7,7 @@ from .common import PICTURE_SUFFIXES, Commands, check_output, seconds, share
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    check_output(args.plot, PICTURE_SUFFIXES)
+    check_output(args.plot, PICTURE_SUFFIXES, read=(args.predictions, args.ground_truth))
 
     from ..evaluation import evaluate_submission, format_metrics, submission_reliability
 

@@ -31,7 +31,7 @@ def validate(args: argparse.Namespace) -> int:
 
 def mine_negatives(args: argparse.Namespace) -> int:
     rows = checked_rows(args.rows, ("qid", "vid", "query", "duration", "relevant_windows"))
-    check_output(args.out)
+    check_output(args.out, read=(args.rows,))
     check_device(args.device)
 
     from ..data import mine_negative_queries, write_rows

@@ -96,6 +96,29 @@ def test_it_is_refused_in_one_line_before_anything_slow(name, place, inputs, tmp
         assert folder.read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ("mine-negatives IN/rows.jsonl --out", "rows.jsonl"),
+        ("import IN/table.csv --out", "table.csv"),
+        ("predict IN/v.mp4 a --model IN/model --out", "v.mp4"),
+        ("evaluate IN/rows.jsonl IN/truth.png --plot", "truth.png"),
+        ("convert IN/model --to-released", "model/model.safetensors"),
+        ("convert IN/released/model.safetensors", "released"),
+    ],
+)
+def test_what_is_read_is_not_written_over(line, target, inputs, tmp_path, nothing_slow, capsys):
+    folder = shutil.copytree(inputs, tmp_path / "inputs")
+    (folder / "truth.png").write_bytes(b"rows")
+    (folder / "released").mkdir()
+    (folder / "released" / "model.safetensors").write_bytes(b"weights")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(line, folder, folder / target) == 2
+    said = capsys.readouterr()
+    assert "is what is read, and would be lost: write to another file" in said.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_model_on_a_disk_that_is_read_only_is_not_calibrated(inputs, tmp_path, nothing_slow, capsys, monkeypatch):
     """Without --out the checkpoint's own folder is written to."""
     shutil.copytree(inputs / "model", tmp_path / "model")
