@@ -9,14 +9,23 @@ from typing import Any
 from ..timeline import ABSENT_BELOW, as_csv
 from .common import printable
 
+FORMS = ("json", "csv", "vtt")
+
 
 def form_of(args: argparse.Namespace) -> str:
-    """`text`, `json`, `csv` or `vtt`, from the options and the name of the file to write."""
-    for form in ("json", "csv", "vtt"):
-        if getattr(args, form):
-            return form
+    """`text`, `json`, `csv` or `vtt`, from the options and the name of the file to write.
+
+    Raises:
+        ValueError: the options or the name contradict each other.
+    """
+    asked = [form for form in FORMS if getattr(args, form)]
     suffix = Path(args.out).suffix.lower().removeprefix(".") if args.out else ""
-    return suffix if suffix in ("json", "csv", "vtt") else "text"
+    named = [suffix] if suffix in FORMS else []
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]} are two forms of one result: choose one")
+    if asked and named and asked != named:
+        raise ValueError(f"--{asked[0]} asks for another form than the name '{args.out}': change one of them")
+    return (asked or named or ["text"])[0]
 
 
 def write(
@@ -73,8 +82,7 @@ def as_vtt(results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: several videos; a WebVTT file belongs to one.
     """
-    if len(results) > 1:
-        raise ValueError("WebVTT belongs to one video: ask about one at a time, or use --csv or --json")
+    require_one_video(len(results))
     moments = [
         (moment["start"], moment["end"], moment["score"], answer["query"])
         for answer in (results[0]["answers"] if results else ())
@@ -85,6 +93,12 @@ def as_vtt(results: Sequence[Mapping[str, Any]]) -> str:
         words = printable(query).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         cues.append(f"{_vtt_time(start)} --> {_vtt_time(max(end, start + 0.001))}\n{words} ({score:.2f})")
     return "\n\n".join(cues)
+
+
+def require_one_video(videos: int) -> None:
+    """Refuses WebVTT of several videos."""
+    if videos > 1:
+        raise ValueError("WebVTT belongs to one video: ask about one at a time, or use --csv or --json")
 
 
 def _vtt_time(seconds: float) -> str:

@@ -27,7 +27,10 @@ SCORE_THRESHOLD = 0.05
 
 
 def predict(args: argparse.Namespace) -> int:
+    form = forms.form_of(args)
     videos, queries = videos_and_queries(args)
+    if form == "vtt":
+        forms.require_one_video(len(videos))
     check_model(args.model)
     plots = _numbered(args.plot, len(videos), PICTURE_SUFFIXES, ".png")
     clips = _numbered(args.clip, len(videos) * len(queries), CLIP_SUFFIXES, ".mp4")
@@ -39,7 +42,6 @@ def predict(args: argparse.Namespace) -> int:
     names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
     options = {name: getattr(args, name) for name in names}
     results, failed = [], 0
-    form = forms.form_of(args)
     for i, video in enumerate(videos):
         bar = Bar("encoding the video" if len(videos) == 1 else f"encoding video {i + 1} of {len(videos)}")
         try:
@@ -141,9 +143,8 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)
     command.add_argument("--queries", metavar="FILE", help="text file with one sentence per line (-: standard input)")
     add_checkpoint(command)
-    form = command.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="print a table: one line per moment")
-    form.add_argument("--vtt", action="store_true", help="print WebVTT, which players show as chapters; one video")
+    command.add_argument("--csv", action="store_true", help="print a table: one line per moment")
+    command.add_argument("--vtt", action="store_true", help="print WebVTT, which players show as chapters; one video")
     command.add_argument("--out", metavar="FILE", help="write the result here; .json, .csv and .vtt say in which form")
     command.add_argument("--plot", metavar="FILE", help="draw the answers to a picture (.png, .pdf, .svg)")
     command.add_argument("--clip", metavar="FILE", help="cut the best moment of each answer out of its video (.mp4)")

@@ -62,6 +62,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "VIDEO"], "is what is read, and would be lost"),
         (["--clip", "VIDEO"], "is what is read, and would be lost"),
         (["--queries", "FOLDER/none.txt"], "No such file"),
+        (["--csv", "--json"], "--json and --csv are two forms of one result: choose one"),
+        (["--vtt", "--csv"], "--csv and --vtt are two forms"),
+        (["--csv", "--out", "FOLDER/a.json"], "--csv asks for another form than the name"),
         (["--queries", "SENTENCES", "--out", "SENTENCES"], "is what is read, and would be lost"),
         (["--model", "FOLDER/no/model"], "there is no model folder"),
         (["--model", "FOLDER"], "holds no config.json"),
@@ -96,6 +99,13 @@ def test_what_cannot_work_is_said_before_anything_slow(
 def test_videos_and_sentences_are_told_apart(targets, words, model, video, capsys, nothing_is_loaded) -> None:
     assert predict(*[video if target == "VIDEO" else target for target in targets], "--model", model) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [["--vtt"], ["--out", "a.vtt"]])
+def test_vtt_of_several_videos_is_refused_before_anything_slow(form, model, video, tmp_path, capsys, nothing_is_loaded):
+    (tmp_path / "b.mp4").touch()
+    assert predict(video, tmp_path / "b.mp4", QUERY, "--model", model, *form) == 2
+    assert "WebVTT belongs to one video" in capsys.readouterr().err
 
 
 def test_text_json_csv_and_vtt(model, video, tmp_path, capsys) -> None:

@@ -46,7 +46,13 @@ FOLDERS = {
     "export": "export IN/model --out",
     "export of a data set": "dataset export tacos --data-dir IN --out",
 }
-SUFFIXES = {"predict --plot": ".png", "evaluate": ".png", "predict --clip": ".mp4", "predict --csv": ".csv"}
+SUFFIXES = {
+    "predict --plot": ".png",
+    "evaluate": ".png",
+    "predict --clip": ".mp4",
+    "predict --csv": ".csv",
+    "predict --vtt": ".vtt",
+}
 
 
 @pytest.fixture(scope="module")
