@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,7 +59,10 @@ class IndexReport:
 
     Attributes:
         videos: Videos in the index now.
-        encoded, kept, removed: Videos encoded in this run, there already, and dropped since their file is gone.
+        encoded: Videos encoded in this run.
+        kept: Videos whose content was there already, copies included.
+        renamed: Videos whose content was there under a name that is gone.
+        removed: Videos dropped since their file is gone.
         failed: Files that could not be encoded, with the reason.
         clips: Clips of all videos in the index.
         bytes: Size of the index on disk.
@@ -68,6 +72,7 @@ class IndexReport:
     videos: int = 0
     encoded: int = 0
     kept: int = 0
+    renamed: int = 0
     removed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     clips: int = 0
@@ -81,7 +86,8 @@ class IndexReport:
     def __str__(self) -> str:
         lines = [
             f"{self.videos} videos, {self.clips} clips, {self.bytes / 1e6:.1f} MB: {self.encoded} encoded in "
-            f"{self.seconds:.1f} s, {self.kept} kept, {self.removed} removed, {len(self.failed)} failed"
+            f"{self.seconds:.1f} s, {self.kept} kept, {self.renamed} renamed, {self.removed} removed, "
+            f"{len(self.failed)} failed"
         ]
         return "\n".join([*lines, *(f"  {path}: {reason}" for path, reason in sorted(self.failed.items()))])
 
@@ -196,20 +202,25 @@ class VideoIndex:
                 else:
                     todo.append(name)
             report.kept = len(fresh)
-            report.removed = sum("key" in entry for name, entry in catalog.items() if name not in found)
+            gone = Counter(entry["key"] for name, entry in catalog.items() if "key" in entry and name not in found)
             durations = {entry["key"]: entry["duration_s"] for entry in catalog.values() if "key" in entry}
             with open(self.directory / CATALOG, "a", encoding="utf-8") as journal:
                 for done, name in enumerate(todo):
                     if progress is not None:
                         progress(name, done, len(todo))
-                    entry = self._encode(root / name, found[name], writer, durations)
+                    entry, encoded = self._encode(root / name, found[name], writer, durations)
                     journal.write(json.dumps({"path": name, **entry}) + "\n")
                     journal.flush()
                     if "error" in entry:
                         report.failed[name] = entry["error"]
-                    else:
-                        fresh[name] = entry
-                        report.encoded += 1
+                        continue
+                    fresh[name] = entry
+                    renamed = not encoded and name not in catalog and gone[entry["key"]] > 0
+                    gone[entry["key"]] -= renamed
+                    report.encoded += encoded
+                    report.renamed += renamed
+                    report.kept += not (encoded or renamed)
+            report.removed = gone.total()
             if progress is not None and todo:
                 progress("", len(todo), len(todo))
             writer.finish()
@@ -251,8 +262,9 @@ class VideoIndex:
 
     def _encode(
         self, path: Path, stat: os.stat_result, writer: FeatureWriter, durations: dict[str, float]
-    ) -> dict[str, Any]:
-        """The catalogue's entry of a file, whose features are in the store afterwards; or why there are none."""
+    ) -> tuple[dict[str, Any], bool]:
+        """The catalogue's entry of a file, whose features are in the store afterwards, or why there are none; and
+        whether it was encoded, since its content was not known."""
         entry: dict[str, Any] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         video = None
         try:
@@ -260,15 +272,15 @@ class VideoIndex:
             if key not in writer.videos or key not in durations:
                 video = self.pipe.encode_video(path)
         except (ValueError, OSError) as error:
-            return {**entry, "error": " ".join(str(error).split())}
+            return {**entry, "error": " ".join(str(error).split())}, False
         if video is not None:
             if key not in writer.videos:
                 try:
                     writer.add_video(key, video.features)
                 except ValueError as error:  # not OSError: a full disk is no fault of the video
-                    return {**entry, "error": " ".join(str(error).split())}
+                    return {**entry, "error": " ".join(str(error).split())}, False
             durations[key] = video.duration_s
-        return {**entry, "key": key, "duration_s": durations[key]}
+        return {**entry, "key": key, "duration_s": durations[key]}, video is not None
 
     def _compact(self, used: set[str]) -> None:
         """Copies the features in use to a new store when most of the old one is of no use."""

@@ -92,8 +92,17 @@ def test_only_what_changed_is_encoded_and_what_is_gone_drops_out(pipe, folder, t
     os.utime(folder / "film 2.mp4", (1, 1))
     report = index.update(folder)
     assert pipe.encoded == [], "content decides, not names and times"
-    assert (report.videos, report.removed) == (5, 1)
+    assert (report.videos, report.encoded, report.kept, report.renamed, report.removed) == (5, 0, 4, 1, 0)
+    assert " 0 encoded in " in str(report)
+    assert " 4 kept, 1 renamed, 0 removed" in str(report)
     assert "renamed.mp4" in index.videos
+
+    shutil.copy(folder / "renamed.mp4", folder / "copy.mp4")
+    report = index.update(folder)
+    assert (report.videos, report.encoded, report.kept, report.renamed, report.removed) == (6, 0, 6, 0, 0)
+    (folder / "copy.mp4").unlink()
+    report = index.update(folder)
+    assert (report.videos, report.encoded, report.kept, report.renamed, report.removed) == (5, 0, 5, 0, 1)
 
     (folder / "sub" / "film 1.mp4").unlink()
     make_video(folder / "film 2.mp4", 6.0, seed=9)
