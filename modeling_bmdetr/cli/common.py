@@ -19,7 +19,25 @@ REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, as that of every other fault."""
+    """A parser whose complaint is one line, as that of every other fault.
+
+    Args:
+        further: Name of the list that takes words after options too, such as the sentences of `predict`; argparse ends
+            a list at the first option.
+    """
+
+    def __init__(self, *args: Any, further: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.further = further
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        before = rest[: rest.index("--")] if "--" in rest else rest  # all that follows `--` are words
+        if rest and (self.further is None or any(word.startswith("-") for word in before)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if self.further is not None:
+            getattr(found, self.further).extend([*before, *rest[len(before) + 1 :]])
+        return found, []
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: {printable(message)} (see `{self.prog} --help`)\n")
@@ -33,9 +51,16 @@ class Commands:
             dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
         )
 
-    def add(self, name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        """Adds a subcommand and returns its parser; `text` says in one line what the command does."""
-        command = self.subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def add(
+        self, name: str, function: Callable[[argparse.Namespace], int], text: str, **options: Any
+    ) -> argparse.ArgumentParser:
+        """Adds a subcommand and returns its parser, an [`OneLineParser`] with `options`.
+
+        Args:
+            text: One line that says what the command does.
+        """
+        description = text[0].upper() + text[1:] + "."
+        command = self.subparsers.add_parser(name, help=text, description=description, **options)
         command.set_defaults(function=function)
         command.add_argument("--json", action="store_true", help="print the result as JSON")
         command.add_argument("--quiet", action="store_true", help="no progress bars and no warnings")
@@ -44,8 +69,8 @@ class Commands:
 
 def add_plugins(command: argparse.ArgumentParser) -> None:
     """Declares `--import`: modules that register encoders and losses, imported by `main` before the command runs."""
-    plugins = "modules that register further encoders or losses, imported first"
-    command.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=plugins)
+    plugins = "a module that registers further encoders or losses, imported first; may be given several times"
+    command.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help=plugins)
 
 
 def add_checkpoint(command: argparse.ArgumentParser, default: str | None = None) -> None:

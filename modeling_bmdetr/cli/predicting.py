@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..packages_bmdetr import needed_module
 from . import answers as forms
 from .common import (
     PICTURE_SUFFIXES,
@@ -37,7 +38,9 @@ def predict(args: argparse.Namespace) -> int:
     for target in (args.out, *plots, *clips):
         check_output(target, read=(*videos, args.queries))
     if plots:
-        import matplotlib  # noqa: F401  (found missing before the video is encoded)
+        from ..visualization import NO_MATPLOTLIB
+
+        needed_module("matplotlib", NO_MATPLOTLIB)  # before the video is encoded
     pipe = load_pipeline(args)
     names = ("top_k", "score_threshold", "nms_threshold", "min_presence")
     options = {name: getattr(args, name) for name in names}
@@ -138,7 +141,8 @@ def _draw_and_cut(
 
 
 def add_commands(commands: Commands) -> None:
-    command = commands.add("predict", predict, "find the moments that sentences describe in videos")
+    what = "find the moments that sentences describe in videos"
+    command = commands.add("predict", predict, what, further="video_or_query")
     wanted = "one or more video files, then one or more sentences, each in quotes"
     command.add_argument("video_or_query", nargs="+", metavar="VIDEO... QUERY", help=wanted)
     command.add_argument("--queries", metavar="FILE", help="text file with one sentence per line (-: standard input)")

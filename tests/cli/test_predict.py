@@ -184,6 +184,17 @@ def test_several_videos_at_once(model, video, tmp_path, capsys) -> None:
     assert predict(broken, QUERY, *options) == 2
 
 
+def test_sentences_may_stand_after_options_too(model, video, capsys) -> None:
+    before, after = [QUERY, "-a b"], ["--model", model, "--json", "--quiet"]
+    assert predict(video, *after, "--", *before) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert predict(video, *after, QUERY, "--top-k", "3", "a dog barks") == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0] == answers[0]
+    assert [answer["query"] for answer in answers] == before
+    assert predict(video, *after, QUERY, "--topics") == 2
+    assert capsys.readouterr().err.startswith("bmdetr predict: unrecognized arguments:")
+
+
 def test_queries_from_a_file(model, video, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "queries.txt").write_bytes("\ufeffa dog\n\n  a cat \n".encode())
     assert predict(video, "a bird", "--queries", tmp_path / "queries.txt", "--model", model, "--json", "--quiet") == 0
