@@ -67,8 +67,8 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("rows", help="JSONL file of canonical rows of one split")
     command.add_argument("--out", required=True, help="JSONL file to write, with neg_query_ids")
-    encoder = "minilm"
-    command.add_argument("--encoder", default=encoder, help="sentence-transformers model or folder, or hashed-words (minilm)")
+    models = "sentence-transformers model, by name or folder, or hashed-words (minilm)"
+    command.add_argument("--encoder", default="minilm", help=models)
     command.add_argument("--iou-threshold", type=share, default=0.5, help="negatives overlap the moments by less (0.5)")
     similarity = command.add_mutually_exclusive_group()
     below = "and their sentences have a cosine below (0.75)"
