@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,12 +191,14 @@ def _extract(
     changed = [vid for vid, digest in contents.items() if known.get(vid, digest) != digest]
     if changed:
         logger.warning(f"the files of {len(changed)} videos have changed, such as '{changed[0]}': encoding anew")
-        shutil.rmtree(store)
+        for file in {*store.iterdir()} - {record}:  # which tells the next run to go on, should this one be stopped here
+            file.unlink()
         known = {}
     video = contract.video_encoders if contract else data.video_encoders
     text = contract.text_encoder if contract else data.text_encoder
     if not video or not text:
         raise ValueError(f"the checkpoint '{data.checkpoint}' names no encoders, so that it cannot encode videos")
+    write_json(record, {**known, **contents})  # first: a stopped run leaves features, too
     extracted = extract_features(
         rows,
         data.videos,
@@ -209,7 +210,6 @@ def _extract(
         encoder_options={"device": data.device} if data.device else None,
         workers=data.workers,
     )
-    write_json(record, {**known, **contents})
     if extracted.failed_queries:
         qid, reason = next(iter(extracted.failed_queries.items()))
         number = len(extracted.failed_queries)

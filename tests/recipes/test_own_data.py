@@ -1,6 +1,7 @@
 """`bmdetr train`: from a table and a folder of videos to a model, and what is said of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,25 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
     assert train(world, trained, *ENCODERS, "--resume") == 130
     assert counts == [(0, VIDEOS), (VIDEOS, 0)]
     assert record.read_text() == kept
+
+
+def test_a_video_that_is_replaced_after_a_stop_is_encoded_anew(world, monkeypatch, tmp_path):
+    videos, out = shutil.copytree(world / "videos", tmp_path / "videos"), tmp_path / "out"
+    command = ["train", str(world / "table.csv"), "--videos", str(videos), "--out", str(out), *ENCODERS]
+    monkeypatch.setattr(own_data, "choose_recipe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    extract = own_data.extract_features
+
+    def stopped(rows, *arguments, **options):
+        extract([row for row in rows if row["vid"] in ("v0", "v1")], *arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own_data, "extract_features", stopped)
+        assert main(command) == 130
+    before = FeatureStore.from_packed(out / "features").video("v0")
+    write_video(videos / "v0.mp4", DURATION_S + 4)
+    assert main(command) == 130
+    assert len(FeatureStore.from_packed(out / "features").video("v0")) > len(before)
 
 
 @pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 0), (3, 1), (64, 4)])
