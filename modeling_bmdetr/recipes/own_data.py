@@ -30,7 +30,7 @@ from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
 from ..processes import usable_processors
 from ..text_encoders_bmdetr import MINILM, minilm_folder
-from .preparation import hold_out
+from .preparation import hold_out, with_known_negatives
 from .recipe import read_recipe
 from .running import train_by_recipe
 from .verdict import add_verdict
@@ -98,6 +98,7 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     if failed:
         notes.append(f"{len(failed)} videos could not be encoded and are left out: {', '.join(sorted(failed)[:5])}")
         train_rows, val_rows = ([row for row in rows if row["vid"] not in failed] for rows in (train_rows, val_rows))
+    train_rows, val_rows = map(with_known_negatives, (train_rows, val_rows))
     for purpose, rows in (("train", train_rows), ("validate", val_rows)):
         if not any(row["relevant_windows"] for row in rows):
             raise ValueError(f"no queries with a moment are left to {purpose} on: {'; '.join(notes)}")
@@ -154,6 +155,7 @@ def with_content_qids(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
     """Rows whose `qid` follows from video and sentence, so that files that count from 1 each can share a store."""
     renamed: dict[str, str] = {}
     used: set[str] = set()
+    rows = with_known_negatives(rows)
     for row in rows:
         qid = content_qid(row)
         while qid in used:  # the same sentence about the same video, in a row of its own

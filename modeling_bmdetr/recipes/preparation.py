@@ -19,7 +19,7 @@ from ..data.features.published import count_tokens
 from ..data.features.sentences import spread
 from ..data.features.store import FeatureStore
 from ..data.rows.jsonl import read_rows, write_rows
-from ..data.rows.schema import CanonicalRow
+from ..data.rows.schema import CanonicalRow, is_labelled
 from ..data.rows.validation import validate_rows
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
@@ -133,10 +133,14 @@ def limited_rows(rows: Sequence[CanonicalRow], limit: int | None) -> list[Canoni
     """At most `limit` rows, evenly spread, whose negative queries are among them."""
     if limit is not None and limit < 1:
         raise ValueError(f"`data.limit` must be at least 1, received {limit}")
-    kept = list(rows) if limit is None else spread(rows, limit)
-    qids = {row["qid"] for row in kept}
+    return with_known_negatives(list(rows) if limit is None else spread(rows, limit))
+
+
+def with_known_negatives(rows: Sequence[CanonicalRow]) -> list[CanonicalRow]:
+    """The rows, without negative queries, and their weights, that are not among them."""
+    qids = {row["qid"] for row in rows}
     result = []
-    for row in kept:
+    for row in rows:
         if (negatives := row.get("neg_query_ids")) is not None and not qids.issuperset(negatives):
             row = row.copy()
             row["neg_query_ids"] = [qid for qid in negatives if qid in qids]
@@ -185,11 +189,16 @@ def add_negatives(recipe: Recipe, rows: RecipeRows, cache_dir: str | os.PathLike
 
 
 def with_negatives(recipe: Recipe, rows: Sequence[CanonicalRow], cache_dir: str | os.PathLike) -> list[CanonicalRow]:
-    """Rows with `neg_query_ids`, mined unless they have them already or are not asked for."""
+    """Rows with `neg_query_ids`, mined unless they have them already or are not asked for.
+
+    Rows without moments have none: what overlaps them cannot be told.
+    """
     sampling = recipe.training.get("negative_sampling", "mined")
     wanted = sampling in ("mined", "mined_only") and recipe.model.get("background_aware", True)
     if not wanted or any(row.get("neg_query_ids") is not None for row in rows):
         return list(rows)
+    if not all(map(is_labelled, rows)):
+        return [{**row, "neg_query_ids": []} for row in rows]
     return mined_rows(rows, recipe.negatives, cache_dir)
 
 

@@ -14,7 +14,7 @@ import yaml
 from recipe_worlds import CONFIGS, SMALL, make_world
 
 from modeling_bmdetr import BMDetrForMomentRetrieval
-from modeling_bmdetr.data import read_rows
+from modeling_bmdetr.data import read_rows, write_rows
 from modeling_bmdetr.recipes import load_rows, open_store, preparation, read_recipe, running, training_arguments
 from modeling_bmdetr.recipes.preparation import hold_out, limited_rows, with_negatives
 
@@ -225,6 +225,16 @@ def test_evaluation_with_negatives_has_them_mined_too(own, tmp_path):
     mined = preparation.add_negatives(recipe, rows, tmp_path)
     for part in (mined.train, mined.eval, mined.test["own/train.jsonl"]):
         assert all(len(row["neg_query_weights"]) == len(row["neg_query_ids"]) for row in part)
+
+
+def test_a_set_without_moments_is_evaluated_with_negatives_too(own, tmp_path):
+    """It has none to mine, and is predicted all the same."""
+    rows = [{**row, "relevant_windows": None} for row in read_rows("own/val.jsonl")]
+    write_rows("own/unknown.jsonl", rows)
+    more = ["data.test=own/unknown.jsonl", "training.evaluate_with_negatives=true", "training.max_steps=10"]
+    assert train.main([str(own), "--out", str(tmp_path / "out"), "--override", *SMALL, *more]) == 0
+    predictions = read_rows(tmp_path / "out" / "predictions_unknown.jsonl")
+    assert {row["qid"] for row in predictions} < {row["qid"] for row in rows}  # a limit is set
 
 
 # -------------------------------------------------------------------------------------------------------------- running

@@ -197,6 +197,7 @@ def test_absent_queries_teach_presence_and_unlabelled_ones_are_left_out(world, t
             {**row, "qid": 3 * number + 1, "query": f"An elephant sings {number}.", "relevant_windows": []},
             {**row, "qid": 3 * number + 2, "query": f"Nobody knows {number}."},
         ]
+        lines[-3]["neg_query_ids"] = [3 * number + 1, 3 * number + 2]  # the second is left out
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "out"
@@ -244,6 +245,18 @@ def test_files_that_count_their_queries_from_1_can_share_a_store():
     assert first[1]["neg_query_ids"] == [first[0]["qid"]]
     assert len({first[0]["qid"], first[1]["qid"], other[0]["qid"]}) == 3
     assert first[0]["qid"] == other[1]["qid"]  # the same sentence about the same video
+
+
+def test_negative_queries_that_are_left_out_go_with_their_weights():
+    row = {"vid": "a", "duration": 9.0, "relevant_windows": [[1, 2]]}
+    known, _ = with_content_qids(
+        [
+            {**row, "qid": "1", "query": "x", "neg_query_ids": ["9", "2"], "neg_query_weights": [0.1, 0.2]},
+            {**row, "qid": "2", "query": "y"},
+        ]
+    )
+    assert known["neg_query_weights"] == [0.2]
+    assert len(known["neg_query_ids"]) == 1
 
 
 @pytest.mark.parametrize(
