@@ -30,9 +30,9 @@ from ..files_bmdetr import replacing_file, write_json
 from ..plugins_bmdetr import imported_plugins
 from ..processes import usable_processors
 from ..text_encoders_bmdetr import MINILM, minilm_folder
-from .preparation import hold_out, with_known_negatives
-from .recipe import read_recipe
-from .running import train_by_recipe
+from .preparation import hold_out, load_rows, with_known_negatives
+from .recipe import make_recipe
+from .running import find_runs, refusal_to_overwrite, train_runs
 from .verdict import add_verdict
 
 logger = logging.get_logger(__name__)
@@ -87,8 +87,8 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
             there are too few videos to hold one out.
     """
     out = Path(data.out)
-    if (out / "result.json").is_file() and not data.resume:
-        raise ValueError(f"'{out}' holds a trained model: pass --resume to go on with it, or another --out")
+    if not data.resume and (refusal := refusal_to_overwrite(out)):
+        raise ValueError(refusal)
     train_rows, val_rows, notes = _read(data)
     contract = BMDetrConfig.from_pretrained(data.checkpoint).feature_contract if data.checkpoint else None
     longest_s = max(row["duration"] for row in (*train_rows, *val_rows))
@@ -102,15 +102,18 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     for purpose, rows in (("train", train_rows), ("validate", val_rows)):
         if not any(row["relevant_windows"] for row in rows):
             raise ValueError(f"no queries with a moment are left to {purpose} on: {'; '.join(notes)}")
-    for name, rows in (("train", train_rows), ("val", val_rows)):
-        write_rows(out / "data" / f"{name}.jsonl", rows)
-    recipe = choose_recipe(train_rows, out, clip_length, longest_s, contract, data.checkpoint)
+    sections = choose_recipe(train_rows, out, clip_length, longest_s, contract, data.checkpoint)
     if imported_plugins():
-        recipe = {"import": list(imported_plugins()), **recipe}
+        sections = {"import": list(imported_plugins()), **sections}
     path = out / "recipe.yaml"
+    recipe = make_recipe(sections, path, data.overrides)
+    files = {sections["data"]["train"]: train_rows, sections["data"]["eval"]: val_rows}
+    rows, runs = load_rows(recipe, files), find_runs(recipe, out, resume=data.resume)
+    for name, content in files.items():  # only now: a run that is refused leaves the files of the one before
+        write_rows(name, content)
     with replacing_file(path) as file:
-        file.write(_HEAD.format(path=path) + yaml.safe_dump(recipe, sort_keys=False))
-    report = train_by_recipe(read_recipe(path, data.overrides), out, resume=data.resume)
+        file.write(_HEAD.format(path=path) + yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    report = train_runs(recipe, rows, out, runs)
     return add_verdict(report, out, train_rows, val_rows, data.videos, notes)
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ from .recipe import DATA, FEATURES, HELD_OUT, Recipe
 logger = logging.get_logger(__name__)
 
 BenchmarkRows: TypeAlias = Callable[[Mapping[str, Any], str], list[CanonicalRow]]
+UnwrittenRows: TypeAlias = Mapping[str, Sequence[CanonicalRow]]
 _benchmarks: tuple[BenchmarkRows, Callable[[str], str]] | None = None
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -43,19 +45,23 @@ class RecipeRows:
     test: dict[str, list[CanonicalRow]]
 
 
-def load_rows(recipe: Recipe) -> RecipeRows:
-    """The rows that `data` names, validated. Those held out are no part of `train`."""
-    data = recipe.data
+def load_rows(recipe: Recipe, unwritten: UnwrittenRows | None = None) -> RecipeRows:
+    """The rows that `data` names, validated. Those held out are no part of `train`.
+
+    Args:
+        unwritten: rows by the name of the file that they will be written to.
+    """
+    data, load = recipe.data, partial(load_set, recipe, unwritten=unwritten)
     for role in ("train", "eval"):
         if not data.get(role):
             raise ValueError(f"`data.{role}` is missing: {DATA[role]}")
     labels_of(["eval", *tests_of(recipe)])
-    train = load_set(recipe, data["train"], limited=False)
+    train = load(data["train"], limited=False)
     if data["eval"] == HELD_OUT:
         train, evaluation = hold_out(train, data.get(HELD_OUT, 0.1))
     else:
-        evaluation = load_set(recipe, data["eval"], limited=False)
-    limit, tests = data.get("limit"), {name: load_set(recipe, name, labelled=False) for name in tests_of(recipe)}
+        evaluation = load(data["eval"], limited=False)
+    limit, tests = data.get("limit"), {name: load(name, labelled=False) for name in tests_of(recipe)}
     return RecipeRows(limited_rows(train, limit), limited_rows(evaluation, limit), tests)
 
 
@@ -79,20 +85,29 @@ def labels_of(names: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def load_set(recipe: Recipe, name: str, *, labelled: bool = True, limited: bool = True) -> list[CanonicalRow]:
+def load_set(
+    recipe: Recipe,
+    name: str,
+    *,
+    labelled: bool = True,
+    limited: bool = True,
+    unwritten: UnwrittenRows | None = None,
+) -> list[CanonicalRow]:
     """One split or file by its name; for `held_out`, the part of the training rows that is held out.
 
     Args:
         labelled: every row must have moments.
         limited: at most `data.limit` rows.
+        unwritten: as in `load_rows`.
     """
     data = recipe.data
     if name == HELD_OUT:
-        rows = hold_out(load_set(recipe, data["train"], limited=False), data.get(HELD_OUT, 0.1))[1]
+        whole = load_set(recipe, data["train"], limited=False, unwritten=unwritten)
+        rows = hold_out(whole, data.get(HELD_OUT, 0.1))[1]
     elif data.get("benchmark"):
         rows = _known_benchmarks(data["benchmark"])[0](data, name)
     else:
-        rows = list(read_rows(name))
+        rows = list((unwritten or {}).get(name) or read_rows(name))
         validate_rows(rows, require_windows=labelled, source=name).raise_for_errors()
     return limited_rows(rows, data.get("limit") if limited else None)
 

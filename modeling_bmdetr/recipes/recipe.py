@@ -118,7 +118,12 @@ def read_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe '{path}'; examples/configs holds those of the benchmarks")
-    content = _parse(path.read_text(encoding="utf-8"), str(path))
+    return make_recipe(_parse(path.read_text(encoding="utf-8"), str(path)), path, overrides)
+
+
+def make_recipe(content: Any, path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of what a file at `path` holds, or is to hold; errors as in `read_recipe`."""
+    content = dict(content) if isinstance(content, dict) else content
     imports = content.pop("import", None) or [] if isinstance(content, dict) else []
     if not isinstance(imports, list) or not all(isinstance(module, str) for module in imports):
         raise ValueError(f"`import` of '{path}' must be a list of modules, such as [my_losses], received {imports!r}")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -45,6 +45,19 @@ _SEEDS = ("training.seed", "training.data_seed")
 _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
+@dataclass
+class Progress:
+    """How far a run came before: its result if it is done, else the checkpoint to resume from, if any; or why it must
+    not go on."""
+
+    result: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    refusal: str = ""
+
+
+PlannedRun: TypeAlias = tuple[BMDetrTrainingArguments, Progress]
+
+
 def train_by_recipe(
     recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False
 ) -> dict[str, Any]:
@@ -55,23 +68,31 @@ def train_by_recipe(
         ValueError: what the recipe names does not fit, or `out` holds a run that is not to be resumed.
     """
     require_writable(out)
-    folders = {None: out} if seeds is None else {seed: out / f"seed{seed}" for seed in seeds}
-    # The first arguments start the process group; every process reads the rows, one of them mines negatives.
-    arguments = training_arguments(recipe, out)
-    say = print if arguments.process_index == 0 else lambda *_: None
     rows = load_rows(recipe)
+    return train_runs(recipe, rows, out, find_runs(recipe, out, seeds, resume))
+
+
+def find_runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False) -> list[PlannedRun]:
+    """The runs of a recipe and how far each came before; nothing is written. Errors as in `find_progress`."""
+    folders = [(out, None)] if seeds is None else [(out / f"seed{seed}", seed) for seed in seeds]
+    # The first arguments start the process group.
+    runs = [training_arguments(recipe, folder, seed) for folder, seed in folders]
+    return [(arguments, find_progress(recipe, arguments, resume)) for arguments in runs]
+
+
+def train_runs(recipe: Recipe, rows: RecipeRows, out: Path, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Trains what of these runs is not done, and returns the report of all that it writes to `out`."""
+    arguments = runs[0][0]
+    say = print if arguments.process_index == 0 else lambda *_: None
     store = open_store(recipe, rows)
-    with arguments.main_process_first(local=False, desc="mining negative queries"):
+    with arguments.main_process_first(local=False, desc="mining negative queries"):  # one process mines for all
         rows = add_negatives(recipe, rows, out)
     data = describe_data(recipe, rows)
     say(json.dumps(data, indent=2))
-    of_run = {folder: training_arguments(recipe, folder, seed) for seed, folder in folders.items()}
-    before = {folder: find_progress(recipe, arguments, resume) for folder, arguments in of_run.items()}
     results = []
-    for folder, arguments in of_run.items():
-        progress = before[folder]
+    for arguments, progress in runs:
         if progress.result is not None:
-            say(f"{folder}: done before")
+            say(f"{arguments.output_dir}: done before")
         results.append(progress.result or run(recipe, rows, store, arguments, progress.checkpoint))
     report = {
         "recipe": recipe.to_dict(),
@@ -99,46 +120,47 @@ def baselines_of(rows: RecipeRows) -> dict[str, dict[str, dict[str, float]]]:
     return {labels[name]: baseline_metrics(rows.train, sets[name]) for name in labelled}
 
 
-@dataclass
-class Progress:
-    """How far a run came before: its result if it is done, else the checkpoint to resume from, if any; and which
-    of its seeds are not those asked for."""
-
-    result: dict[str, Any] | None = None
-    checkpoint: str | None = None
-    other_seed: str = ""
-
-
 def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
     """What an earlier run left in the output folder. All processes answer alike, as the first one sees it.
 
     Raises:
         ValueError: the folder holds a run, and it is not to be resumed, or was begun with another seed.
     """
-    folder, answer = Path(str(arguments.output_dir)), [Progress()]
+    answer = [Progress()]
     if arguments.process_index == 0:
-        path = folder / "result.json"
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        answer[0] = Progress(result, last_checkpoint(folder))
-        # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
-        if resume and result and result["recipe"] != recipe_of_run(recipe, arguments):
-            answer[0].result = None
-        if resume:
-            changes = find_changes(recipe, arguments)
-            seeds = [f"{name} = {old}, not {new}" for name, (old, new) in changes.items() if name in _SEEDS]
-            answer[0].other_seed = "; ".join(seeds)
-            for name, (old, new) in () if seeds else changes.items():
-                print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
+        answer[0] = _progress_in(Path(str(arguments.output_dir)), recipe, arguments, resume)
     if arguments.world_size > 1:
         broadcast_object_list(answer)
-    if not resume and answer[0] != Progress():
-        raise ValueError(f"'{folder}' holds a run: pass --resume to go on with it, or another --out")
-    if answer[0].other_seed:
-        raise ValueError(
-            f"'{folder}' holds a run that was begun with {answer[0].other_seed}: give each seed a folder of its own, "
-            "by --seeds or another --out"
-        )
+    if answer[0].refusal:
+        raise ValueError(answer[0].refusal)
     return answer[0]
+
+
+def refusal_to_overwrite(folder: Path) -> str:
+    """Why no new run may begin in a folder: it holds one already. Nothing if it may."""
+    if not (folder / "result.json").is_file() and last_checkpoint(folder) is None:
+        return ""
+    return f"'{folder}' holds a run: pass --resume to go on with it, or another --out"
+
+
+def _progress_in(folder: Path, recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
+    refusal = refusal_to_overwrite(folder)
+    if not refusal or not resume:
+        return Progress(refusal=refusal)
+    changes = find_changes(recipe, arguments)
+    if seeds := [f"{name} = {old}, not {new}" for name, (old, new) in changes.items() if name in _SEEDS]:
+        return Progress(
+            refusal=f"'{folder}' holds a run that was begun with {'; '.join(seeds)}: give each seed a folder of its "
+            "own, by --seeds or another --out"
+        )
+    for name, (old, new) in changes.items():
+        print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
+    path = folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
+    if result and result["recipe"] != recipe_of_run(recipe, arguments):
+        result = None
+    return Progress(result, last_checkpoint(folder))
 
 
 def recipe_of_run(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, Any]:

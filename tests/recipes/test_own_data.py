@@ -84,14 +84,14 @@ def test_the_recipe_lies_beside_the_model_and_runs_again(trained, tmp_path, monk
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     import train as script
 
-    assert script.main([str(trained / "recipe.yaml"), "--out", str(tmp_path / "again"), "--override", *SMALL]) == 0
+    assert script.main([str(trained / "recipe.yaml"), "--out", str(tmp_path / "again")]) == 0  # the overrides are in it
     first, again = (json.loads((out / "result.json").read_text())["metrics"] for out in (trained, tmp_path / "again"))
     assert first == again
 
 
 def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained, monkeypatch, capsys, tmp_path):
     assert train(world, trained, *ENCODERS) == 2
-    assert "holds a trained model: pass --resume" in capsys.readouterr().err
+    assert "holds a run: pass --resume" in capsys.readouterr().err
     counts = []
     extract = own_data.extract_features
 
@@ -101,7 +101,7 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
         return report
 
     monkeypatch.setattr(own_data, "extract_features", counting)
-    monkeypatch.setattr(own_data, "train_by_recipe", lambda *_, **__: pytest.fail("not to be reached"))
+    monkeypatch.setattr(own_data, "train_runs", lambda *_, **__: pytest.fail("not to be reached"))
     monkeypatch.setattr(own_data, "choose_recipe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train(world, trained, *ENCODERS, "--resume") == 130
     record = trained / "features" / "contents.json"
@@ -110,6 +110,37 @@ def test_a_second_run_is_refused_and_features_are_kept_by_content(world, trained
     assert train(world, trained, *ENCODERS, "--resume") == 130
     assert counts == [(0, VIDEOS), (VIDEOS, 0)]
     assert record.read_text() == kept
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def unfinished(trained, world, tmp_path):
+    """A world of its own with a run that was stopped after a checkpoint in `out`."""
+    shutil.copytree(world / "videos", tmp_path / "videos")
+    shutil.copy(world / "table.csv", tmp_path)
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "result.json").unlink()
+    return tmp_path
+
+
+def test_a_run_that_is_refused_changes_nothing(unfinished, capsys):
+    before = contents(unfinished / "out")
+    (unfinished / "table.csv").write_text((unfinished / "table.csv").read_text().replace("darkens", "fades"))
+    write_video(unfinished / "videos" / "v1.mp4", DURATION_S + 4)
+    assert train(unfinished, unfinished / "out", *ENCODERS) == 2
+    assert "holds a run: pass --resume to go on with it" in capsys.readouterr().err
+    assert contents(unfinished / "out") == before
+
+
+def test_a_run_that_may_not_go_on_keeps_its_rows_and_its_recipe(unfinished, capsys):
+    before = contents(unfinished / "out")
+    override = ["--override", *SMALL, "training.seed=7"]
+    assert train(unfinished, unfinished / "out", *ENCODERS, "--resume", *override) == 2
+    assert "was begun with training.seed = 42, not 7" in capsys.readouterr().err
+    assert contents(unfinished / "out") == before
 
 
 def test_a_video_that_is_replaced_after_a_stop_is_encoded_anew(world, monkeypatch, tmp_path):
