@@ -1,4 +1,5 @@
-"""Training by recipe: reading one (`recipe.py`), what it needs (`preparation.py`), running it (`running.py`)."""
+"""Training by recipe: reading one (`recipe.py`), what it needs (`preparation.py`), how far it came before
+(`progress.py`), running it (`running.py`)."""
 
 from .preparation import RecipeRows, load_rows, load_set, open_store, register_benchmarks, training_arguments
 from .recipe import Recipe, read_recipe

@@ -31,8 +31,9 @@ from ..plugins_bmdetr import imported_plugins
 from ..processes import usable_processors
 from ..text_encoders_bmdetr import MINILM, minilm_folder
 from .preparation import hold_out, load_rows, with_known_negatives
+from .progress import find_runs, refusal_to_overwrite
 from .recipe import make_recipe
-from .running import find_runs, refusal_to_overwrite, train_runs
+from .running import train_runs
 from .verdict import add_verdict
 
 logger = logging.get_logger(__name__)
@@ -108,12 +109,13 @@ def train_own_data(data: OwnData) -> dict[str, Any]:
     path = out / "recipe.yaml"
     recipe = make_recipe(sections, path, data.overrides)
     files = {sections["data"]["train"]: train_rows, sections["data"]["eval"]: val_rows}
-    rows, runs = load_rows(recipe, files), find_runs(recipe, out, resume=data.resume)
+    sets = load_rows(recipe, files)
+    runs = find_runs(recipe, sets, out, resume=data.resume)
     for name, content in files.items():  # only now: a run that is refused leaves the files of the one before
         write_rows(name, content)
     with replacing_file(path) as file:
         file.write(_HEAD.format(path=path) + yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    report = train_runs(recipe, rows, out, runs)
+    report = train_runs(recipe, sets, out, runs)
     return add_verdict(report, out, train_rows, val_rows, data.videos, notes)
 
 

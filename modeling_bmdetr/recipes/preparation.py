@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,11 +38,13 @@ _benchmarks: tuple[BenchmarkRows, Callable[[str], str]] | None = None
 
 @dataclass(frozen=True)
 class RecipeRows:
-    """Rows by role. `test` maps a split or file to its rows."""
+    """Rows by role. `test` maps a split or file to its rows, `digests` every set to a hash of its rows as they were
+    read, before negative queries were mined."""
 
     train: list[CanonicalRow]
     eval: list[CanonicalRow]
     test: dict[str, list[CanonicalRow]]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def load_rows(recipe: Recipe, unwritten: UnwrittenRows | None = None) -> RecipeRows:
@@ -62,7 +64,14 @@ def load_rows(recipe: Recipe, unwritten: UnwrittenRows | None = None) -> RecipeR
     else:
         evaluation = load(data["eval"], limited=False)
     limit, tests = data.get("limit"), {name: load(name, labelled=False) for name in tests_of(recipe)}
-    return RecipeRows(limited_rows(train, limit), limited_rows(evaluation, limit), tests)
+    train, evaluation = limited_rows(train, limit), limited_rows(evaluation, limit)
+    sets = {"train": train, "eval": evaluation, **tests}
+    return RecipeRows(train, evaluation, tests, {name: digest_of(rows) for name, rows in sets.items()})
+
+
+def digest_of(rows: Sequence[CanonicalRow]) -> str:
+    """A hash by which it is seen that rows have changed; their order counts, that of their fields does not."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def tests_of(recipe: Recipe) -> list[str]:

@@ -4,16 +4,13 @@ import gc
 import json
 import platform
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from ..calibration_bmdetr import calibration_lines
@@ -25,7 +22,7 @@ from ..evaluation import write_jsonl
 from ..evaluation.baselines import baseline_metrics
 from ..files_bmdetr import replacing_file, require_writable, write_json
 from ..tables import markdown_table
-from ..training import BMDetrTrainer, BMDetrTrainingArguments, last_checkpoint
+from ..training import BMDetrTrainer, BMDetrTrainingArguments
 from ..training.record import count_rows, library_versions, training_record
 from .preparation import (
     RecipeRows,
@@ -35,27 +32,13 @@ from .preparation import (
     load_rows,
     open_store,
     title_of,
-    training_arguments,
 )
-from .recipe import SECTIONS, Recipe
+from .progress import PlannedRun, find_runs, recipe_of_run, write_record
+from .recipe import Recipe
 
 # Shown in the table; the report has all.
 HEADLINES = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.5", "R5@0.7", "mIoU", "mAP")
-_SEEDS = ("training.seed", "training.data_seed")
 _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-@dataclass
-class Progress:
-    """How far a run came before: its result if it is done, else the checkpoint to resume from, if any; or why it must
-    not go on."""
-
-    result: dict[str, Any] | None = None
-    checkpoint: str | None = None
-    refusal: str = ""
-
-
-PlannedRun: TypeAlias = tuple[BMDetrTrainingArguments, Progress]
 
 
 def train_by_recipe(
@@ -69,15 +52,7 @@ def train_by_recipe(
     """
     require_writable(out)
     rows = load_rows(recipe)
-    return train_runs(recipe, rows, out, find_runs(recipe, out, seeds, resume))
-
-
-def find_runs(recipe: Recipe, out: Path, seeds: Sequence[int] | None = None, resume: bool = False) -> list[PlannedRun]:
-    """The runs of a recipe and how far each came before; nothing is written. Errors as in `find_progress`."""
-    folders = [(out, None)] if seeds is None else [(out / f"seed{seed}", seed) for seed in seeds]
-    # The first arguments start the process group.
-    runs = [training_arguments(recipe, folder, seed) for folder, seed in folders]
-    return [(arguments, find_progress(recipe, arguments, resume)) for arguments in runs]
+    return train_runs(recipe, rows, out, find_runs(recipe, rows, out, seeds, resume))
 
 
 def train_runs(recipe: Recipe, rows: RecipeRows, out: Path, runs: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -120,70 +95,6 @@ def baselines_of(rows: RecipeRows) -> dict[str, dict[str, dict[str, float]]]:
     return {labels[name]: baseline_metrics(rows.train, sets[name]) for name in labelled}
 
 
-def find_progress(recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
-    """What an earlier run left in the output folder. All processes answer alike, as the first one sees it.
-
-    Raises:
-        ValueError: the folder holds a run, and it is not to be resumed, or was begun with another seed.
-    """
-    answer = [Progress()]
-    if arguments.process_index == 0:
-        answer[0] = _progress_in(Path(str(arguments.output_dir)), recipe, arguments, resume)
-    if arguments.world_size > 1:
-        broadcast_object_list(answer)
-    if answer[0].refusal:
-        raise ValueError(answer[0].refusal)
-    return answer[0]
-
-
-def refusal_to_overwrite(folder: Path) -> str:
-    """Why no new run may begin in a folder: it holds one already. Nothing if it may."""
-    if not (folder / "result.json").is_file() and last_checkpoint(folder) is None:
-        return ""
-    return f"'{folder}' holds a run: pass --resume to go on with it, or another --out"
-
-
-def _progress_in(folder: Path, recipe: Recipe, arguments: BMDetrTrainingArguments, resume: bool) -> Progress:
-    refusal = refusal_to_overwrite(folder)
-    if not refusal or not resume:
-        return Progress(refusal=refusal)
-    changes = find_changes(recipe, arguments)
-    if seeds := [f"{name} = {old}, not {new}" for name, (old, new) in changes.items() if name in _SEEDS]:
-        return Progress(
-            refusal=f"'{folder}' holds a run that was begun with {'; '.join(seeds)}: give each seed a folder of its "
-            "own, by --seeds or another --out"
-        )
-    for name, (old, new) in changes.items():
-        print(f"{folder} was begun with {name} = {old}, and goes on with {new}", file=sys.stderr)
-    path = folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    # The finished run of another recipe, such as one with fewer epochs, is not the result of this one.
-    if result and result["recipe"] != recipe_of_run(recipe, arguments):
-        result = None
-    return Progress(result, last_checkpoint(folder))
-
-
-def recipe_of_run(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, Any]:
-    """The recipe as JSON reads it back, with the seed of one run."""
-    entries = recipe.to_dict()
-    return json.loads(json.dumps({**entries, "training": {**entries["training"], "seed": arguments.seed}}))
-
-
-def find_changes(recipe: Recipe, arguments: BMDetrTrainingArguments) -> dict[str, tuple[Any, Any]]:
-    """Entries of the recipe that differ from those with which the run in the output folder was begun: then and now."""
-    path, now = Path(str(arguments.output_dir)) / "recipe.json", recipe_of_run(recipe, arguments)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
-    before["training"].setdefault("seed", now["training"]["seed"])
-    changes = {}
-    for section in SECTIONS:
-        entries = now[section]
-        for name in sorted({*entries, *before[section]}):
-            pair = (before[section].get(name, "unset"), entries.get(name, "unset"))
-            if pair[0] != pair[1]:
-                changes[f"{section}.{name}"] = pair
-    return changes
-
-
 def run(
     recipe: Recipe,
     rows: RecipeRows,
@@ -197,12 +108,12 @@ def run(
     model = build_model(recipe, store.contract)
     trainer = BMDetrTrainer(model, arguments, store=store, train_rows=rows.train, eval_rows=rows.eval)
     if is_main and checkpoint is None:
-        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+        write_record(recipe, rows, arguments)
     started = time.perf_counter()
     trainer.train(checkpoint)
     trained_s = time.perf_counter() - started
     if is_main:  # what was refused has not become the recipe of the run
-        write_json(out / "recipe.json", recipe_of_run(recipe, arguments))
+        write_record(recipe, rows, arguments)
     if rows.eval and all(map(is_labelled, rows.eval)):
         calibration = trainer.calibrate(rows.eval)
         if is_main:

@@ -143,6 +143,29 @@ def test_a_run_that_may_not_go_on_keeps_its_rows_and_its_recipe(unfinished, caps
     assert contents(unfinished / "out") == before
 
 
+@pytest.mark.parametrize(("old", "new"), [("0:15", "0:16"), ("darkens", "fades")])
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_does_not_go_on_with_other_rows(trained, unfinished, capsys, old, new, done):
+    out = unfinished / "out"
+    if done:
+        shutil.copy(trained / "result.json", out)
+    table = (unfinished / "table.csv").read_text()
+    (unfinished / "table.csv").write_text(table.replace(old, new))
+    before = {path: text for path, text in contents(out).items() if path.parent.name != "features"}
+    assert train(unfinished, out, *ENCODERS, "--resume", "--override", *SMALL) == 2
+    said = capsys.readouterr().err
+    assert "holds a run on other rows: those of train, eval have changed since" in said
+    assert "another --out to train on these" in said
+    assert before.items() <= contents(out).items()
+
+
+def test_a_run_that_does_not_know_its_rows_goes_on(unfinished):
+    """As one of an earlier version."""
+    (unfinished / "out" / "rows.json").unlink()
+    assert train(unfinished, unfinished / "out", *ENCODERS, "--resume", "--override", *SMALL) == 0
+    assert set(json.loads((unfinished / "out" / "rows.json").read_text())) == {"train", "eval"}
+
+
 def test_a_video_that_is_replaced_after_a_stop_is_encoded_anew(world, monkeypatch, tmp_path):
     videos, out = shutil.copytree(world / "videos", tmp_path / "videos"), tmp_path / "out"
     command = ["train", str(world / "table.csv"), "--videos", str(videos), "--out", str(out), *ENCODERS]
