@@ -1,11 +1,14 @@
 """Whether a model beats what needs no model, in figures, in words and in pictures."""
 
+import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..data.features.store import FeatureStore
 from ..data.features.video_files import find_video
@@ -18,11 +21,15 @@ from ..pipeline_bmdetr import MomentRetrievalPipeline
 from ..processing_bmdetr import BMDetrProcessor
 from ..tables import markdown_table
 
+logger = logging.get_logger(__name__)
+
 FEW_QUERIES = 50
 """With fewer validation queries, chance moves a share by more than ten points."""
 SAME_ANSWER = 0.05
 """Best spans that vary by less than this share of the video are one answer for every sentence."""
 PICTURES = 3
+LONGEST_NAME_BYTES = 100
+"""Of a video in the name of a file; many systems allow 255 in all, some fewer."""
 SHOWN = ("R1@0.5", "R1@0.7", "mIoU")
 
 
@@ -40,11 +47,12 @@ def add_verdict(
     baselines = report["baselines"]["eval"]
     asked = sum(bool(row["relevant_windows"]) for row in val_rows)
     verdict = judge(metrics, baselines, asked, answers_alike(predictions, val_rows), len(train_rows))
-    pictures = draw_answers(val_rows, Path(video_dir), out)
-    report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": pictures}
+    report |= {"baselines": baselines, "verdict": verdict, "notes": list(notes), "pictures": []}
     write_json(out / "report.json", report)
     with replacing_file(out / "report.md") as file:
         file.write(in_words(report, asked) + "\n")
+    report["pictures"] = draw_answers(val_rows, Path(video_dir), out)
+    write_json(out / "report.json", report)
     return report
 
 
@@ -96,7 +104,10 @@ def answers_alike(predictions: Sequence[Mapping[str, Any]], rows: Sequence[Mappi
 
 
 def draw_answers(rows: Sequence[CanonicalRow], folder: Path, out: Path) -> list[str]:
-    """Pictures of the saved model's answers about the first validation videos; none where matplotlib is missing."""
+    """Pictures of the saved model's answers about the first validation videos; none where matplotlib is missing.
+
+    One that cannot be drawn or written is left out with a warning.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from ..visualization import plot_moments
@@ -109,11 +120,23 @@ def draw_answers(rows: Sequence[CanonicalRow], folder: Path, out: Path) -> list[
         asked = [row for row in rows if row["vid"] == vid][:PICTURES]
         video = EncodedVideo(store.video(vid), asked[0]["duration"], vid)
         answers = pipe(video, [row["query"] for row in asked])
-        path = out / f"answers_{vid}.png"
+        path = out / picture_name(vid)
         truth = [row.get("relevant_windows") or [] for row in asked]
-        plot_moments(answers, find_video(asked[0], [folder]), truth, path, title=f"{vid}, not seen in training")
+        try:
+            plot_moments(answers, find_video(asked[0], [folder]), truth, path, title=f"{vid}, not seen in training")
+        except (OSError, ValueError) as error:
+            logger.warning(f"there is no picture of the answers about '{vid}': {error}")
+            continue
         pictures.append(str(path))
     return pictures
+
+
+def picture_name(vid: str) -> str:
+    """`answers_<vid>.png`; of a name that would be too long for a file, the beginning and a hash."""
+    name = os.fsencode(vid)
+    if len(name) > LONGEST_NAME_BYTES:
+        vid = f"{name[:LONGEST_NAME_BYTES].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:12]}"
+    return f"answers_{vid}.png"
 
 
 def in_words(report: Mapping[str, Any], queries: int) -> str:

@@ -14,9 +14,10 @@ from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProces
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.data import FeatureStore, read_rows
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
+from modeling_bmdetr.files_bmdetr import replacing_path
 from modeling_bmdetr.recipes import own_data
 from modeling_bmdetr.recipes.own_data import choose_recipe, with_content_qids
-from modeling_bmdetr.recipes.verdict import answers_alike, judge
+from modeling_bmdetr.recipes.verdict import answers_alike, judge, picture_name
 
 VIDEOS, DURATION_S = 6, 20.0
 SMALL = [
@@ -348,6 +349,26 @@ def test_the_verdict_is_in_words():
     lucky = judge(figures(75.0, 58.0), baselines, 4, False, 4)  # on four queries, on which the checkpoint was chosen
     assert lucky["beats_baselines"] is None
     assert lucky["words"][0].startswith("The model is ahead of the baselines, but")
+
+
+@pytest.mark.parametrize("vid", ["v0", "v" * 247, "電" * 82, "電" * 82 + "話"])
+def test_a_picture_has_a_name_that_can_be_written(vid, tmp_path):
+    with replacing_path(tmp_path / picture_name(vid)) as aside:
+        aside.touch()
+    assert (tmp_path / picture_name(vid)).is_file()
+    assert picture_name(vid).startswith(f"answers_{vid[:30]}")
+    assert picture_name(vid) != picture_name(f"{vid}x")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_verdict(unfinished, monkeypatch, caplog):
+    pytest.importorskip("matplotlib")
+    out = unfinished / "out"
+    monkeypatch.setattr("modeling_bmdetr.recipes.verdict.picture_name", lambda vid: f"nowhere/{vid}.png")
+    assert train(unfinished, out, *ENCODERS, "--resume", "--override", *SMALL) == 0
+    assert "there is no picture of the answers about 'v" in caplog.text
+    report = json.loads((out / "report.json").read_text())
+    assert report["pictures"] == []
+    assert report["verdict"]["words"][0] in (out / "report.md").read_text()
 
 
 def test_one_answer_for_every_sentence_is_noticed():
