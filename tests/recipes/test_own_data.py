@@ -13,6 +13,7 @@ from tiny_pretrained import IMAGE_MODELS, write_model
 from modeling_bmdetr import BMDetrConfig, BMDetrForMomentRetrieval, BMDetrProcessor
 from modeling_bmdetr.cli import main
 from modeling_bmdetr.data import FeatureStore, read_rows
+from modeling_bmdetr.data.rows.importers import ImportOptions
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
 from modeling_bmdetr.files_bmdetr import replacing_path
 from modeling_bmdetr.recipes import own_data
@@ -289,6 +290,35 @@ def test_a_single_video_cannot_be_held_out(world, tmp_path, capsys):
     assert main([*arguments, *ENCODERS]) == 2
     assert "at least two videos are needed, one to hold out, received 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_annotations_are_read_with_every_option_of_import(world, tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        own_data, "train_own_data", lambda data: given.append(data.options) or {"verdict": {"words": []}}
+    )
+    words = (
+        "--format table --columns query=Text --header 2 --times frames --decimal , --delimiter ; --encoding latin-1 "
+    )
+    words += "--sheet A --fps 25 --video v --tier x --tier y --attribute z --past-end clip"
+    assert train(world, tmp_path / "out", *ENCODERS, *words.split()) == 0
+    assert given == [
+        ImportOptions(
+            "table", {"query": "Text"}, 2, "frames", ",", ";", "latin-1", "A", 25.0, "v", ["x", "y"], "z", "clip"
+        )
+    ]
+    assert train(world, tmp_path / "out", *ENCODERS) == 0
+    assert given[1] == ImportOptions()
+
+
+def test_a_table_with_decimal_commas_is_read_as_the_error_says(world, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text("video;start;end;sentence\nv0.mp4;1,5;4,5;It gets brighter.\n")
+    command = ["train", str(table), "--videos", str(world / "videos"), "--out", str(tmp_path / "out"), *ENCODERS]
+    assert main(command) == 2
+    assert "--decimal ," in capsys.readouterr().err
+    assert main([*command, "--decimal", ","]) == 2
+    assert "at least two videos are needed" in capsys.readouterr().err  # it was read
 
 
 def test_files_that_count_their_queries_from_1_can_share_a_store():
