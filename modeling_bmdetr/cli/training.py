@@ -1,16 +1,17 @@
 """Training on own data: `train`."""
 
 import argparse
-from dataclasses import fields
+import contextlib
+import sys
+from pathlib import Path
 
 from ..files_bmdetr import require_writable
-from .common import Commands, check_device, check_folder, show
+from .common import Commands, check_device, check_folder, check_not_read, show
 from .features import add_encoding
 
 
 def train(args: argparse.Namespace) -> int:
-    from ..data.rows.importers import ImportOptions
-    from ..data.rows.importers.command import columns_of
+    from ..data.rows.importers.command import options_of
     from ..recipes.own_data import DEFAULT_ENCODER, OwnData, train_own_data
 
     if args.checkpoint and (args.video_encoder or args.text_encoder or args.clip_length):
@@ -19,22 +20,27 @@ def train(args: argparse.Namespace) -> int:
     check_folder(args.videos)
     check_device(args.device)
     require_writable(args.out)
-    reading = {field.name: getattr(args, field.name) for field in fields(ImportOptions)}
+    for name in ("train", "val"):
+        check_not_read(Path(args.out, "data", f"{name}.jsonl"), (args.rows, args.val))
     as_given = ("rows", "videos", "out", "val", "checkpoint", "clip_length", "workers", "device", "resume")
     data = OwnData(
         **{name: getattr(args, name) for name in as_given},
         video_encoders=tuple(args.video_encoder or (DEFAULT_ENCODER,)),
         text_encoder=args.text_encoder or DEFAULT_ENCODER,
         overrides=args.override,
-        options=ImportOptions(**{**reading, "columns": columns_of(args.columns)}),
+        options=options_of(args),
     )
-    report = train_own_data(data)
+    # What the Trainer prints on its way is no result.
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        report = train_own_data(data)
     words = "\n".join(report["verdict"]["words"])
     show(args, report, f"\n{words}\nmodel: {args.out}/model   report: {args.out}/report.md")
     return 0
 
 
 def add_commands(commands: Commands) -> None:
+    from ..data.rows.importers.command import add_reading
+
     command = commands.add("train", train, "train a model on your own annotations and videos")
     command.add_argument("rows", help="annotations: JSONL rows, or any file that `bmdetr import` reads")
     command.add_argument("--out", required=True, help="folder for model, report, recipe and features")
@@ -45,16 +51,3 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--override", nargs="+", action="extend", default=[], metavar="ENTRY=VALUE", help=overrides)
     add_reading(command)
     command.add_argument("--resume", action="store_true", help="go on where an earlier run stopped")
-
-
-def add_reading(command: argparse.ArgumentParser) -> None:
-    """Declares how annotations are read, as `bmdetr import` does: its arguments that are options of reading."""
-    from ..data.rows.importers import ImportOptions
-    from ..data.rows.importers.command import add_arguments
-
-    options = {field.name for field in fields(ImportOptions)}
-    importing = argparse.ArgumentParser(add_help=False)
-    add_arguments(importing)
-    for action in importing._actions:
-        if action.dest in options:
-            command._add_action(action)

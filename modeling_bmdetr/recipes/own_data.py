@@ -146,6 +146,7 @@ def _read(data: OwnData) -> tuple[list[CanonicalRow], list[CanonicalRow], list[s
         shared = {row["vid"] for row in labelled} & {row["vid"] for row in val_rows}
         if shared:
             notes.append(f"{len(shared)} videos are in both files, so that the figures flatter the model")
+            logger.warning(notes[-1])
         return with_content_qids(labelled), with_content_qids(val_rows), notes
     videos = len({row["vid"] for row in labelled})
     if videos < 2:

@@ -137,6 +137,15 @@ def test_a_run_that_is_refused_changes_nothing(unfinished, capsys):
     assert contents(unfinished / "out") == before
 
 
+def test_what_is_read_is_not_written_over(trained, world, capsys):
+    rows = trained / "data" / "train.jsonl"
+    command = ["train", str(rows), "--videos", str(world / "videos"), "--out", str(trained), "--resume"]
+    before = rows.read_bytes()
+    assert main(command) == 2
+    assert "train.jsonl' is what is read, and would be lost" in capsys.readouterr().err
+    assert rows.read_bytes() == before
+
+
 def test_a_run_that_may_not_go_on_keeps_its_rows_and_its_recipe(unfinished, capsys):
     before = contents(unfinished / "out")
     override = ["--override", *SMALL, "training.seed=7"]
@@ -194,9 +203,17 @@ def test_a_recipe_leaves_processors_to_the_training_itself(processors, workers, 
     assert recipe["training"]["dataloader_num_workers"] == workers
 
 
-def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys):
+def test_a_checkpoint_is_trained_further(trained, world, tmp_path, capsys, package_log):
     source = str(trained / "model")
-    assert train(world, tmp_path / "on", "--from", source, "--override", "training.num_train_epochs=1") == 0
+    few = world / "few.csv"
+    few.write_text("\n".join((world / "table.csv").read_text().splitlines()[:3]) + "\n")
+    more = ["--val", str(few), "--json", "--override", "training.num_train_epochs=1"]
+    capsys.readouterr()
+    assert train(world, tmp_path / "on", "--from", source, *more) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads((tmp_path / "on" / "report.json").read_text())
+    assert "eval_MR-full-mAP" in shown.err  # what the Trainer tells
+    assert "1 videos are in both files, so that the figures flatter the model" in package_log.text
     recipe = yaml.safe_load((tmp_path / "on" / "recipe.yaml").read_text())
     assert recipe["model"] == {"checkpoint": source}
     before, after = (BMDetrForMomentRetrieval.from_pretrained(path) for path in (source, tmp_path / "on" / "model"))

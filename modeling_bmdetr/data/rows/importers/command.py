@@ -17,11 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".csv .tsv .xlsx .json .eaf .vtt .srt .jsonl")
     parser.add_argument("--out", required=True, help="JSONL file of canonical rows to write")
     parser.add_argument("--videos", help="folder of the videos, for durations and frame rates that the files lack")
-    parser.add_argument("--format", choices=FORMATS, help="of the files (told from name and content)")
     add_reading(parser)
-    parser.add_argument(
-        "--header", type=int, metavar="LINE", help="tables: line of the column names, 0 for none (first)"
-    )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that reads annotations of any format; `options_of` reads them."""
+    parser.add_argument("--format", choices=FORMATS, help="of the files (told from name and content)")
+    columns = f"tables: what a column is, by name or number, for {', '.join(ROLES)} (guessed from their names)"
+    parser.add_argument("--columns", nargs="+", default=[], metavar="ROLE=NAME", help=columns)
+    parser.add_argument("--fps", type=float, help="frames per second that frame numbers count (file, then video)")
+    past_end = "a moment that ends more than 1 s after its video (error)"
+    parser.add_argument("--past-end", choices=["error", "clip", "keep"], default="error", help=past_end)
+    header = "tables: line of the column names, 0 for none (first)"
+    parser.add_argument("--header", type=int, metavar="LINE", help=header)
     units = "tables: unit of start and end; seconds include 1:05 and 00:01:05,500 (told from the names, else seconds)"
     parser.add_argument("--times", choices=["seconds", "milliseconds", "frames"], help=units)
     parser.add_argument("--decimal", choices=[".", ","], default=".", help="tables: decimal mark (.)")
@@ -33,13 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attribute", help="VIA: the attribute that holds the sentence")
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every command that reads annotations of any format."""
-    columns = f"tables: what a column is, by name or number, for {', '.join(ROLES)} (guessed from their names)"
-    parser.add_argument("--columns", nargs="+", default=[], metavar="ROLE=NAME", help=columns)
-    parser.add_argument("--fps", type=float, help="frames per second that frame numbers count (file, then video)")
-    past_end = "a moment that ends more than 1 s after its video (error)"
-    parser.add_argument("--past-end", choices=["error", "clip", "keep"], default="error", help=past_end)
+def options_of(args: argparse.Namespace) -> ImportOptions:
+    """What the arguments of `add_reading` say."""
+    given = {field.name: getattr(args, field.name) for field in fields(ImportOptions)}
+    return ImportOptions(**{**given, "columns": columns_of(args.columns)})
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -48,9 +53,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError, OSError, ImportError: see `import_annotations`.
     """
-    chosen = {field.name: getattr(args, field.name) for field in fields(ImportOptions) if field.name != "columns"}
-    options = ImportOptions(columns=columns_of(args.columns), **chosen)
-    rows, report = import_annotations(args.files, args.videos, options)
+    rows, report = import_annotations(args.files, args.videos, options_of(args))
     write_rows(args.out, rows)
     return {"out": args.out, **report.to_dict()}, f"{report}\nwritten to '{args.out}'"
 
