@@ -1,5 +1,6 @@
 """Fits a [`Calibration`] on validation rows, with scikit-learn."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import CONFIG_NAME, logging
 
 from .calibration_bmdetr import CERTAIN, MIN_ROWS, Calibration, calibration_lines, weights_fingerprint
+from .cards import renew_calibration
 from .contract_bmdetr import FeatureContract
 from .data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from .data.batches.examples import MomentRetrievalDataset
@@ -51,8 +53,8 @@ def calibrate_folder(
 ) -> tuple[Calibration, list[str]]:
     """Fits a calibration, puts it into the model's configuration and saves the checkpoint into `out`.
 
-    A model card and a processor in the folder stay as they are. A checkpoint of which nothing can be calibrated is left
-    as it was.
+    A model card in the folder stays as it is but for what it says of the calibration, and so does a processor. A
+    checkpoint of which nothing can be calibrated is left as it was.
 
     Args:
         model, rows, store, seed: As in `fit_calibration`.
@@ -67,6 +69,7 @@ def calibrate_folder(
         ValueError: as `fit_calibration`, or `out` holds a checkpoint with other weights.
     """
     _require_no_other_model(out, model)
+    before = copy.deepcopy(model.config)
     model.config.calibration = None
     rows = checked_rows(rows, "rows", model.config.feature_contract)
     calibration = fit_calibration(model, rows, store, seed=seed)
@@ -80,6 +83,7 @@ def calibrate_folder(
             f"calibration error of the best span's score: {error[0]:.3f} before, {error[1]:.3f} on held-out halves"
         )
     model.config.calibration = calibration.to_dict()
+    renew_calibration(out, before, model)  # first: run again after a stop, it finds what it has to replace
     if processor is not None and not (Path(out) / CONFIG_NAME).is_file():
         processor.save_pretrained(out)
     model.save_pretrained(out)

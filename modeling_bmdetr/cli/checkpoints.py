@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ def calibrate(args: argparse.Namespace) -> int:
 
     from .. import BMDetrForMomentRetrieval, BMDetrProcessor
     from ..calibrating import calibrate_folder
-    from ..cards import renew_calibration
     from ..data import FeatureStore, read_rows
 
     with model_errors(args.checkpoint):
@@ -56,9 +54,8 @@ def calibrate(args: argparse.Namespace) -> int:
     with contextlib.suppress(OSError):  # one made anew, then
         processor = BMDetrProcessor.from_pretrained(args.checkpoint, revision=args.revision)
     rows, store = read_rows(args.rows), FeatureStore.from_packed(args.features)
-    out, before = args.out or args.checkpoint, copy.deepcopy(model.config)
+    out = args.out or args.checkpoint
     calibration, lines = calibrate_folder(model, rows, store, out, seed=args.seed, processor=processor)
-    renew_calibration(out, before, model)
     show(args, calibration.to_dict(), "\n".join(lines))
     return 0 if calibration.score is not None else 1
 

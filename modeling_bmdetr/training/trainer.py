@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction
+from transformers import EvalPrediction, IntervalStrategy
 from transformers.utils import logging
 
 from ..calibrating import fit_calibration, rows_read
@@ -103,8 +103,9 @@ class BMDetrTrainer(PublishingTrainer):
         elif eval_rows is not None:
             eval_rows = checked_rows(eval_rows, "eval_rows", contract)
         if eval_rows is None and args.eval_strategy != "no":
+            when = IntervalStrategy(args.eval_strategy).value
             raise ValueError(
-                f"`eval_strategy` is '{args.eval_strategy.value}', which needs `eval_rows`: pass them, or "
+                f"`eval_strategy` is '{when}', which needs `eval_rows`: pass them, or "
                 "BMDetrTrainingArguments(eval_strategy='no', load_best_model_at_end=False)"
             )
         for rows in eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows]:
