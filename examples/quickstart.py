@@ -65,6 +65,8 @@ def main() -> None:
     sizes = parser.add_argument("--videos", type=int, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="videos rendered")
     sizes.default = list(NUM_VIDEOS.values())
     args = parser.parse_args()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # several wait for each other at every step, and for long where a core is busy
     stages, workers = Stages(), min(4, os.cpu_count() or 1)
     transformers.set_seed(args.seed)
 
@@ -283,6 +285,4 @@ def print_summary(result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # several wait for each other at every step, and for long where a core is busy
     main()
