@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 
@@ -30,6 +31,7 @@ from modeling_bmdetr.calibration_bmdetr import calibration_lines
 from modeling_bmdetr.data import FeatureStore, extract_features, mine_negative_queries
 from modeling_bmdetr.evaluation import evaluate_submission, format_metrics, submission_reliability
 from modeling_bmdetr.evaluation.baselines import best_fixed_span, whole_video
+from modeling_bmdetr.processes import usable_processors
 from modeling_bmdetr.text_encoders_bmdetr import MINILM, WORDS_PREFIX, minilm_folder
 from modeling_bmdetr.visualization import plot_moments, plot_reliability
 
@@ -126,8 +128,8 @@ def main() -> None:
         metric_for_best_model="MR-full-mAP",  # of a few hundred queries, less a matter of luck than a recall
         use_cpu=True,
     )
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(fastest_threads())
+    if "OMP_NUM_THREADS" not in os.environ and idle_processors() > 1.7:
+        torch.set_num_threads(2)  # where another program wants one of them, both wait at every step, and for long
     with stages("train", f"training on {len(train_rows)} queries, {torch.get_num_threads()} threads"):
         shutil.rmtree(args.out / "checkpoints", ignore_errors=True)
         trainer = bmdetr.BMDetrTrainer(
@@ -206,23 +208,9 @@ def main() -> None:
     sys.exit(0 if all(result["checks"].values()) else 1)
 
 
-def fastest_threads() -> int:
-    """One thread, or two where they make products of the size of an update's at least a quarter faster.
-
-    Where another program wants the core of one of them, both wait at every step, and for long (docs/benchmarks.md).
-    """
-    rows, weights = torch.ones(2048, 128), torch.ones(128, 256)
-
-    def seconds(threads: int) -> float:
-        torch.set_num_threads(threads)
-        torch.mm(rows, weights)
-        started = time.perf_counter()
-        for _ in range(50):
-            torch.mm(rows, weights)
-        return time.perf_counter() - started
-
-    seconds(2)  # starts the threads
-    return 2 if 1.25 * seconds(2) < seconds(1) else 1
+def idle_processors() -> float:
+    """How many of the processors that this process may use were idle in the last second, in which it waits."""
+    return psutil.cpu_times_percent(interval=1).idle / 100 * usable_processors()
 
 
 def default_text_encoder() -> str:
