@@ -74,7 +74,10 @@ def main() -> None:
 
     with stages("render", "rendering videos"):
         num_videos = dict(zip(NUM_VIDEOS, args.videos, strict=True))
-        with_absent = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers, absent=True)
+        try:
+            with_absent = render_moving_shapes(args.out / "videos", args.seed, num_videos, workers=workers, absent=True)
+        except ValueError as error:  # features and model there are of those videos, too
+            sys.exit(f"{error}\nThat is: give another --out, or delete '{args.out}'.")
     splits = {split: [row for row in rows if row["relevant_windows"]] for split, rows in with_absent.items()}
     free_rows = [{**row, "qid": row["qid"] + FREE_TEXT} for row in paraphrase_rows(splits["test"], args.seed, "test")]
     everything = [row for rows in (*with_absent.values(), free_rows) for row in rows]
