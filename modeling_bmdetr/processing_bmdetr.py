@@ -144,7 +144,7 @@ class BMDetrProcessor(ProcessorMixin):
         if "feature_contract" not in values:  # transformers reads a file that is not there as one without settings
             raise OSError(
                 f"'{pretrained_model_name_or_path}' has no {PROCESSOR_FILE} with a feature contract: build the "
-                "processor with BMDetrProcessor(model.config)"
+                "processor with BMDetrProcessor(model.config), and save it there"
             )
         return values, rest
 
