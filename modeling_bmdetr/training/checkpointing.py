@@ -156,6 +156,10 @@ class CheckpointingTrainer(Trainer, ABC):
         best = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
         if best.is_dir():
             state.best_model_checkpoint = str(best)
+        newest = last_checkpoint(str(self.args.output_dir))
+        if self.args.should_save and newest is not None and Path(newest).samefile(checkpoint):
+            # A process that died right after its last checkpoint left one too many.
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, state.best_model_checkpoint)
         return (num_epochs, 0) if state.global_step >= max_steps else done
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

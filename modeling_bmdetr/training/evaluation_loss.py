@@ -27,13 +27,20 @@ class EvaluationLoss:
         self.criterion = criterion
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
 
-    def add(self, terms: Mapping[str, Tensor], batch: Mapping[str, Tensor], num_queries: int) -> None:
-        """Adds the terms of a batch, as the criterion returned them."""
+    def add(
+        self, terms: Mapping[str, Tensor], batch: Mapping[str, Tensor], num_queries: int, counted: bool = True
+    ) -> None:
+        """Adds the terms of a batch, as the criterion returned them.
+
+        Args:
+            counted: False adds nothing, but the process knows the terms that all sum up together.
+        """
         counts = count_targets(batch, num_queries)[0].double()
         for name, term in self.criterion.terms.items():
             if name in terms and term.per in COUNTS:
                 number = counts[COUNTS.index(term.per)]
-                self.sums[name] = self.sums[name] + torch.stack((terms[name].double().cpu() * number, number))
+                share = torch.stack((terms[name].double().cpu() * number, number))
+                self.sums[name] = self.sums[name] + (share if counted else torch.zeros(2, dtype=torch.float64))
 
     def value(self, reduce: Callable[[Tensor], Any]) -> float:
         """The loss over all that was added, on all processes.

@@ -399,14 +399,13 @@ class BMDetrTrainer(PublishingTrainer):
         """Adds the terms of a batch, without those of rows that were repeated to give every process as many."""
         assert self._evaluation_loss is not None
         state, size = self.accelerator.gradient_state, len(inputs["row_index"])
+        number = size
         if num_processes() > 1 and state.end_of_dataloader and state.remainder > 0:  # as gather_for_metrics has it
             number = min(size, max(0, state.remainder - self.args.process_index * size))
             # All processes ask the model once more, since it may be divided among them.
             inputs = {name: value[: number or size] for name, value in inputs.items()}
             terms = self.compute_loss(model, inputs, return_outputs=True)[1]["loss_dict"]
-            if not number:
-                return
-        self._evaluation_loss.add(terms, inputs, self.config.num_queries)
+        self._evaluation_loss.add(terms, inputs, self.config.num_queries, counted=number > 0)
 
     def moment_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of [`evaluate_submission`], the mean of p inside and outside the moments (Table 9), and others."""

@@ -143,6 +143,16 @@ def test_a_finished_run_is_not_trained_further(short_run, tmp_path):
     assert_same_outcome(outcome(trainer), expected)
 
 
+def test_what_a_process_left_that_died_before_it_tidied_up_goes(short_run, tmp_path):
+    short_run(tmp_path / "run")
+    shutil.copytree(tmp_path / "run" / "checkpoint-5", tmp_path / "run" / "checkpoint-3")
+    older = make_short_run(tmp_path / "run", max_steps=5)
+    older.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))  # not the newest: all stay
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    make_short_run(tmp_path / "run").train(resume_from_checkpoint=True)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-10"]
+
+
 def test_the_best_checkpoint_is_found_where_the_run_is_now(short_run, tmp_path):
     """The path in the trainer's state is that of the folder in which the run was begun."""
     short_run(tmp_path / "moved")
