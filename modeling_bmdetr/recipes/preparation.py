@@ -23,7 +23,6 @@ from ..data.rows.jsonl import read_rows, write_rows
 from ..data.rows.schema import CanonicalRow, is_labelled
 from ..data.rows.validation import validate_rows
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
-from ..text_encoders_bmdetr import MINILM, MINILM_ON_HUB, minilm_folder
 from ..training import BMDetrTrainingArguments
 from .recipe import DATA, FEATURES, HELD_OUT, Recipe
 
@@ -238,9 +237,6 @@ def mined_rows(
     path = Path(cache_dir) / f"negatives-{digest}.jsonl"
     if path.is_file():
         return list(read_rows(path))
-    options = dict(options)
-    if options.get("encoder") == MINILM:
-        options["encoder"] = minilm_folder() or MINILM_ON_HUB
     mined, report = mine_negative_queries(rows, progress=False, **options)
     logger.info(str(report))
     path.parent.mkdir(parents=True, exist_ok=True)
