@@ -13,6 +13,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def delete_checkpoint(path: Path) -> None:
     doomed.parent.mkdir(exist_ok=True)
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+    with suppress(OSError):  # a checkpoint that waits for its turn is there, too
+        doomed.parent.rmdir()
 
 
 def rotate_checkpoints(output_dir: str | os.PathLike, limit: int | None, best: str | None) -> None:

@@ -151,6 +151,7 @@ def test_what_a_process_left_that_died_before_it_tidied_up_goes(short_run, tmp_p
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     make_short_run(tmp_path / "run").train(resume_from_checkpoint=True)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-10"]
+    assert not (tmp_path / "run" / "_unfinished").exists()
 
 
 def test_the_best_checkpoint_is_found_where_the_run_is_now(short_run, tmp_path):
