@@ -19,8 +19,8 @@ def signed_root(values: torch.Tensor) -> torch.Tensor:
 def colour_planes(pixels: torch.Tensor) -> torch.Tensor:
     """Six hue planes, red, yellow, green, cyan, blue and magenta, and one of brightness without hue.
 
-    A hue plane holds the saturation of a pixel, shared between the two hues it lies between; the last one the square of
-    its smallest channel.
+    A hue plane holds the saturation of a pixel, shared between the two hues it lies between: by how much one channel
+    exceeds both others, or two exceed the third. The last one holds the square of its smallest channel.
 
     Args:
         pixels: `(n, 3, size, size)` RGB in [0, 1].
@@ -28,18 +28,12 @@ def colour_planes(pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         `(n, 7, size, size)`.
     """
-    largest, smallest = pixels.amax(dim=1), pixels.amin(dim=1)
-    chroma = largest - smallest
-    safe = chroma.clamp(min=1e-6)
     red, green, blue = pixels.unbind(dim=1)
-    hue = torch.where(
-        largest == red,
-        ((green - blue) / safe) % 6,
-        torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    centres = torch.arange(6.0)[:, None, None]
-    distance = ((hue[:, None] - centres + 3) % 6 - 3).abs()
-    return torch.cat((chroma[:, None] * (1 - distance).clamp(min=0), smallest[:, None] ** 2), dim=1)
+    one_channel = red - green.maximum(blue), green - red.maximum(blue), blue - red.maximum(green)
+    two_channels = red.minimum(green) - blue, green.minimum(blue) - red, red.minimum(blue) - green
+    hues = [hue for pair in zip(one_channel, two_channels, strict=True) for hue in pair]
+    smallest = red.minimum(green).minimum(blue)
+    return torch.cat((torch.stack(hues, dim=1).clamp(min=0), smallest[:, None] ** 2), dim=1)
 
 
 def spatial_moments(planes: torch.Tensor) -> torch.Tensor:

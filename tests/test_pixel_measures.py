@@ -1,5 +1,6 @@
 """The measures of the pixel grid against worked values and brute force."""
 
+import colorsys
 import math
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_colour_planes_of_plain_colours(colour: tuple, expected: dict) -> None:
     assert planes.shape == (1, 7, 4, 4)
     wanted = torch.tensor([expected.get(plane, 0.0) for plane in range(7)])
     torch.testing.assert_close(planes, wanted[None, :, None, None].expand(1, 7, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_colour_planes_share_the_saturation_between_the_two_nearest_hues() -> None:
+    pixels = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.zeros(500, 6, dtype=torch.float64)
+    for i, (red, green, blue) in enumerate(pixels.tolist()):
+        hue, chroma = 6 * colorsys.rgb_to_hsv(red, green, blue)[0], max(red, green, blue) - min(red, green, blue)
+        expected[i, int(hue) % 6] += chroma * (1 - hue % 1)
+        expected[i, int(hue + 1) % 6] += chroma * (hue % 1)
+    planes = colour_planes(pixels[:, :, None, None])[:, :6, 0, 0]
+    torch.testing.assert_close(planes, expected, atol=1e-9, rtol=0)
 
 
 def test_spatial_moments_against_brute_force() -> None:
