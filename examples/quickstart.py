@@ -126,7 +126,7 @@ def main() -> None:
         temporal_shifting=False,  # a third of the time of an update, in which more of them teach more here
         train_sampling_strategy="group_by_length",  # a tenth of the time, less of it for padding
         eval_strategy="steps",
-        eval_steps=0.25,
+        eval_steps=0.5,
         save_strategy="best",
         metric_for_best_model="MR-full-mAP",  # of a few hundred queries, less a matter of luck than a recall
         use_cpu=True,

@@ -123,7 +123,9 @@ class MomentRetrievalDataset(Dataset):
         Windows are clipped to the axis; those wholly past it, as after truncation, are left out. Of more moments than
         the model predicts, a sample is drawn.
         """
-        windows = np.asarray(row.get("relevant_windows") or [], dtype=np.float64).reshape(-1, 2)
+        if not row.get("relevant_windows"):
+            return np.zeros((0, 2))
+        windows = np.asarray(row["relevant_windows"], dtype=np.float64).reshape(-1, 2)
         windows = np.clip(windows / axis_s, 0, 1)
         windows = windows[windows[:, 1] > windows[:, 0]]
         if len(windows) > self.max_moments:
