@@ -125,6 +125,7 @@ def main() -> None:
         per_device_train_batch_size=32,
         temporal_shifting=False,  # a third of the time of an update, in which more of them teach more here
         train_sampling_strategy="group_by_length",  # a tenth of the time, less of it for padding
+        cpu_matmul_precision="bfloat16",  # a fifth of the time, where the processor has it
         eval_strategy="steps",
         eval_steps=0.5,
         save_strategy="best",

@@ -20,6 +20,12 @@ def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has products of bfloat16 numbers: twice as many a second as of float32 ones."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return ONEDNN_LINEAR is not None and native is not None and native()
+
+
 def draw_kept(shape: torch.Size, threshold: int) -> Tensor | None:
     """Which values dropout keeps, as 0 and 1; None where it keeps all. A random integer serves four values.
 
@@ -46,11 +52,19 @@ def kept_scale(threshold: int) -> float:
     return DRAWS / (DRAWS - threshold)
 
 
-def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, by oneDNN's product of matrices where there is one."""
+def product(states: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`F.linear`, by oneDNN's product of matrices where there is one; float32, rounded to `dtype` before and after."""
+    if dtype != states.dtype:
+        bias = bias if bias is None else bias.to(dtype)
+        return product(states.to(dtype), weight.to(dtype), bias, dtype).to(states.dtype)
     if ONEDNN_LINEAR is None:
         return F.linear(states, weight, bias)
     return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
+
+
+def weight_gradient(gradient: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of a product, `(outputs, inputs)`, from `(rows, outputs)` and `(rows, inputs)`; rounded as there."""
+    return (gradient.to(dtype).T @ rows.to(dtype)).to(gradient.dtype)
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:
@@ -78,19 +92,21 @@ class Linear(torch.autograd.Function):
     """`F.linear` whose products are those of [`product`]."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(states, weight)
-        return product(states, weight, bias)
+        ctx.dtype = dtype
+        return product(states, weight, bias, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         rows, gradient = states.flatten(0, -2), gradients[0].flatten(0, -2)
-        of_states, of_weight, of_bias = ctx.needs_input_grad
+        of_states, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
-            product(gradients[0], weight.T) if of_states else None,
-            gradient.T @ rows if of_weight else None,
+            product(gradients[0], weight.T, dtype=ctx.dtype) if of_states else None,
+            weight_gradient(gradient, rows, ctx.dtype) if of_weight else None,
             gradient.sum(0) if of_bias else None,
+            None,
         )
 
 
@@ -130,16 +146,17 @@ class FeedForward(torch.autograd.Function):
         down: Tensor,
         down_bias: Tensor,
         threshold: int,
+        dtype: torch.dtype,
     ) -> Tensor:
         rows = states.flatten(0, -2)
         inner, output = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows), len(down))
         masks, down = [], down * kept_scale(threshold)
         for block in blocks(len(rows), len(up)):
-            inner[block] = product(rows[block], up, up_bias)
+            inner[block] = product(rows[block], up, up_bias, dtype)
             masks.append(draw_kept(inner[block].shape, threshold))
-            output[block] = product(keep(F.prelu(inner[block], slope), masks[-1]), down, down_bias)
+            output[block] = product(keep(F.prelu(inner[block], slope), masks[-1]), down, down_bias, dtype)
         ctx.save_for_backward(states, up, slope, down, inner, *masks)
-        ctx.threshold = threshold
+        ctx.threshold, ctx.dtype = threshold, dtype
         return output.unflatten(0, states.shape[:-1])
 
     @staticmethod
@@ -149,15 +166,15 @@ class FeedForward(torch.autograd.Function):
         to_rows, to_up, to_down = torch.empty_like(rows), torch.zeros_like(up), torch.zeros_like(down)
         to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
         for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
-            to_down.addmm_(gradient[block].T, keep(F.prelu(inner[block], slope), kept))
-            to_inner = keep(product(gradient[block], down.T), kept)
+            to_down += weight_gradient(gradient[block], keep(F.prelu(inner[block], slope), kept), ctx.dtype)
+            to_inner = keep(product(gradient[block], down.T, dtype=ctx.dtype), kept)
             to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
             to_slope += of_block
             to_bias += to_inner.sum(0)
-            to_up.addmm_(to_inner.T, rows[block])
-            to_rows[block] = product(to_inner, up.T)
+            to_up += weight_gradient(to_inner, rows[block], ctx.dtype)
+            to_rows[block] = product(to_inner, up.T, dtype=ctx.dtype)
         to_down *= kept_scale(ctx.threshold)
-        return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None
+        return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None, None
 
 
 class Attention(torch.autograd.Function):

@@ -5,7 +5,8 @@ The axis legend is in `modeling_bmdetr.py`.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +100,31 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 class BMDetrLinear(nn.Linear):
-    """`nn.Linear`, in training on the CPU by the product of matrices that is faster."""
+    """`nn.Linear`, in training on the CPU by the product of matrices that is faster.
+
+    Attributes:
+        products: What matrices are rounded to there before and after they are multiplied.
+    """
+
+    products = torch.float32
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() >= SMALL and is_plain(input, self.weight) and runs_eagerly_on_cpu(input):
-            return Linear.apply(input, self.weight, self.bias)
+            return Linear.apply(input, self.weight, self.bias, self.products)
         return super().forward(input)
+
+
+@contextmanager
+def products_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Trains a model on the CPU with products of matrices of this type; all else stays in float32."""
+    layers = [module for module in model.modules() if isinstance(module, BMDetrLinear)]
+    for layer in layers:
+        layer.products = dtype
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.products
 
 
 class BMDetrPReLU(nn.PReLU):
@@ -299,7 +319,8 @@ class BMDetrFeedForward(nn.Module):
         # Layers that others have put in place of these (adapters, quantised ones) are called as they are.
         own = type(up) is type(down) is BMDetrLinear and type(slope) is BMDetrPReLU and threshold < DRAWS
         if self.training and own and is_plain(hidden_states, up.weight) and runs_eagerly_on_cpu(hidden_states):
-            return FeedForward.apply(hidden_states, up.weight, up.bias, slope.weight, down.weight, down.bias, threshold)
+            weights = up.weight, up.bias, slope.weight, down.weight, down.bias
+            return FeedForward.apply(hidden_states, *weights, threshold, up.products)
         return down(self.dropout(slope(up(hidden_states))))
 
 

@@ -87,21 +87,25 @@ class BMDetrQualityHead(nn.Module):
             video_mask: `(rows, video_len)`.
             clip_logits: `(rows, video_len)`, of the dual encoder; None without it.
         """
+        queries = spans_cxw.shape[1]
         spans_se = spans_cxw_to_se(spans_cxw.detach()).clamp(0, 1)
-        parts = [clip_shares(part, video_mask) for part in (spans_se, *surroundings(spans_se, video_mask))]
+        # The clips inside, right before and right after each span: (rows, 3 * queries, video_len).
+        shares = clip_shares(torch.cat((spans_se, *surroundings(spans_se, video_mask)), dim=1), video_mask)
         evidence = [spans_se[..., 1:] - spans_se[..., :1]]
         if probabilities is not None:
-            evidence.append(expected_overlap(parts[0], probabilities)[..., None])
-        means = []
-        for shares in parts:
-            shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=0.1)
-            means.append(shares.to(frames.dtype) @ frames)
-            if probabilities is not None:
-                evidence.append(shares @ probabilities[..., None])
-            if clip_logits is not None:
-                evidence.append(shares @ clip_logits[..., None] / 4)
+            evidence.append(expected_overlap(shares[:, :queries], probabilities)[..., None])
+        shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=0.1)
+
+        def means(values: Tensor) -> Tensor:
+            """`(rows, video_len, width)` to `(rows, queries, 3 * width)`."""
+            return (shares.to(values.dtype) @ values).unflatten(1, (3, queries)).transpose(1, 2).flatten(2)
+
+        numbers = [] if probabilities is None else [probabilities]
+        numbers += [] if clip_logits is None else [clip_logits / 4]
+        if numbers:
+            evidence.append(means(torch.stack(numbers, dim=-1)))
         evidence = [value.to(states.dtype) for value in evidence]
-        return self.mlp(torch.cat((states, *means, *evidence), dim=-1)).squeeze(-1).float()
+        return self.mlp(torch.cat((states, means(frames), *evidence), dim=-1)).squeeze(-1).float()
 
 
 class BMDetrPresenceHead(nn.Module):

@@ -33,8 +33,9 @@ def temporal_iou(a_se: Tensor, b_se: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         IoU and union, both `(...)`; the IoU of two spans without length is 0.
     """
-    intersection = (torch.minimum(a_se[..., 1], b_se[..., 1]) - torch.maximum(a_se[..., 0], b_se[..., 0])).clamp(min=0)
-    union = (a_se[..., 1] - a_se[..., 0]) + (b_se[..., 1] - b_se[..., 0]) - intersection
+    (a_start, a_end), (b_start, b_end) = a_se.unbind(-1), b_se.unbind(-1)
+    intersection = (torch.minimum(a_end, b_end) - torch.maximum(a_start, b_start)).clamp(min=0)
+    union = (a_end - a_start) + (b_end - b_start) - intersection
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union
 
 
@@ -50,7 +51,8 @@ def generalized_temporal_iou(a_se: Tensor, b_se: Tensor) -> Tensor:
         `(...)` in (-1, 1].
     """
     iou, union = temporal_iou(a_se, b_se)
-    hull = torch.maximum(a_se[..., 1], b_se[..., 1]) - torch.minimum(a_se[..., 0], b_se[..., 0])
+    (a_start, a_end), (b_start, b_end) = a_se.unbind(-1), b_se.unbind(-1)
+    hull = torch.maximum(a_end, b_end) - torch.minimum(a_start, b_start)
     return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
 
 

@@ -1,5 +1,7 @@
 """What is faster on the CPU computes the same: PReLU and its gradients, attention; dropout drops as it should."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from modeling_bmdetr.layers_bmdetr import (
     BMDetrPReLU,
     drop_values,
     eager_attention_forward,
+    products_in,
 )
 
 
@@ -174,6 +177,28 @@ def test_linear_layers_compute_the_gradients_that_are_asked_for():
     layer.requires_grad_(True)
     layer(states.detach()).sum().backward()
     torch.testing.assert_close(layer.weight.grad, states.detach().expand(2, -1))
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no products of bfloat16 numbers")
+@pytest.mark.parametrize("build", ["with oneDNN", "without"])
+def test_products_of_bfloat16_round_matrices_and_nothing_else(build, monkeypatch):
+    """Against the same layer in float64: off by the eight bits of the products, and indeed off."""
+    if build == "without":
+        monkeypatch.setattr("modeling_bmdetr.cpu_layers_bmdetr.ONEDNN_LINEAR", None)
+    config = BMDetrConfig(video_dim=4, text_dim=4, activation="prelu", hidden_size=64, dropout=0.0)
+    for own, rows in ((BMDetrLinear(64, 48), SMALL // 64), (BMDetrFeedForward(config), 300)):
+        exact, results = copy.deepcopy(own).double(), []
+        for layer, dtype in ((own.train(), torch.float32), (exact, torch.float64)):
+            states = drawn(rows, 64).to(dtype).requires_grad_()
+            with products_in(layer, torch.bfloat16 if layer is own else torch.float32):
+                output = layer(states)
+            output.backward(drawn(*output.shape, seed=1).to(dtype))
+            assert output.dtype == states.grad.dtype == dtype
+            results.append((output, states.grad, *(parameter.grad for parameter in layer.parameters())))
+        for mine, expected in zip(*results, strict=True):
+            assert (mine - expected).norm() <= 5e-2 * expected.norm()
+        assert (results[0][0] - results[1][0]).norm() > 1e-4 * results[1][0].norm()
+        assert {layer.products for layer in own.modules() if isinstance(layer, BMDetrLinear)} == {torch.float32}
 
 
 def test_layers_put_in_place_of_those_of_a_feed_forward_are_called():

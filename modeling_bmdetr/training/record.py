@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 
 PACKAGES = ("modeling-bmdetr", "torch", "transformers", "accelerate", "datasets", "numpy")
 ARGUMENTS = (
@@ -15,7 +15,7 @@ ARGUMENTS = (
 )
 
 
-def training_record(trainer: Trainer, dataset: Mapping[str, str] | str | None = None) -> dict[str, Any]:
+def training_record(trainer: Any, dataset: Mapping[str, str] | str | None = None) -> dict[str, Any]:
     """A record of results for `write_model_card`: metrics of the weights as they are now, data, arguments, versions.
 
     Args:
@@ -36,6 +36,8 @@ def training_record(trainer: Trainer, dataset: Mapping[str, str] | str | None = 
     if not args.temporal_shifting:
         del training["shifting_limit_s"]
     training["precision"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    if args.cpu_matmul_precision != "float32" and args.device.type == "cpu":
+        training["cpu_matmul_precision"] = str(trainer.type_of_products()).removeprefix("torch.")
     if args.load_best_model_at_end:
         training["checkpoint_chosen_by"] = f"{args.metric_for_best_model} on eval"
     if args.world_size > 1:

@@ -17,6 +17,7 @@ from ..calibrating import fit_calibration, rows_read
 from ..calibration_bmdetr import Calibration, calibration_lines
 from ..configuration_bmdetr import BMDetrConfig
 from ..contract_bmdetr import FeatureContract
+from ..cpu_layers_bmdetr import multiplies_bfloat16
 from ..data.batches.collator import NOT_THE_MODELS, MomentRetrievalCollator
 from ..data.batches.examples import MomentRetrievalDataset
 from ..data.batches.negative_sampling import NegativeSampler
@@ -25,6 +26,7 @@ from ..data.features.store import FeatureStore
 from ..data.rows.checked import checked_rows
 from ..data.rows.schema import is_labelled
 from ..evaluation import evaluate_submission
+from ..layers_bmdetr import products_in
 from ..loss_bmdetr import BMDetrLoss
 from ..modeling_bmdetr import BMDetrForMomentRetrieval
 from ..plugins_bmdetr import require_loss
@@ -255,11 +257,21 @@ class BMDetrTrainer(PublishingTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, after the inputs of a model that has not been trained are standardised: it is there by now,
         given or made by `model_init`, and not yet divided among processes."""
-        model = self.accelerator.unwrap_model(self.model).model
-        if self.train_dataset and self.config.standardize_inputs and not is_trained(model):
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self.train_dataset and self.config.standardize_inputs and not is_trained(model.model):
             batches = sample_batches(self.dataset(self.train_dataset, True), self.data_collator, self.data_seed)
-            standardize_inputs(model, batches)
-        return super()._inner_training_loop(*args, **kwargs)
+            standardize_inputs(model.model, batches)
+        with products_in(model, self.type_of_products()):
+            return super()._inner_training_loop(*args, **kwargs)
+
+    def type_of_products(self) -> torch.dtype:
+        """`cpu_matmul_precision`, where this processor has it."""
+        if self.args.cpu_matmul_precision == "float32" or self.args.device.type != "cpu":
+            return torch.float32
+        if not multiplies_bfloat16():
+            logger.warning_once("`cpu_matmul_precision` is 'bfloat16', which this processor has not: it is float32")
+            return torch.float32
+        return torch.bfloat16
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The batches of an update, and the divisors of its losses (`mean_counts`)."""

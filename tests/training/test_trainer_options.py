@@ -6,8 +6,10 @@ import pytest
 import torch
 from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_store
 
+from modeling_bmdetr.cpu_layers_bmdetr import Linear
 from modeling_bmdetr.loss_bmdetr import LOSS_TERMS, BMDetrLoss, LossTerm, MomentTargets
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
+from modeling_bmdetr.training.record import training_record
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 1}
 LOGGED = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 2}
@@ -192,3 +194,21 @@ def test_evaluation_without_rows_names_what_is_missing(tmp_path):
         BMDetrTrainer(
             make_model(), BMDetrTrainingArguments(str(tmp_path), use_cpu=True), store=make_store(rows), train_rows=rows
         )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_products_of_bfloat16_are_of_training_alone_and_where_the_processor_has_them(tmp_path, monkeypatch, native):
+    monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.SMALL", 0)
+    monkeypatch.setattr("modeling_bmdetr.training.trainer.multiplies_bfloat16", lambda: native)
+    used = []
+    apply = Linear.apply
+    monkeypatch.setattr(Linear, "apply", lambda *args: used.append(args[-1]) or apply(*args[:-1], torch.float32))
+    model = make_model(**NO_DROPOUT, standardize_inputs=False)
+    trainer = build(tmp_path, model, cpu_matmul_precision="bfloat16", **QUIET, **LOGGED)
+    trainer.train()
+    assert set(used) == {torch.bfloat16 if native else torch.float32}
+    assert training_record(trainer)["training"]["cpu_matmul_precision"] == ("bfloat16" if native else "float32")
+    used.clear()
+    trainer.evaluate()
+    trainer.compute_loss(model.train(), next(iter(trainer.get_train_dataloader()))).backward()
+    assert set(used) == {torch.float32}
