@@ -213,8 +213,8 @@ def main() -> None:
 
 
 def idle_processors() -> float:
-    """How many of the processors that this process may use were idle in the last second, in which it waits."""
-    return psutil.cpu_times_percent(interval=1).idle / 100 * usable_processors()
+    """How many of the processors that this process may use were idle in half a second, in which it waits."""
+    return psutil.cpu_times_percent(interval=0.5).idle / 100 * usable_processors()
 
 
 def default_text_encoder() -> str:

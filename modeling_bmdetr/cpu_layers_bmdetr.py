@@ -52,19 +52,17 @@ def kept_scale(threshold: int) -> float:
     return DRAWS / (DRAWS - threshold)
 
 
-def product(states: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`F.linear`, by oneDNN's product of matrices where there is one; float32, rounded to `dtype` before and after."""
-    if dtype != states.dtype:
-        bias = bias if bias is None else bias.to(dtype)
-        return product(states.to(dtype), weight.to(dtype), bias, dtype).to(states.dtype)
+def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` in the type of `states`, by oneDNN's product of matrices where there is one; float32."""
+    weight, bias = weight.to(states.dtype), bias if bias is None else bias.to(states.dtype)
     if ONEDNN_LINEAR is None:
-        return F.linear(states, weight, bias)
-    return ONEDNN_LINEAR(states, weight, bias, "none", [], "")
+        return F.linear(states, weight, bias).float()
+    return ONEDNN_LINEAR(states, weight, bias, "none", [], "").float()
 
 
-def weight_gradient(gradient: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of a product, `(outputs, inputs)`, from `(rows, outputs)` and `(rows, inputs)`; rounded as there."""
-    return (gradient.to(dtype).T @ rows.to(dtype)).to(gradient.dtype)
+def weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
+    """Of a product, `(outputs, inputs)`, from `(rows, outputs)` and `(rows, inputs)` of one type; float32."""
+    return (gradient.T @ rows).float()
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:
@@ -89,23 +87,23 @@ class Dropout(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """`F.linear` whose products are those of [`product`]."""
+    """`F.linear` whose products are those of [`product`], of matrices that are rounded to `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        states = states.to(dtype)
         ctx.save_for_backward(states, weight)
-        ctx.dtype = dtype
-        return product(states, weight, bias, dtype)
+        return product(states, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
-        rows, gradient = states.flatten(0, -2), gradients[0].flatten(0, -2)
+        gradient = gradients[0].to(states.dtype)
         of_states, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
-            product(gradients[0], weight.T, dtype=ctx.dtype) if of_states else None,
-            weight_gradient(gradient, rows, ctx.dtype) if of_weight else None,
-            gradient.sum(0) if of_bias else None,
+            product(gradient, weight.T) if of_states else None,
+            weight_gradient(gradient.flatten(0, -2), states.flatten(0, -2)) if of_weight else None,
+            gradients[0].flatten(0, -2).sum(0) if of_bias else None,
             None,
         )
 
@@ -134,6 +132,7 @@ class FeedForward(torch.autograd.Function):
     """Linear, PReLU with one slope, dropout, Linear. What lies between the two matrices is kept once, before PReLU.
 
     Rows are computed in blocks, so that what else is as wide as the layer stays small, and in the processor's cache.
+    Matrices are rounded to `dtype` before they are multiplied.
     """
 
     @staticmethod
@@ -148,33 +147,35 @@ class FeedForward(torch.autograd.Function):
         threshold: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        rows = states.flatten(0, -2)
-        inner, output = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows), len(down))
+        rows = states.flatten(0, -2).to(dtype)
+        inner, output = up.new_empty(len(rows), len(up)), up.new_empty(len(rows), len(down))
         masks, down = [], down * kept_scale(threshold)
         for block in blocks(len(rows), len(up)):
-            inner[block] = product(rows[block], up, up_bias, dtype)
+            inner[block] = product(rows[block], up, up_bias)
             masks.append(draw_kept(inner[block].shape, threshold))
-            output[block] = product(keep(F.prelu(inner[block], slope), masks[-1]), down, down_bias, dtype)
-        ctx.save_for_backward(states, up, slope, down, inner, *masks)
-        ctx.threshold, ctx.dtype = threshold, dtype
+            output[block] = product(keep(F.prelu(inner[block], slope), masks[-1]).to(dtype), down, down_bias)
+        ctx.save_for_backward(rows, up, slope, down, inner, *masks)
+        ctx.threshold = threshold
         return output.unflatten(0, states.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        states, up, slope, down, inner, *masks = ctx.saved_tensors
-        rows, gradient = states.flatten(0, -2), gradients[0].flatten(0, -2)
-        to_rows, to_up, to_down = torch.empty_like(rows), torch.zeros_like(up), torch.zeros_like(down)
+        rows, up, slope, down, inner, *masks = ctx.saved_tensors
+        gradient = gradients[0].flatten(0, -2)
+        rounded = gradient.to(rows.dtype)
+        to_rows, to_up, to_down = torch.empty_like(gradient), torch.zeros_like(up), torch.zeros_like(down)
         to_slope, to_bias = torch.zeros_like(slope), up.new_zeros(len(up))
         for block, kept in zip(blocks(len(rows), len(up)), masks, strict=True):
-            to_down += weight_gradient(gradient[block], keep(F.prelu(inner[block], slope), kept), ctx.dtype)
-            to_inner = keep(product(gradient[block], down.T, dtype=ctx.dtype), kept)
+            to_down += weight_gradient(rounded[block], keep(F.prelu(inner[block], slope), kept).to(rows.dtype))
+            to_inner = keep(product(rounded[block], down.T), kept)
             to_inner, of_block = prelu_gradients(inner[block], slope, to_inner)
             to_slope += of_block
             to_bias += to_inner.sum(0)
-            to_up += weight_gradient(to_inner, rows[block], ctx.dtype)
-            to_rows[block] = product(to_inner, up.T, dtype=ctx.dtype)
+            to_inner = to_inner.to(rows.dtype)
+            to_up += weight_gradient(to_inner, rows[block])
+            to_rows[block] = product(to_inner, up.T)
         to_down *= kept_scale(ctx.threshold)
-        return to_rows.view_as(states), to_up, to_bias, to_slope, to_down, gradient.sum(0), None, None
+        return to_rows.view_as(gradients[0]), to_up, to_bias, to_slope, to_down, gradient.sum(0), None, None
 
 
 class Attention(torch.autograd.Function):
