@@ -27,7 +27,7 @@ install: $(VENV)/.installed-dev  ## create the environment for development
 
 quickstart: $(VENV)/.installed-quickstart  ## render videos, train, evaluate and answer questions, offline on a CPU
 	@# Not as a file: processes that render and extract would each import all that it imports.
-	@# Idle threads wait without spinning, and memory comes in large pages where the C library is glibc.
+	@# Threads that wait sleep soon, and memory comes in large pages where the C library is glibc.
 	GOMP_SPINCOUNT=20000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -c "from examples.quickstart import main; main()"
 
 card: $(VENV)/.installed-quickstart  ## record the last quickstart and render model_card.md from the record

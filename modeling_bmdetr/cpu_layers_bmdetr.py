@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 DRAWS = 2**16  # probabilities are rounded to the nearest 1/65536
 BLOCK = 2**20  # values that lie between matrix products at once, so that they fit into the processor's cache
@@ -22,8 +23,8 @@ def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has products of bfloat16 numbers: twice as many a second as of float32 ones."""
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return ONEDNN_LINEAR is not None and native is not None and native()
+    asked = (torch.cpu, "_is_avx512_bf16_supported"), (torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    return ONEDNN_LINEAR is not None and all(getattr(*each, bool)() for each in asked)
 
 
 def draw_kept(shape: torch.Size, threshold: int) -> Tensor | None:
@@ -87,7 +88,7 @@ class Dropout(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """`F.linear` whose products are those of [`product`], of matrices that are rounded to `dtype`."""
+    """`F.linear` whose products are those of [`product`], rounded to `dtype` before and after."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -96,6 +97,7 @@ class Linear(torch.autograd.Function):
         return product(states, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         gradient = gradients[0].to(states.dtype)
@@ -132,7 +134,7 @@ class FeedForward(torch.autograd.Function):
     """Linear, PReLU with one slope, dropout, Linear. What lies between the two matrices is kept once, before PReLU.
 
     Rows are computed in blocks, so that what else is as wide as the layer stays small, and in the processor's cache.
-    Matrices are rounded to `dtype` before they are multiplied.
+    Matrices are rounded to `dtype` before and after they are multiplied.
     """
 
     @staticmethod
@@ -159,6 +161,7 @@ class FeedForward(torch.autograd.Function):
         return output.unflatten(0, states.shape[:-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, up, slope, down, inner, *masks = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +104,14 @@ class BMDetrLinear(nn.Linear):
     """`nn.Linear`, in training on the CPU by the product of matrices that is faster.
 
     Attributes:
-        products: What matrices are rounded to there before and after they are multiplied.
+        products: What matrices are rounded to there before and after they are multiplied; see [`products_in`].
     """
 
     products = torch.float32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files have: not what the training that goes on is done with."""
+        return {name: value for name, value in self.__dict__.items() if name != "products"}
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() >= SMALL and is_plain(input, self.weight) and runs_eagerly_on_cpu(input):
@@ -116,15 +121,15 @@ class BMDetrLinear(nn.Linear):
 
 @contextmanager
 def products_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Trains a model on the CPU with products of matrices of this type; all else stays in float32."""
-    layers = [module for module in model.modules() if isinstance(module, BMDetrLinear)]
-    for layer in layers:
+    """Trains a model on the CPU with products of large matrices of this type; all else stays in float32."""
+    before = {module: module.products for module in model.modules() if isinstance(module, BMDetrLinear)}
+    for layer in before:
         layer.products = dtype
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.products
+        for layer, products in before.items():
+            layer.products = products
 
 
 class BMDetrPReLU(nn.PReLU):

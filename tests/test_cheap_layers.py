@@ -1,5 +1,6 @@
 """What is faster on the CPU computes the same: PReLU and its gradients, attention; dropout drops as it should."""
 
+import contextlib
 import copy
 
 import pytest
@@ -9,7 +10,7 @@ from factories import NO_DROPOUT, make_model
 from torch import nn
 
 from modeling_bmdetr import BMDetrConfig
-from modeling_bmdetr.cpu_layers_bmdetr import BLOCK, DRAWS, Attention
+from modeling_bmdetr.cpu_layers_bmdetr import BLOCK, DRAWS, Attention, multiplies_bfloat16
 from modeling_bmdetr.layers_bmdetr import (
     SMALL,
     BMDetrDropout,
@@ -179,7 +180,7 @@ def test_linear_layers_compute_the_gradients_that_are_asked_for():
     torch.testing.assert_close(layer.weight.grad, states.detach().expand(2, -1))
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no products of bfloat16 numbers")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="no products of bfloat16 numbers")
 @pytest.mark.parametrize("build", ["with oneDNN", "without"])
 def test_products_of_bfloat16_round_matrices_and_nothing_else(build, monkeypatch):
     """Against the same layer in float64: off by the eight bits of the products, and indeed off."""
@@ -199,6 +200,26 @@ def test_products_of_bfloat16_round_matrices_and_nothing_else(build, monkeypatch
             assert (mine - expected).norm() <= 5e-2 * expected.norm()
         assert (results[0][0] - results[1][0]).norm() > 1e-4 * results[1][0].norm()
         assert {layer.products for layer in own.modules() if isinstance(layer, BMDetrLinear)} == {torch.float32}
+
+
+def test_the_type_of_products_is_given_back_and_is_not_copied():
+    layer = BMDetrLinear(2, 2)
+    with products_in(layer, torch.bfloat16):
+        with contextlib.suppress(FloatingPointError), products_in(layer, torch.float32):
+            assert layer.products == torch.float32
+            raise FloatingPointError
+        assert layer.products == torch.bfloat16
+        assert copy.deepcopy(layer).products == torch.float32
+    assert layer.products == torch.float32
+
+
+def test_gradients_of_gradients_are_refused():
+    """Where layers are computed in another way than PyTorch's, they would be wrong."""
+    layer = BMDetrLinear(SMALL, 2).train()
+    states = drawn(1, SMALL).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(states).square().sum(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_layers_put_in_place_of_those_of_a_feed_forward_are_called():

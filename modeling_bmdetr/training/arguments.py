@@ -40,7 +40,7 @@ class BMDetrTrainingArguments(TrainingArguments):
         gather_alignment: With several processes, semantic alignment (Eq. 17) and the dual encoder compare a video with
             the queries of all of them, as one process with the whole batch would.
         cpu_matmul_precision: What matrices are multiplied in, in training on the CPU: `float32`, or `bfloat16`, which
-            takes a fifth less time where the processor has such products and is not used where it has none. Everything
+            takes less time where the processor has such products and is not used where it has none. Everything
             else stays in float32 (unlike `bf16`, which casts all of the model and gains little on the CPU).
         skip_nonfinite: Leave out updates whose loss or gradient is not finite, and count them in the log, instead of
             stopping with the batch's qids.
@@ -121,6 +121,10 @@ class BMDetrTrainingArguments(TrainingArguments):
         if self.cpu_matmul_precision not in ("float32", "bfloat16"):
             raise ValueError(
                 f"`cpu_matmul_precision` must be 'float32' or 'bfloat16', received {self.cpu_matmul_precision!r}"
+            )
+        if self.cpu_matmul_precision != "float32" and (self.bf16 or self.fp16 or self.torch_compile):
+            raise ValueError(
+                "`cpu_matmul_precision` has no effect with `bf16`, `fp16` or `torch_compile`: leave it out, or them"
             )
         if self.train_sampling_strategy not in ("random", "group_by_length"):
             raise ValueError(

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether every value is finite, as a scalar tensor: nothing waits for the device.
 
-    Told from the norm, which the CPU finds several times as fast as the largest value; so values whose squares are too
+    Told from the norm, which the CPU finds several times as fast as the largest value; so values whose norm is too
     large for their type count as not finite.
     """
     norm = get_total_norm([tensor.detach() for tensor in tensors])

@@ -271,6 +271,7 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
         ({"dataloader_drop_last": True}, "`dataloader_drop_last` has no effect"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` has no effect"),
         ({"train_sampling_strategy": "sequential"}, "must be 'random' or 'group_by_length'"),
+        ({"cpu_matmul_precision": "bfloat16", "bf16": True}, "has no effect with `bf16`"),
         ({"cpu_matmul_precision": "float16"}, "must be 'float32' or 'bfloat16', received 'float16'"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` has no effect"),
     ],

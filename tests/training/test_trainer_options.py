@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import NO_DROPOUT, PAPER, make_model, make_rows, make_store
 
-from modeling_bmdetr.cpu_layers_bmdetr import Linear
+from modeling_bmdetr.cpu_layers_bmdetr import FeedForward, Linear
 from modeling_bmdetr.loss_bmdetr import LOSS_TERMS, BMDetrLoss, LossTerm, MomentTargets
 from modeling_bmdetr.training import BMDetrTrainer, BMDetrTrainingArguments
 from modeling_bmdetr.training.record import training_record
@@ -201,8 +201,12 @@ def test_products_of_bfloat16_are_of_training_alone_and_where_the_processor_has_
     monkeypatch.setattr("modeling_bmdetr.layers_bmdetr.SMALL", 0)
     monkeypatch.setattr("modeling_bmdetr.training.trainer.multiplies_bfloat16", lambda: native)
     used = []
-    apply = Linear.apply
-    monkeypatch.setattr(Linear, "apply", lambda *args: used.append(args[-1]) or apply(*args[:-1], torch.float32))
+
+    def noted(apply):
+        return lambda *args: used.append(args[-1]) or apply(*args[:-1], torch.float32)
+
+    for function in (Linear, FeedForward):
+        monkeypatch.setattr(function, "apply", noted(function.apply))
     model = make_model(**NO_DROPOUT, standardize_inputs=False)
     trainer = build(tmp_path, model, cpu_matmul_precision="bfloat16", **QUIET, **LOGGED)
     trainer.train()
